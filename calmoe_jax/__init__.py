@@ -1,0 +1,54 @@
+"""Calibrated mixture-of-experts classifiers under distribution shift, in JAX.
+
+The pure core: arrays in, arrays and NamedTuples out, under `jit`, `vmap`, `grad`, `pmap` and
+`shard_map`. Models are in `calmoe_jax.nn`, data in `calmoe_jax.data`, training in
+`calmoe_jax.training`; importing this package imports none of them.
+"""
+
+from calmoe_jax.calibration import ReliabilityBins as ReliabilityBins
+from calmoe_jax.calibration import SmoothCalibrationError as SmoothCalibrationError
+from calmoe_jax.calibration import TemperatureFit as TemperatureFit
+from calmoe_jax.calibration import accuracy as accuracy
+from calmoe_jax.calibration import apply_expert_temperatures as apply_expert_temperatures
+from calmoe_jax.calibration import apply_temperature as apply_temperature
+from calmoe_jax.calibration import binned_calibration_error as binned_calibration_error
+from calmoe_jax.calibration import brier_score as brier_score
+from calmoe_jax.calibration import classwise_calibration_error as classwise_calibration_error
+from calmoe_jax.calibration import classwise_calibration_errors as classwise_calibration_errors
+from calmoe_jax.calibration import confidence_gap as confidence_gap
+from calmoe_jax.calibration import expected_calibration_error as expected_calibration_error
+from calmoe_jax.calibration import fit_expert_temperatures as fit_expert_temperatures
+from calmoe_jax.calibration import fit_temperature as fit_temperature
+from calmoe_jax.calibration import negative_log_likelihood as negative_log_likelihood
+from calmoe_jax.calibration import reliability_bins as reliability_bins
+from calmoe_jax.calibration import scale_log_probs as scale_log_probs
+from calmoe_jax.calibration import smooth_calibration_error as smooth_calibration_error
+from calmoe_jax.calibration import (
+    soft_binned_calibration_error as soft_binned_calibration_error,
+)
+from calmoe_jax.calibration import top_label as top_label
+from calmoe_jax.calibration import top_label_bins as top_label_bins
+from calmoe_jax.mixture import Configuration as Configuration
+from calmoe_jax.mixture import MixtureLosses as MixtureLosses
+from calmoe_jax.mixture import configuration as configuration
+from calmoe_jax.mixture import mix as mix
+from calmoe_jax.mixture import mix_log_probs as mix_log_probs
+from calmoe_jax.mixture import mixture_losses as mixture_losses
+from calmoe_jax.reweighting import dct_filter as dct_filter
+from calmoe_jax.reweighting import erm_loss as erm_loss
+from calmoe_jax.reweighting import rectify_gradient as rectify_gradient
+from calmoe_jax.reweighting import robust_filtered_loss as robust_filtered_loss
+from calmoe_jax.reweighting import robust_loss as robust_loss
+from calmoe_jax.reweighting import routing_relevance as routing_relevance
+from calmoe_jax.reweighting import tilted_log_weights as tilted_log_weights
+from calmoe_jax.routing import Routing as Routing
+from calmoe_jax.routing import dense_routing as dense_routing
+from calmoe_jax.routing import expert_importance as expert_importance
+from calmoe_jax.routing import expert_load as expert_load
+from calmoe_jax.routing import gate_probabilities as gate_probabilities
+from calmoe_jax.routing import hard_routing as hard_routing
+from calmoe_jax.routing import load_balancing_loss as load_balancing_loss
+from calmoe_jax.routing import router_z_loss as router_z_loss
+from calmoe_jax.routing import routing_weights as routing_weights
+from calmoe_jax.routing import straight_through_weights as straight_through_weights
+from calmoe_jax.routing import top_k_routing as top_k_routing

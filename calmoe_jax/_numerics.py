@@ -1,0 +1,71 @@
+"""Small numerical helpers whose edge cases (empty, masked, zero) are decided once, here."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+AxisName = str | Sequence[str] | None
+
+
+def at_least_float32(x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Promotes to float32 what is coarser, and leaves float64 as it is."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def psum(tree: Shaped[Array, "..."], axis_name: AxisName) -> Shaped[Array, "..."]:
+    """Sums over a named device axis; the identity where `axis_name` is `None`."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def safe_divide(
+    numerator: Float[Array, "*shape"], denominator: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """`numerator / denominator`, and 0 with zero gradient where the denominator is 0."""
+    empty = denominator == 0
+    return jnp.where(empty, 0, numerator) / jnp.where(empty, 1, denominator)
+
+
+def entropy(probs: Float[Array, "*shape categories"]) -> Float[Array, "*shape"]:
+    """Shannon entropy in nats along the last axis; `0 log 0 = 0`, with zero gradient there."""
+    positive = probs > 0
+    logs = jnp.log(jnp.where(positive, probs, 1))
+    terms = jnp.where(positive | jnp.isnan(probs), probs, 0) * logs
+    return -jnp.sum(terms, axis=-1)
+
+
+def top_two_margin(values: Float[Array, "*shape categories"]) -> Float[Array, "*shape"]:
+    """Largest minus second largest value along the last axis; the largest where there is one."""
+    if values.shape[-1] == 1:
+        return values[..., 0]
+    top = jax.lax.top_k(values, 2)[0]
+    return top[..., 0] - top[..., 1]
+
+
+def pick_label(
+    values: Float[Array, "*shape classes"], labels: Int[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """`values[..., labels]`; NaN where a label is outside `[0, classes)`."""
+    picked = jnp.take_along_axis(
+        values, labels[..., None], axis=-1, mode="fill", fill_value=jnp.nan
+    )[..., 0]
+    return jnp.where(labels < 0, jnp.nan, picked)
+
+
+def example_weights(
+    shape: tuple[int, ...],
+    weights: Float[Array, "*shape"] | None,
+    where: Bool[Array, "*shape"] | None,
+    dtype: jnp.dtype,
+) -> Float[Array, "*shape"]:
+    """Weights of examples after masking: `weights` (default 1), and 0 outside `where`."""
+    result = jnp.ones(shape, dtype) if weights is None else weights.astype(dtype)
+    return result if where is None else jnp.where(where, result, 0)
+
+
+def weighted_sum(
+    values: Float[Array, "*shape"], weights: Float[Array, "*shape"]
+) -> Float[Array, ""]:
+    """Sum of `weights * values`; a value of weight 0 does not count even if it is NaN."""
+    return jnp.sum(jnp.where(weights == 0, 0, values) * weights)

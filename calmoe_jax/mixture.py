@@ -1,0 +1,184 @@
+"""Experts' predictions and a routing to the aggregate, and the statistics of the configuration.
+
+The *routing configuration* of an example is `S = (r, f)`: all routing weights and all experts'
+predictive distributions. The aggregate is `F = sum_k r_k f_k`. One function serves dense, top-k
+and hard routing: give dense routing weights with zeros, or the slots' weights with the experts
+gathered to slots (then `experts` is the slot axis `k`).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from calmoe_jax._numerics import at_least_float32, entropy, pick_label, top_two_margin
+
+# An expert of weight 0 may be exp(100) times as likely as the aggregate: the derivative of log F
+# with respect to its weight is that ratio. exp(80) is still a finite float32.
+_MAX_LOG_RATIO = 80.0
+
+
+class Configuration(NamedTuple):
+    """What is known of an example's routing configuration without its label.
+
+    Attributes:
+        log_probs: the aggregate, `log F`.
+        confidence: `max_c F_c`, in [0, 1].
+        margin: largest minus second largest class probability of F, in [0, 1].
+        entropy: Shannon entropy of F, in nats.
+        disagreement: `sum_k r_k |f_k - F|^2`, in [0, 2]; 0 for hard routing.
+        routing_entropy: Shannon entropy of the routing weights, in nats.
+        routing_margin: largest minus second largest routing weight, in [0, 1].
+        expert_confidences: `max_c f_kc` of each expert, in [0, 1].
+        routing_weights: the routing weights `r`.
+    """
+
+    log_probs: Float[Array, "*examples classes"]
+    confidence: Float[Array, "*examples"]
+    margin: Float[Array, "*examples"]
+    entropy: Float[Array, "*examples"]
+    disagreement: Float[Array, "*examples"]
+    routing_entropy: Float[Array, "*examples"]
+    routing_margin: Float[Array, "*examples"]
+    expert_confidences: Float[Array, "*examples experts"]
+    routing_weights: Float[Array, "*examples experts"]
+
+
+class MixtureLosses(NamedTuple):
+    """Log losses of the aggregate and of each expert, in nats.
+
+    Attributes:
+        loss: `L = -log F_y`.
+        expert_losses: `L_k = -log f_ky`.
+        regret: `(L - min_k L_k)_+`: what the mixture loses against its best expert.
+    """
+
+    loss: Float[Array, "*examples"]
+    expert_losses: Float[Array, "*examples experts"]
+    regret: Float[Array, "*examples"]
+
+
+def mix(
+    expert_probs: Float[Array, "*examples experts classes"],
+    routing_weights: Float[Array, "*examples experts"],
+) -> Float[Array, "*examples classes"]:
+    """Aggregates experts' probabilities: `F_c = sum_k r_k f_kc`.
+
+    Args:
+        expert_probs: each expert's class probabilities.
+        routing_weights: weight of each expert; sums to one for F to be a distribution.
+
+    Returns:
+        The aggregate's probabilities, at least float32. Rows with NaN weights are NaN.
+
+    Example:
+        >>> mix(jnp.array([[[1.0, 0.0], [0.0, 1.0]]]), jnp.array([[0.25, 0.75]]))
+        Array([[0.25, 0.75]], dtype=float32)
+    """
+    weights = at_least_float32(routing_weights)
+    return jnp.sum(weights[..., None] * at_least_float32(expert_probs), axis=-2)
+
+
+def mix_log_probs(
+    expert_log_probs: Float[Array, "*examples experts classes"],
+    routing_weights: Float[Array, "*examples experts"],
+) -> Float[Array, "*examples classes"]:
+    """Aggregates experts' log probabilities: `log F_c = log sum_k r_k exp(l_kc)`.
+
+    Args:
+        expert_log_probs: each expert's log probabilities, in nats; `-inf` for probability 0.
+        routing_weights: non-negative weight of each expert.
+
+    Returns:
+        The aggregate's log probabilities, at least float32, without underflow however unlikely
+        the class; `-inf`, with zero gradient, where every expert of positive weight has `-inf`.
+        The gradient to a weight is `f_kc / F_c`, also where the weight is 0 (a straight-through
+        router needs it), capped at `exp(80)`. Rows with NaN weights are NaN.
+
+    Example:
+        >>> mix_log_probs(jnp.array([[[-1000.0], [-1000.0]]]), jnp.array([[0.5, 0.5]]))
+        Array([[-1000.]], dtype=float32)
+    """
+    log_probs = at_least_float32(expert_log_probs)
+    weights = at_least_float32(routing_weights)[..., None]
+    peak = jnp.max(jnp.where(weights > 0, log_probs, -jnp.inf), axis=-2, keepdims=True)
+    peak = jax.lax.stop_gradient(jnp.where(jnp.isneginf(peak), 0, peak))
+    ratios = jnp.exp(jnp.minimum(log_probs - peak, _MAX_LOG_RATIO))
+    total = jnp.sum(weights * ratios, axis=-2)
+    impossible = total == 0
+    log_total = jnp.where(impossible, -jnp.inf, jnp.log(jnp.where(impossible, 1, total)))
+    return log_total + peak[..., 0, :]
+
+
+def configuration(
+    expert_log_probs: Float[Array, "*examples experts classes"],
+    routing_weights: Float[Array, "*examples experts"],
+) -> Configuration:
+    """Computes the label-free statistics of the routing configuration.
+
+    Args:
+        expert_log_probs: each expert's log probabilities, in nats.
+        routing_weights: weight of each expert, summing to one.
+
+    Returns:
+        A `Configuration`. With one expert the disagreement and the routing entropy are 0 and the
+        routing margin is 1.
+
+    Example:
+        >>> experts = jnp.log(jnp.array([[[0.9, 0.1], [0.5, 0.5]]]))
+        >>> configuration(experts, jnp.array([[0.75, 0.25]])).disagreement.round(6)
+        Array([0.06], dtype=float32)
+
+    References:
+        Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
+    """
+    weights = at_least_float32(routing_weights)
+    log_probs = mix_log_probs(expert_log_probs, weights)
+    probs = jnp.exp(log_probs)
+    expert_probs = jnp.exp(at_least_float32(expert_log_probs))
+    squares = jnp.sum(jnp.square(expert_probs - probs[..., None, :]), axis=-1)
+    return Configuration(
+        log_probs=log_probs,
+        confidence=jnp.max(probs, axis=-1),
+        margin=top_two_margin(probs),
+        entropy=entropy(probs),
+        disagreement=jnp.sum(weights * squares, axis=-1),
+        routing_entropy=entropy(weights),
+        routing_margin=top_two_margin(weights),
+        expert_confidences=jnp.max(expert_probs, axis=-1),
+        routing_weights=weights,
+    )
+
+
+def mixture_losses(
+    expert_log_probs: Float[Array, "*examples experts classes"],
+    routing_weights: Float[Array, "*examples experts"],
+    labels: Int[Array, "*examples"],
+) -> MixtureLosses:
+    """Computes the log loss of the aggregate and of every expert, and the regret.
+
+    Args:
+        expert_log_probs: each expert's log probabilities, in nats.
+        routing_weights: weight of each expert, summing to one.
+        labels: class of each example, in `[0, classes)`.
+
+    Returns:
+        A `MixtureLosses`. The regret compares with the best of *all* experts given, chosen or
+        not: for hard routing it says what a better choice would have gained. Labels outside the
+        classes give NaN.
+
+    Example:
+        >>> experts = jnp.log(jnp.array([[[0.8, 0.2], [0.2, 0.8]]]))
+        >>> mixture_losses(experts, jnp.array([[0.5, 0.5]]), jnp.array([0])).regret.round(4)
+        Array([0.47], dtype=float32)
+
+    References:
+        Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
+    """
+    loss = -pick_label(mix_log_probs(expert_log_probs, routing_weights), labels)
+    experts = at_least_float32(expert_log_probs)
+    expert_labels = jnp.broadcast_to(labels[..., None], experts.shape[:-1])
+    expert_losses = -pick_label(experts, expert_labels)
+    best = jnp.min(expert_losses, axis=-1)
+    return MixtureLosses(loss, expert_losses, jax.nn.relu(loss - best))

@@ -1,0 +1,161 @@
+"""Training objectives as functions of per-example losses: ERM, Robust, Robust Filtered.
+
+They see losses and masks, never a model: one forward pass serves them all.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from calmoe_jax._checks import check_non_negative
+from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
+from calmoe_jax.reweighting.tilt import tilted_log_weights
+
+
+def erm_loss(
+    losses: Float[Array, " examples"],
+    *,
+    where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    """Mean loss: empirical risk.
+
+    Args:
+        losses: loss of each example.
+        where: examples that count; all by default.
+        axis_name: device axis to average over: sums and counts are summed.
+
+    Returns:
+        The mean, at least float32; 0 where no example counts.
+
+    Example:
+        >>> erm_loss(jnp.array([1.0, 3.0]))
+        Array(2., dtype=float32)
+    """
+    losses = at_least_float32(losses)
+    where = jnp.ones(losses.shape, bool) if where is None else where
+    total, count = jnp.sum(jnp.where(where, losses, 0)), jnp.sum(where.astype(losses.dtype))
+    return safe_divide(psum(total, axis_name), psum(count, axis_name))
+
+
+def robust_loss(
+    losses: Float[Array, " examples"],
+    *,
+    eta: float | Float[Array, ""],
+    detach: bool = True,
+    where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    """Adversarially reweighted loss (Robust MoE): `J = sum_i w_i L_i`, `w = softmax(eta L)`.
+
+    With `detach=True` the gradient is `sum_i w_i dL_i`: that of the penalised worst case
+    `(1 / eta) log mean exp(eta L)` (Danskin). With `detach=False` it also flows through the
+    weights, `dJ / dL_i = w_i (1 + eta (L_i - J))`, as in the authors' released code: examples
+    with `L_i < J - 1 / eta` are then pushed to a *larger* loss. The value is the same.
+
+    Args:
+        losses: loss of each example, in nats; for a mixture, the aggregate's.
+        eta: inverse temperature of the adversary, above 0; the paper's default is 2.
+        detach: whether the weights are constants for the gradient.
+        where: examples that count; all by default.
+        axis_name: device axis over which the weights are normalised.
+
+    Returns:
+        The loss, at least float32; 0 where no example counts.
+
+    Raises:
+        ValueError: if a plain-number `eta` is not above 0.
+
+    Example:
+        >>> robust_loss(jnp.log(jnp.array([1.0, 3.0])), eta=1.0).round(4)
+        Array(0.824, dtype=float32)
+
+    References:
+        Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
+    """
+    log_weights = tilted_log_weights(losses, eta=eta, where=where, axis_name=axis_name)
+    if detach:
+        log_weights = jax.lax.stop_gradient(log_weights)
+    # a weight of exactly 0 must not meet an infinite loss
+    counted = ~jnp.isneginf(log_weights)
+    terms = jnp.where(counted, at_least_float32(losses), 0) * jnp.exp(log_weights)
+    return psum(jnp.sum(terms), axis_name)
+
+
+def routing_relevance(
+    regret: Float[Array, " examples"],
+    disagreement: Float[Array, " examples"],
+    *,
+    regret_threshold: float = 1e-6,
+    disagreement_threshold: float = 0.01,
+) -> Bool[Array, " examples"]:
+    """Says which examples are hard for a reason of routing.
+
+    `R = {regret > regret_threshold or disagreement > disagreement_threshold}`.
+
+    Args:
+        regret: `(L - min_k L_k)_+`, in nats (see `mixture_losses`).
+        disagreement: `sum_k r_k |f_k - F|^2` (see `configuration`).
+        regret_threshold: nats, at least 0. At the paper's 1e-6 nearly every example passes, since
+            a mixture always loses something against its best expert.
+        disagreement_threshold: at least 0.
+
+    Returns:
+        A mask of the relevant examples; NaN statistics are not relevant.
+
+    Raises:
+        ValueError: if a threshold is negative.
+
+    Example:
+        >>> routing_relevance(jnp.array([0.0, 0.2]), jnp.array([0.0, 0.0]))
+        Array([False,  True], dtype=bool)
+
+    References:
+        Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
+    """
+    check_non_negative("regret_threshold", regret_threshold)
+    check_non_negative("disagreement_threshold", disagreement_threshold)
+    return (regret > regret_threshold) | (disagreement > disagreement_threshold)
+
+
+def robust_filtered_loss(
+    losses: Float[Array, " examples"],
+    relevant: Bool[Array, " examples"],
+    *,
+    eta: float | Float[Array, ""],
+    detach: bool = True,
+    where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    """Mean loss plus the adversarially reweighted loss of the routing-relevant examples.
+
+    `mean_i L_i + sum_{i in R} w_i L_i` with `w = softmax(eta L)` over `R`. Where no example is
+    relevant the second term is the mean as well, so that the scale of the loss does not jump.
+
+    Args:
+        losses: loss of each example, in nats.
+        relevant: the set R (see `routing_relevance`).
+        eta: inverse temperature of the adversary, above 0.
+        detach: whether the weights are constants for the gradient (see `robust_loss`).
+        where: examples that count; all by default.
+        axis_name: device axis over which means and weights are taken.
+
+    Returns:
+        The loss, at least float32; 0 where no example counts.
+
+    Raises:
+        ValueError: if a plain-number `eta` is not above 0.
+
+    Example:
+        >>> losses, relevant = jnp.array([1.0, 3.0]), jnp.array([True, False])
+        >>> robust_filtered_loss(losses, relevant, eta=2.0)
+        Array(3., dtype=float32)
+
+    References:
+        Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
+    """
+    mean = erm_loss(losses, where=where, axis_name=axis_name)
+    chosen = relevant if where is None else relevant & where
+    tilted = robust_loss(losses, eta=eta, detach=detach, where=chosen, axis_name=axis_name)
+    any_chosen = psum(jnp.sum(chosen.astype(jnp.int32)), axis_name) > 0
+    return mean + jnp.where(any_chosen, tilted, mean)

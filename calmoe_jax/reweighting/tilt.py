@@ -1,0 +1,57 @@
+"""The entropic adversary in closed form: weights that tilt towards large signals."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from calmoe_jax._checks import check_positive
+from calmoe_jax._numerics import AxisName, at_least_float32, psum
+
+
+def tilted_log_weights(
+    signal: Float[Array, " examples"],
+    *,
+    eta: float | Float[Array, ""],
+    where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
+) -> Float[Array, " examples"]:
+    """Log weights of the adversary that maximises the signal at an entropy price.
+
+    `w = argmax_w <w, s> - (1 / eta) KL(w || uniform)` over the simplex, which is
+    `w_i = exp(eta s_i) / sum_j exp(eta s_j)`.
+
+    Args:
+        signal: what the adversary maximises, a loss say, in nats.
+        eta: inverse temperature of the adversary, above 0; towards 0 the weights are uniform.
+        where: examples that may get weight; all by default.
+        axis_name: device axis over which the weights are normalised, in `pmap` or `shard_map`.
+
+    Returns:
+        `log w`, at least float32; `-inf` outside `where`, and everywhere where nothing is left.
+        A NaN signal inside `where` makes all weights NaN. Several signals of `+inf` share the
+        weight equally.
+
+    Raises:
+        ValueError: if a plain-number `eta` is not above 0.
+
+    Example:
+        >>> jnp.exp(tilted_log_weights(jnp.log(jnp.array([1.0, 3.0])), eta=1.0))
+        Array([0.25, 0.75], dtype=float32)
+
+    References:
+        Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026; Li et
+        al., Tilted Empirical Risk Minimization, 2021.
+    """
+    check_positive("eta", eta)
+    scores = at_least_float32(signal) * eta
+    if where is not None:
+        scores = jnp.where(where, scores, -jnp.inf)
+    peak = jax.lax.stop_gradient(jnp.max(scores, initial=-jnp.inf))
+    if axis_name is not None:
+        peak = jax.lax.pmax(peak, axis_name)
+    infinite = jnp.isposinf(peak)
+    scores = jnp.where(infinite, jnp.where(scores == peak, 0, -jnp.inf), scores)
+    peak = jnp.where(infinite | jnp.isneginf(peak), 0, peak)
+    shifted = scores - peak
+    total = psum(jnp.sum(jnp.exp(shifted)), axis_name)
+    return shifted - jnp.log(jnp.where(total == 0, 1, total))
