@@ -12,6 +12,7 @@ from calmoe_jax.calibration import accuracy as accuracy
 from calmoe_jax.calibration import apply_expert_temperatures as apply_expert_temperatures
 from calmoe_jax.calibration import apply_temperature as apply_temperature
 from calmoe_jax.calibration import binned_calibration_error as binned_calibration_error
+from calmoe_jax.calibration import bootstrap_counts as bootstrap_counts
 from calmoe_jax.calibration import brier_score as brier_score
 from calmoe_jax.calibration import classwise_calibration_error as classwise_calibration_error
 from calmoe_jax.calibration import classwise_calibration_errors as classwise_calibration_errors

@@ -3,6 +3,8 @@
 import math
 
 import numpy as np
+import scipy.optimize
+import scipy.special
 
 
 def softmax(x):
@@ -117,3 +119,103 @@ def central_difference(f, x, step=1e-6):
         down[i] -= step
         gradient[i] = (f(up) - f(down)) / (2 * step)
     return gradient
+
+
+def negative_log_likelihood(probs, labels):
+    return -sum(math.log(row[y]) for row, y in zip(probs, labels, strict=True)) / len(labels)
+
+
+def brier_score(probs, labels):
+    total = 0.0
+    for row, y in zip(probs, labels, strict=True):
+        total += sum((p - (c == y)) ** 2 for c, p in enumerate(row))
+    return total / len(labels)
+
+
+def top_label(probs, labels):
+    """Confidence, and whether the lowest of the most probable classes is the true one."""
+    predicted = [max(range(len(row)), key=lambda c, row=row: (row[c], -c)) for row in probs]
+    confidence = np.array([row[c] for row, c in zip(probs, predicted, strict=True)])
+    return confidence, np.array([c == y for c, y in zip(predicted, labels, strict=True)])
+
+
+def temperature(logits, labels, weights=None):
+    """The optimum of the log loss over `log T`, by Brent's method."""
+    logits = np.asarray(logits, np.float64)
+    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
+
+    def loss(log_t):
+        log_probs = scipy.special.log_softmax(logits * math.exp(-log_t), axis=-1)
+        return -np.dot(weights, log_probs[np.arange(len(labels)), labels])
+
+    found = scipy.optimize.minimize_scalar(loss, bracket=(-1, 1), tol=1e-12)
+    return math.exp(found.x)
+
+
+def robust_gradient(losses, eta, detach):
+    """`w`, or with the weights differentiated too `w (1 + eta (L - J))`."""
+    value, w = robust(losses, eta)
+    return w if detach else w * (1 + eta * (np.asarray(losses, np.float64) - value))
+
+
+def robust_filtered_gradient(losses, relevant, eta, detach):
+    gradient = np.full(len(losses), 1 / len(losses))
+    chosen = np.flatnonzero(relevant)
+    if not len(chosen):
+        return 2 * gradient
+    gradient[chosen] += robust_gradient(np.asarray(losses)[chosen], eta, detach)
+    return gradient
+
+
+# ITU-T T.81, tables K.1 and K.2, row by row.
+LUMINANCE = (
+    *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+    *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+    *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+    *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+)
+CHROMINANCE = (
+    *(17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99),
+    *(24, 26, 56, 99, 99, 99, 99, 99, 47, 66, 99, 99, 99, 99, 99, 99),
+    *(99,) * 32,
+)
+
+
+def dct_basis():
+    basis = np.zeros((8, 8))
+    for u in range(8):
+        for x in range(8):
+            basis[u, x] = math.cos(math.pi * u * (2 * x + 1) / 16) * math.sqrt(
+                1 / 8 if u == 0 else 1 / 4
+            )
+    return basis
+
+
+def quantise_block(block, step):
+    basis = dct_basis()
+    return basis.T @ (np.round(basis @ block @ basis.T / step) * step) @ basis
+
+
+def dct_filter(images, quality, quantise=quantise_block):
+    """Loops over images, channels and blocks; colours by the equations that define them."""
+    result = np.array(images, np.float64)
+    count, height, width, channels = result.shape
+    height, width = height // 8 * 8, width // 8 * 8
+    for n in range(count):
+        grey = result[n, :height, :width] * 255
+        if channels == 3:
+            red, green, blue = np.moveaxis(grey, -1, 0)
+            y = 0.299 * red + 0.587 * green + 0.114 * blue
+            grey = np.stack([y, 128 + (blue - y) / 1.772, 128 + (red - y) / 1.402], axis=-1)
+        for c in range(channels):
+            table = np.reshape(CHROMINANCE if c else LUMINANCE, (8, 8))
+            step = np.maximum(1, table * (101 - quality[n]) / 50)
+            for i in range(0, height, 8):
+                for j in range(0, width, 8):
+                    grey[i : i + 8, j : j + 8, c] = quantise(grey[i : i + 8, j : j + 8, c], step)
+        if channels == 3:
+            y, blueness, redness = np.moveaxis(grey, -1, 0)
+            red, blue = y + 1.402 * (redness - 128), y + 1.772 * (blueness - 128)
+            grey = np.stack([red, (y - 0.299 * red - 0.114 * blue) / 0.587, blue], axis=-1)
+        result[n, :height, :width] = np.clip(grey / 255, 0, 1)
+    return result

@@ -3,6 +3,7 @@
 from calmoe_jax.calibration.binning import ReliabilityBins as ReliabilityBins
 from calmoe_jax.calibration.binning import binned_calibration_error as binned_calibration_error
 from calmoe_jax.calibration.binning import reliability_bins as reliability_bins
+from calmoe_jax.calibration.bootstrap import bootstrap_counts as bootstrap_counts
 from calmoe_jax.calibration.metrics import accuracy as accuracy
 from calmoe_jax.calibration.metrics import brier_score as brier_score
 from calmoe_jax.calibration.metrics import (

@@ -12,6 +12,8 @@ from calmoe_jax._numerics import at_least_float32, example_weights, safe_divide
 # Points of the grid that residuals are spread over, and halvings of the bandwidth's bracket.
 _GRID = 2048
 _HALVINGS = 24
+# Share of the examples below which a soft bin does not count.
+_LEAST_SHARE = 1e-12
 
 
 class SmoothCalibrationError(NamedTuple):
@@ -147,9 +149,11 @@ def soft_binned_calibration_error(
     if where is not None:
         membership = jnp.where(where[:, None], membership, 0)
         residual = jnp.where(where, residual, 0)
-    size = jnp.sum(membership, axis=0)
-    residuals = jnp.sum(membership * residual[:, None], axis=0)
-    # (S / n) (residuals / S)^2 = residuals^2 / (S n): one division, guarded once
-    square = jnp.sum(safe_divide(jnp.square(residuals), size * jnp.sum(size)))
+    total = jnp.sum(membership)
+    sums = jnp.stack([jnp.sum(membership, axis=0), jnp.sum(membership * residual[:, None], axis=0)])
+    share, residuals = safe_divide(sums, jnp.broadcast_to(total, sums.shape))
+    # far bins hold next to nothing: dividing by it would overflow the gradient
+    held = share > _LEAST_SHARE
+    square = jnp.sum(jnp.square(jnp.where(held, residuals, 0)) / jnp.where(held, share, 1))
     zero = square == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))

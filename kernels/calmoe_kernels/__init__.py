@@ -1,1 +1,4 @@
-"""Kernels."""
+"""Kernels behind `calmoe_jax`: a leaf package that imports nothing of it."""
+
+from calmoe_kernels.availability import Implementation as Implementation
+from calmoe_kernels.availability import implementations as implementations

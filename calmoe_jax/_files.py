@@ -1,0 +1,33 @@
+"""Files that appear whole or not at all."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Writes a file so that a reader sees the old content or the new one, never a part.
+
+    The content goes to a temporary file beside it, is flushed to the disk, and takes the name in
+    one step. Where anything fails (a full disk, say) the old file stays, and the temporary one is
+    removed.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def to_json(value: Any, *, indent: int | None = 1) -> str:
+    """JSON text with sorted nothing and no NaN: a NaN or infinity that got here is a bug."""
+    return json.dumps(value, indent=indent, allow_nan=False) + "\n"

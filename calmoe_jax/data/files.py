@@ -1,0 +1,59 @@
+"""Readers of the files that tasks are made of; what is wrong is said with the file's name."""
+
+import gzip
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from calmoe_jax.data.task import CorruptDataError, MissingDataError
+
+_IDX_TYPES = {8: np.uint8}
+
+
+def find(data_dir: Path | None, relative: str, how_to_get: str) -> Path:
+    """The path of a file below the data folder, or a `MissingDataError` that says how to get it."""
+    if data_dir is None:
+        raise MissingDataError(
+            f"{relative} is needed: give the folder that holds it with --data-dir or "
+            f"CALMOE_DATA_DIR. {how_to_get}"
+        )
+    path = data_dir / relative
+    if not path.is_file():
+        raise MissingDataError(f"there is no file {path}. {how_to_get}")
+    return path
+
+
+def read_gzip(path: Path) -> bytes:
+    """The unpacked content of a gzip file."""
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise CorruptDataError(f"{path} is not a whole gzip file: {error}.") from error
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An array in the idx format of MNIST: magic number, big-endian sizes, bytes."""
+    raw = read_gzip(path)
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_TYPES:
+        raise CorruptDataError(f"{path} is no idx file of bytes: it begins with {raw[:4].hex()}.")
+    header = 4 + 4 * raw[3]
+    shape = tuple(np.frombuffer(raw[4:header], ">u4").tolist())
+    if len(shape) != raw[3] or len(raw) - header != int(np.prod(shape)):
+        raise CorruptDataError(
+            f"{path} must hold {' x '.join(map(str, shape))} bytes, got {len(raw) - header}."
+        )
+    return np.frombuffer(raw, _IDX_TYPES[raw[2]], offset=header).reshape(shape)
+
+
+def read_npz(path: Path, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
+    """The named arrays of an npz file, without unpickling anything."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = sorted(set(names) - set(arrays.files))
+            if missing:
+                raise CorruptDataError(f"{path} lacks the array {missing[0]!r}.")
+            return tuple(arrays[name] for name in names)
+    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+        raise CorruptDataError(f"{path} is not a whole npz file: {error}.") from error

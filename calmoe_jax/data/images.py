@@ -1,0 +1,187 @@
+"""Image tasks: `digits` (from scikit-learn), `digits16` and `fashion_c` (from files)."""
+
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from calmoe_jax.data import files
+from calmoe_jax.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from calmoe_jax.data.task import CorruptDataError, Split, Task, ambiguous_subset, hash_order
+
+DIGITS_SOURCE = "scikit-learn's load_digits (UCI optical digits), CC BY 4.0; Alpaydin, Kaynak"
+DIGITS16_SOURCE = "MNIST (LeCun, Cortes, Burges), USPS (Hull 1994), optdigits (Alpaydin, Kaynak)"
+FASHION_SOURCE = "Fashion-MNIST, MIT; Xiao, Rasul, Vollgraf"
+
+_IDX_FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+_HOW_TO_GET = {
+    "mnist": "It is one of the four idx files of MNIST, as its authors and their mirrors serve it "
+    "(tensorflow-datasets and torchvision download the same ones).",
+    "fashion_mnist": "It is one of the four idx files of Fashion-MNIST, from its repository "
+    "zalandoresearch/fashion-mnist.",
+    "usps": "Write the USPS digits (OpenML data set 'USPS') as an npz file with 'images' "
+    "[n, 16, 16] uint8 and 'labels' [n].",
+    "optdigits": "Write the UCI optical digits (OpenML data set 'optdigits') as an npz file with "
+    "'images' [n, 8, 8] of 0 to 16 and 'labels' [n].",
+}
+# Training rows that decide what looks ambiguous: enough, and the distances stay quick.
+_LOOK_ALIKES = 5000
+
+
+def _files_of(folder: str) -> tuple[str, ...]:
+    return tuple(f"{folder}/{name}" for pair in _IDX_FILES.values() for name in pair)
+
+
+DIGITS16_FILES = (*_files_of("mnist"), "usps/usps.npz", "optdigits/optdigits.npz")
+FASHION_FILES = _files_of("fashion_mnist")
+
+
+def load_digits(_: Path | None = None) -> Task:
+    """scikit-learn's 1,797 handwritten digits, 8x8, and their corruptions.
+
+    Rows are split at random, 60 % train, 15 % calibration, 25 % test. The 13 writers are not told
+    apart in this data, so that the in-distribution test has the writers of the training set.
+    """
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    data = sklearn_digits()
+    images = np.rint(data.images * (255 / 16)).astype(np.uint8)
+    order = np.array(hash_order([str(i) for i in range(len(images))], seed=0))
+    test, calibration, train = np.split(order, [len(order) // 4, len(order) * 2 // 5])
+    rows = {"train": train, "calibration": calibration, "test": test}
+    return _task("digits", "0123456789", rows, images, data.target, DIGITS_SOURCE)
+
+
+def load_digits16(data_dir: Path | None) -> Task:
+    """MNIST at 16x16 to train on; USPS, optdigits and corruptions as shifts.
+
+    MNIST is cut to its central 20x20 pixels and resized, optdigits is resized, so that digits
+    fill the frame alike. A tenth of the training images is for calibration.
+    """
+    images, labels, rows = _read_mnist_like(data_dir, "mnist")
+    images = _resize(images[:, 4:24, 4:24], 16)
+    usps = _read_npz_split(data_dir, "usps", 255, "USPS: envelopes of the US mail")
+    optdigits = _read_npz_split(data_dir, "optdigits", 16, "UCI optical digits: forms")
+    return _task(
+        "digits16", "0123456789", rows, images, labels, DIGITS16_SOURCE, shifts=(usps, optdigits)
+    )
+
+
+def load_fashion_c(data_dir: Path | None) -> Task:
+    """Fashion-MNIST, and its corruptions as shifts. A tenth of the training is for calibration."""
+    names = "top trousers pullover dress coat sandal shirt sneaker bag boot".split()
+    images, labels, rows = _read_mnist_like(data_dir, "fashion_mnist")
+    return _task("fashion_c", names, rows, images, labels, FASHION_SOURCE)
+
+
+def _read_mnist_like(
+    data_dir: Path | None, folder: str
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Images and labels, train before test, and the rows of each split."""
+    parts = {}
+    for part, pair in _IDX_FILES.items():
+        paths = [files.find(data_dir, f"{folder}/{name}", _HOW_TO_GET[folder]) for name in pair]
+        images, labels = (files.read_idx(path) for path in paths)
+        if images.shape[1:] != (28, 28) or len(images) != len(labels):
+            raise CorruptDataError(
+                f"{paths[0]} must hold a 28x28 image for each of the {len(labels)} labels of "
+                f"{paths[1].name}, got {images.shape}."
+            )
+        parts[part] = images, labels
+    num_train = len(parts["train"][1])
+    order = np.array(hash_order([str(i) for i in range(num_train)], seed=0))
+    rows = {
+        "train": order[num_train // 10 :],
+        "calibration": order[: num_train // 10],
+        "test": np.arange(num_train, num_train + len(parts["test"][1])),
+    }
+    images, labels = (np.concatenate([parts["train"][i], parts["test"][i]]) for i in range(2))
+    return images, labels, rows
+
+
+def _read_npz_split(data_dir: Path | None, name: str, white: int, description: str) -> Split:
+    path = files.find(data_dir, f"{name}/{name}.npz", _HOW_TO_GET[name])
+    images, labels = files.read_npz(path, ("images", "labels"))
+    if images.ndim != 3 or len(images) != len(labels):
+        raise CorruptDataError(
+            f"{path} must hold an image for each label, got {images.shape} and {labels.shape}."
+        )
+    grey = np.rint(images * (255 / white)).astype(np.uint8)
+    return _split(name, "shift", _resize(grey, 16), labels, description)
+
+
+def _resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes square images linearly, pixel areas aligned."""
+    if images.shape[1] == size:
+        return images
+    zoom = (1, size / images.shape[1], size / images.shape[2])
+    resized = ndimage.zoom(images.astype(np.float64), zoom, order=1, mode="nearest", grid_mode=True)
+    return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
+
+
+def _split(
+    name: str,
+    kind: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    description: str,
+    series: str | None = None,
+    position: float | None = None,
+) -> Split:
+    """A split of grey images in which every image is a cluster of its own."""
+    return Split(
+        name=name,
+        kind=kind,  # type: ignore[arg-type]
+        inputs=images[..., None],
+        labels=labels.astype(np.int32),
+        clusters=np.arange(len(labels), dtype=np.int32),
+        description=description,
+        series=series,
+        position=position,
+    )
+
+
+def _task(
+    name: str,
+    classes: str | list[str],
+    rows: dict[str, np.ndarray],
+    images: np.ndarray,
+    labels: np.ndarray,
+    source: str,
+    shifts: tuple[Split, ...] = (),
+) -> Task:
+    """Splits the rows, corrupts the test images and finds the ambiguous ones."""
+    train, calibration, test = (
+        _split(part, kind, images[rows[part]], labels[rows[part]], description)
+        for part, kind, description in (
+            ("train", "train", "training images"),
+            ("calibration", "calibration", "images held out from training"),
+            ("test", "id", "test images as they are"),
+        )
+    )
+    corrupted = tuple(
+        _split(
+            f"{corruption}_{severity}",
+            "shift",
+            corrupt(test.inputs[..., 0], corruption, severity),
+            test.labels,
+            f"test images, {corruption.replace('_', ' ')} of severity {severity}",
+            series=corruption,
+            position=float(severity),
+        )
+        for corruption in CORRUPTIONS
+        for severity in SEVERITIES
+    )
+    some = train.take(np.arange(min(_LOOK_ALIKES, len(train))), "some", "train", "")
+    hard = ambiguous_subset(some, test, (some.inputs, test.inputs))
+    return Task(
+        name=name,
+        classes=tuple(classes),
+        train=train,
+        calibration=calibration,
+        evaluation=(test, *shifts, *corrupted, hard),
+        source=source,
+    )

@@ -1,0 +1,290 @@
+"""A trained method and a task to records: every split, every calibrator, every seed."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from calmoe_jax import calibration, mixture
+from calmoe_jax.data import Split, Task
+from calmoe_jax.training import METHODS, TrainedSeeds
+from calmoe_jax.training.loop import over_seeds
+
+CALIBRATORS = ("none", "temperature", "per_expert")
+METRICS = (
+    "accuracy",
+    "nll",
+    "brier",
+    "ece",
+    "classwise_ece",
+    "smooth_ece",
+    "confidence_gap",
+    "disagreement",
+    "routing_entropy",
+)
+
+# Inputs go through a network in chunks of this many, so that one program serves every split.
+_CHUNK = 1024
+
+
+class Outputs(NamedTuple):
+    """What the networks of all seeds say of a split."""
+
+    expert_log_probs: Float[Array, "seeds examples experts classes"]
+    routing_weights: Float[Array, "seeds examples experts"]
+
+
+class Temperatures(NamedTuple):
+    """Temperatures: of every expert before mixing, and of the aggregate after it."""
+
+    experts: Float[Array, "*seeds experts"]
+    aggregate: Float[Array, "*seeds"]
+
+
+class Scores(NamedTuple):
+    """Metrics of one seed on one split, and what the bootstrap needs of every example."""
+
+    metrics: dict[str, Float[Array, ""]]
+    bins: calibration.ReliabilityBins
+    per_example: dict[str, Float[Array, " examples"]]
+
+
+class Evaluation(NamedTuple):
+    """Everything that is known of one method, calibrator and split.
+
+    Attributes:
+        records: one for each seed, in the schema of `results.json`.
+        bins: reliability sums, summed over the seeds.
+        per_example: confidence, correctness, log loss and Brier score, `[seeds, examples]`.
+    """
+
+    method: str
+    calibrator: str
+    split: Split
+    records: list[dict[str, Any]]
+    bins: calibration.ReliabilityBins
+    per_example: dict[str, np.ndarray]
+
+
+def predict(trained: TrainedSeeds, inputs: np.ndarray) -> Outputs:
+    """Predictions of all seeds, in evaluation mode, in chunks of a fixed size."""
+    chunks = []
+    for start in range(0, len(inputs), _CHUNK):
+        chunk = inputs[start : start + _CHUNK]
+        missing = np.zeros((_CHUNK - len(chunk), *chunk.shape[1:]), chunk.dtype)
+        padded = np.concatenate([chunk, missing])
+        outputs = _predict_chunk(trained.network.apply, trained.state, jnp.asarray(padded))
+        chunks.append(Outputs(*(x[:, : len(chunk)] for x in outputs)))
+    return Outputs(*(jnp.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _predict_chunk(apply: Any, state: Any, inputs: jax.Array) -> Outputs:
+    def one_seed(params: Any, statistics: Any) -> Outputs:
+        prediction, _ = apply(params, statistics, inputs, False)
+        return Outputs(prediction.expert_log_probs, prediction.routing_weights)
+
+    return over_seeds(one_seed)(state.params, state.statistics)
+
+
+@jax.jit
+def _fit(
+    outputs: Outputs, labels: Int[Array, " examples"]
+) -> dict[str, calibration.TemperatureFit]:
+    """Fits every temperature that a method or a calibrator needs, for every seed."""
+
+    def one_seed(
+        expert_log_probs: Float[Array, "examples experts classes"],
+        weights: Float[Array, "examples experts"],
+    ) -> dict[str, calibration.TemperatureFit]:
+        fit_experts = calibration.fit_expert_temperatures
+        log_probs = mixture.mix_log_probs(expert_log_probs, weights)
+        return {
+            "mocae": fit_experts(expert_log_probs, labels),
+            "temperature": calibration.fit_temperature(log_probs, labels),
+            "per_expert": fit_experts(expert_log_probs, labels, routing_weights=weights),
+        }
+
+    return over_seeds(one_seed)(*outputs)
+
+
+def _usable(fit: calibration.TemperatureFit) -> Float[Array, "*batch"]:
+    """Temperatures that converged; 1 (as it is) where no finite one is optimal."""
+    return jnp.where(fit.converged, fit.temperature, 1.0)
+
+
+@jax.jit
+def _scale_experts(outputs: Outputs, temperatures: Float[Array, "seeds experts"]) -> Outputs:
+    scaled = calibration.scale_log_probs(outputs.expert_log_probs, temperatures[:, None, :])
+    return outputs._replace(expert_log_probs=scaled)
+
+
+@jax.jit
+def _score(
+    outputs: Outputs,
+    temperatures: Temperatures,
+    labels: Int[Array, " examples"],
+    where: Bool[Array, " examples"],
+) -> Scores:
+    def one_seed(
+        expert_log_probs: Float[Array, "examples experts classes"],
+        weights: Float[Array, "examples experts"],
+        temperatures: Temperatures,
+    ) -> Scores:
+        scaled = calibration.scale_log_probs(expert_log_probs, temperatures.experts[None, :])
+        config = mixture.configuration(scaled, weights)
+        log_probs = calibration.scale_log_probs(config.log_probs, temperatures.aggregate[None])
+        probs = jnp.exp(log_probs)
+        confidence, correct = calibration.top_label(probs, labels)
+        correct = correct.astype(confidence.dtype)
+        true = jax.nn.one_hot(labels, probs.shape[-1])
+        per_example = {
+            "correct": correct,
+            "confidence": confidence,
+            "nll": -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0],
+            "brier": jnp.sum(jnp.square(probs - true), axis=-1),
+        }
+        count = jnp.sum(where)
+
+        def mean(values: Float[Array, " examples"]) -> Float[Array, ""]:
+            return jnp.sum(jnp.where(where, values, 0)) / count
+
+        metrics = {
+            "accuracy": calibration.accuracy(probs, labels, where=where),
+            "nll": calibration.negative_log_likelihood(
+                log_probs, labels, where=where, from_logits=True
+            ),
+            "brier": calibration.brier_score(probs, labels, where=where),
+            "ece": calibration.expected_calibration_error(probs, labels, where=where),
+            "classwise_ece": calibration.classwise_calibration_error(probs, labels, where=where),
+            "smooth_ece": calibration.smooth_calibration_error(
+                confidence, correct, where=where
+            ).value,
+            "confidence_gap": calibration.confidence_gap(probs, labels, where=where),
+            "disagreement": mean(config.disagreement),
+            "routing_entropy": mean(config.routing_entropy),
+        }
+        bins = calibration.top_label_bins(probs, labels, where=where)
+        return Scores(metrics, bins, per_example)
+
+    return over_seeds(one_seed)(*outputs, temperatures)
+
+
+def evaluate(
+    task: Task, trained: TrainedSeeds, methods: tuple[str, ...], seeds: tuple[int, ...]
+) -> Iterator[tuple[list[Evaluation], list[dict[str, Any]]]]:
+    """Evaluates the methods that share a training.
+
+    Args:
+        task: data; temperatures are fitted on its calibration split alone.
+        trained: all seeds of the recipe that the methods share.
+        methods: names of the methods.
+        seeds: seed numbers.
+
+    Yields:
+        For each method: its evaluations (calibrator by calibrator, split by split), and one line
+        for each fitted calibrator and seed. Where no finite temperature is optimal the
+        predictions stay as they are, and the line says `converged: false`.
+    """
+    raw = {split.name: predict(trained, split.inputs) for split in task.splits[1:]}
+    single = trained.network.num_experts == 1
+    longest = max(len(split) for split in task.evaluation)
+    for name in methods:
+        outputs, fits = raw, []
+        calibration_labels = jnp.asarray(task.calibration.labels)
+        if METHODS[name].expert_temperatures:
+            fitted = _fit(raw["calibration"], calibration_labels)["mocae"]
+            fits += _fit_lines(name, "mocae", seeds, fitted)
+            outputs = {k: _scale_experts(v, _usable(fitted)) for k, v in raw.items()}
+        fitted_all = _fit(outputs["calibration"], calibration_labels)
+        ones = jnp.ones((len(seeds), trained.network.num_experts))
+        temperatures = {
+            "none": Temperatures(ones, ones[:, 0]),
+            "temperature": Temperatures(ones, _usable(fitted_all["temperature"])),
+            "per_expert": Temperatures(_usable(fitted_all["per_expert"]), ones[:, 0]),
+        }
+        for calibrator in CALIBRATORS[1:]:
+            fits += _fit_lines(name, calibrator, seeds, fitted_all[calibrator])
+        evaluations = [
+            _evaluate_one(
+                task.name, name, calibrator, split, outputs[split.name], temperatures[calibrator],
+                seeds, longest, single,
+            )
+            for calibrator in CALIBRATORS
+            for split in task.evaluation
+        ]  # fmt: skip
+        yield evaluations, fits
+
+
+def _evaluate_one(
+    task: str,
+    method: str,
+    calibrator: str,
+    split: Split,
+    outputs: Outputs,
+    temperatures: Temperatures,
+    seeds: tuple[int, ...],
+    padded_length: int,
+    single: bool,
+) -> Evaluation:
+    count = len(split)
+
+    def pad(x: np.ndarray | jax.Array, axis: int) -> jax.Array:
+        width = [(0, padded_length - count) if i == axis else (0, 0) for i in range(np.ndim(x))]
+        return jnp.asarray(np.pad(np.asarray(x), width))
+
+    scores = _score(
+        Outputs(*(pad(x, 1) for x in outputs)),
+        temperatures,
+        pad(split.labels, 0),
+        pad(np.ones(count, bool), 0),
+    )
+    scores = jax.tree.map(np.asarray, scores)
+    absent = ("disagreement", "routing_entropy") if single else ()
+    records = [
+        {
+            "task": task,
+            "method": method,
+            "seed": seed,
+            "split": split.name,
+            "kind": split.kind,
+            "calibrator": calibrator,
+            "n": count,
+            **{
+                name: None if name in absent else _finite(name, scores.metrics[name][i])
+                for name in METRICS
+            },
+        }
+        for i, seed in enumerate(seeds)
+    ]
+    bins = calibration.ReliabilityBins(*(x.sum(axis=0) for x in scores.bins))
+    per_example = {name: x[:, :count] for name, x in scores.per_example.items()}
+    return Evaluation(method, calibrator, split, records, bins, per_example)
+
+
+def _finite(name: str, value: np.ndarray) -> float | None:
+    """A number, or `None` for an infinite log loss; NaN is an error, since nothing makes it."""
+    if np.isnan(value):
+        raise FloatingPointError(f"{name} is NaN: a prediction that was scored is NaN.")
+    return float(value) if np.isfinite(value) else None
+
+
+def _fit_lines(
+    method: str, calibrator: str, seeds: tuple[int, ...], fit: calibration.TemperatureFit
+) -> list[dict[str, Any]]:
+    values = {name: np.asarray(x) for name, x in fit._asdict().items()}
+    return [
+        {
+            "method": method,
+            "calibrator": calibrator,
+            "seed": seed,
+            "temperature": _usable(fit)[i].tolist(),
+            "converged": values["converged"][i].tolist(),
+            "at_bound": values["at_bound"][i].tolist(),
+        }
+        for i, seed in enumerate(seeds)
+    ]

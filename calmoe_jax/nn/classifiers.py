@@ -1,0 +1,190 @@
+"""Classifiers: a backbone with a routed mixture of expert heads, or with one head."""
+
+import itertools
+from typing import Literal, NamedTuple, Protocol, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from calmoe_jax import routing
+from calmoe_jax._checks import check_at_least, check_choice
+from calmoe_jax._numerics import at_least_float32
+
+RoutingKind = Literal["dense", "top_k", "hard", "hardened"]
+ROUTING_KINDS: tuple[str, ...] = get_args(RoutingKind)
+
+
+class Prediction(NamedTuple):
+    """What a classifier says of a batch; a single classifier is a mixture of one expert.
+
+    Attributes:
+        expert_log_probs: each expert's log probabilities, in nats.
+        gate_logits: the router's logits, before any choice; 0 for a single classifier.
+        routing_weights: the weights that mix the experts; each row sums to one.
+    """
+
+    expert_log_probs: Float[Array, "tokens experts classes"]
+    gate_logits: Float[Array, "tokens experts"]
+    routing_weights: Float[Array, "tokens experts"]
+
+
+class Backbone(Protocol):
+    """What a classifier needs of a backbone."""
+
+    num_features: int
+
+    def __call__(
+        self, x: Float[Array, "tokens ..."], *, train: bool = False
+    ) -> Float[Array, "tokens features"]:
+        """Features of a batch."""
+        ...
+
+
+class Router(nnx.Module):
+    """Features to gate logits: Linear, ReLU, Linear, in float32.
+
+    Parameters: `(d + 1) h + (h + 1) K`. Initialisation: LeCun normal weights, zero biases.
+    """
+
+    def __init__(
+        self, num_features: int, num_experts: int, *, hidden: int = 128, rngs: nnx.Rngs
+    ) -> None:
+        """Builds the two layers, the first one `hidden` wide."""
+        check_at_least("router_hidden", hidden, 1)
+        self.inner = nnx.Linear(num_features, hidden, rngs=rngs)
+        self.outer = nnx.Linear(hidden, num_experts, rngs=rngs)
+
+    def __call__(self, features: Float[Array, "tokens d"]) -> Float[Array, "tokens experts"]:
+        """Gate logits of a batch."""
+        return self.outer(jax.nn.relu(self.inner(features)))
+
+
+class Experts(nnx.Module):
+    """Expert heads, stacked along the first axis of every parameter, in float32.
+
+    Linear experts (`hidden=0`) have `K (d + 1) C` parameters, experts with a hidden ReLU layer
+    `K ((d + 1) h + (h + 1) C)`. Initialisation: LeCun normal weights, each expert's own; zero
+    biases.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        num_experts: int,
+        *,
+        hidden: int = 0,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Builds linear experts (`hidden=0`), or experts with a hidden layer."""
+        check_at_least("expert_hidden", hidden, 0)
+        initial = nnx.initializers.lecun_normal(batch_axis=(0,))
+        sizes = (num_features, num_classes) if hidden == 0 else (num_features, hidden, num_classes)
+        self.kernels = nnx.List(
+            [
+                nnx.Param(initial(rngs.params(), (num_experts, n, m), jnp.float32))
+                for n, m in itertools.pairwise(sizes)
+            ]
+        )
+        self.biases = nnx.List([nnx.Param(jnp.zeros((num_experts, m))) for m in sizes[1:]])
+
+    def __call__(
+        self, features: Float[Array, "tokens d"]
+    ) -> Float[Array, "tokens experts classes"]:
+        """Logits of every expert for every token."""
+        x = jnp.einsum("td,edf->tef", features, self.kernels[0][...]) + self.biases[0][...][None]
+        for kernel, bias in zip(self.kernels[1:], self.biases[1:], strict=True):
+            x = jnp.einsum("ted,edf->tef", jax.nn.relu(x), kernel[...]) + bias[...][None]
+        return x
+
+
+class MoEClassifier(nnx.Module):
+    """A backbone, a router, and a mixture of expert heads; mixes probabilities, not logits."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        num_experts: int = 4,
+        routing_kind: RoutingKind = "dense",
+        k: int = 1,
+        router_hidden: int = 128,
+        expert_hidden: int = 0,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Builds router and experts on a backbone.
+
+        Args:
+            backbone: inputs to features.
+            num_classes: number of classes, at least 2.
+            num_experts: number of experts K.
+            routing_kind: `dense` (softmax over all experts), `top_k` (the k best, renormalised),
+                `hard` (the best one; the router learns straight-through) or `hardened` (trained
+                dense, hard when `train=False`).
+            k: experts per token, in `[1, K]`; used by `top_k` only.
+            router_hidden: width of the router's hidden layer.
+            expert_hidden: width of the experts' hidden layer; 0 for linear experts.
+            rngs: source of the initial weights.
+        """
+        check_at_least("num_classes", num_classes, 2)
+        check_at_least("num_experts", num_experts, 1)
+        check_choice("routing", routing_kind, ROUTING_KINDS)
+        if routing_kind == "top_k" and not 1 <= k <= num_experts:
+            raise ValueError(f"k must be in [1, num_experts={num_experts}], got k={k}.")
+        self.backbone = backbone
+        self.router = Router(backbone.num_features, num_experts, hidden=router_hidden, rngs=rngs)
+        self.experts = Experts(
+            backbone.num_features, num_classes, num_experts, hidden=expert_hidden, rngs=rngs
+        )
+        self.routing_kind = routing_kind
+        self.k = k
+
+    def __call__(self, x: Float[Array, "tokens ..."], *, train: bool = False) -> Prediction:
+        """Predicts a batch: every expert's probabilities, and the weights to mix them with.
+
+        Args:
+            x: a batch of inputs.
+            train: whether batch statistics are used and updated, and `hardened` routes densely.
+        """
+        features = at_least_float32(self.backbone(x, train=train))
+        gate_logits = self.router(features)
+        log_probs = jax.nn.log_softmax(self.experts(features), axis=-1)
+        return Prediction(log_probs, gate_logits, self._weights(gate_logits, train))
+
+    def _weights(
+        self, gate_logits: Float[Array, "tokens experts"], train: bool
+    ) -> Float[Array, "tokens experts"]:
+        if self.routing_kind == "dense" or (self.routing_kind == "hardened" and train):
+            return routing.gate_probabilities(gate_logits)
+        if self.routing_kind == "top_k":
+            chosen = routing.top_k_routing(gate_logits, k=self.k)
+            return routing.routing_weights(chosen, num_experts=gate_logits.shape[-1])
+        return routing.straight_through_weights(gate_logits)
+
+
+class SingleClassifier(nnx.Module):
+    """A backbone with one linear head: a mixture of one expert.
+
+    The head has `(d + 1) C` parameters. Initialisation: LeCun normal weights, zero biases.
+    """
+
+    def __init__(self, backbone: Backbone, num_classes: int, *, rngs: nnx.Rngs) -> None:
+        """Builds the head on a backbone."""
+        check_at_least("num_classes", num_classes, 2)
+        self.backbone = backbone
+        self.head = nnx.Linear(backbone.num_features, num_classes, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "tokens ..."], *, train: bool = False) -> Prediction:
+        """Predicts a batch, with one expert of weight 1."""
+        features = at_least_float32(self.backbone(x, train=train))
+        log_probs = jax.nn.log_softmax(self.head(features), axis=-1)[:, None, :]
+        shape = log_probs.shape[:2]
+        return Prediction(log_probs, jnp.zeros(shape), jnp.ones(shape))
+
+
+def count_parameters(module: nnx.Module) -> int:
+    """Number of trainable numbers in a module (batch statistics are not trained)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))

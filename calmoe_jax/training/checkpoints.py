@@ -1,0 +1,62 @@
+"""Checkpoints of a recipe's seeds, whole or not at all, by orbax."""
+
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from calmoe_jax.training.step import TrainState
+
+_KEPT = 2
+
+
+class Checkpoints:
+    """The checkpoints of one recipe in one folder, numbered by the epochs they have seen."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens the folder, which is made on the first save."""
+        logging.getLogger("absl").setLevel(logging.WARNING)  # orbax logs every file at INFO
+        self.folder = folder.absolute()
+
+    def _manager(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=_KEPT, create=True, enable_async_checkpointing=False
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def latest(self) -> int | None:
+        """Epochs seen by the latest whole checkpoint, if there is one."""
+        if not self.folder.is_dir():
+            return None
+        with self._manager() as manager:
+            step: int | None = manager.latest_step()
+        return step
+
+    def save(self, epochs_seen: int, state: TrainState) -> Path:
+        """Writes a checkpoint, and forgets all but the two latest; returns its folder."""
+        with self._manager() as manager:
+            if epochs_seen not in manager.all_steps():
+                manager.save(epochs_seen, args=ocp.args.StandardSave(_named_leaves(state)))
+        return self.folder / str(epochs_seen)
+
+    def restore(self, epochs_seen: int, like: TrainState) -> TrainState:
+        """Reads a checkpoint into the structure of `like`, bit by bit what was saved."""
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _named_leaves(like))
+        with self._manager() as manager:
+            leaves = manager.restore(epochs_seen, args=ocp.args.StandardRestore(target))
+        paths = [name for name, _ in _with_names(like)]
+        return jax.tree.unflatten(
+            jax.tree.structure(like), [jax.numpy.asarray(leaves[name]) for name in paths]
+        )
+
+
+def _with_names(state: TrainState) -> list[tuple[str, jax.Array]]:
+    """Leaves with their paths as names, which read the same whatever holds them."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [(jax.tree_util.keystr(path, simple=True, separator="."), x) for path, x in leaves]
+
+
+def _named_leaves(state: TrainState) -> dict[str, np.ndarray]:
+    return {name: np.asarray(x) for name, x in _with_names(state)}

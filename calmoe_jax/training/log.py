@@ -1,0 +1,43 @@
+"""`metrics.jsonl`: a line for every seed and epoch, that survives interruption."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calmoe_jax._files import to_json, write_whole
+
+
+class MetricsLog:
+    """A file of JSON lines, appended to while training and cut back when it resumes."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the log at a path; the file is made by the first line."""
+        self.path = path
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines; a last line that was cut off by a crash is left out."""
+        if not self.path.is_file():
+            return []
+        lines = self.path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def write(self, lines: list[dict[str, Any]]) -> None:
+        """Appends lines in one write."""
+        with self.path.open("a") as file:
+            file.write("".join(to_json(line, indent=None) for line in lines))
+
+    def forget_after(self, method: str, epochs: int) -> None:
+        """Drops what a method logged after an epoch that training goes back to."""
+        lines = self.read()
+        kept = [line for line in lines if line["method"] != method or line["epoch"] <= epochs]
+        if self.path.is_file():
+            write_whole(self.path, "".join(to_json(line, indent=None) for line in kept))
+
+    def last_importance(self, method: str, seeds: tuple[int, ...]) -> np.ndarray:
+        """The experts' share of the routing weights in the last epoch that each seed logged."""
+        last = {
+            line["seed"]: line["importance"] for line in self.read() if line["method"] == method
+        }
+        return np.array([last[seed] for seed in seeds], np.float32)

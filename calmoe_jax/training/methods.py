@@ -1,0 +1,104 @@
+"""The methods by name: what is trained, with which objective, and what happens afterwards."""
+
+from typing import Literal, NamedTuple
+
+from calmoe_jax._checks import check_at_least
+
+
+class Recipe(NamedTuple):
+    """What training needs to know of a method. Methods with one recipe share one training.
+
+    Attributes:
+        name: also the name of its checkpoints.
+        single: one classifier instead of a mixture.
+        objective: of the losses of a batch, after the warm-up.
+        detach: whether the adversary's weights are constants for the gradient.
+        rectified: whether FGR's filter and gradient rectification are on after the warm-up.
+    """
+
+    name: str
+    single: bool = False
+    objective: Literal["erm", "robust", "robust_filtered"] = "erm"
+    detach: bool = True
+    rectified: bool = False
+
+
+class Method(NamedTuple):
+    """A row of the results.
+
+    Attributes:
+        title: how a person calls it.
+        summary: one line for people.
+        recipe: how it is trained.
+        expert_temperatures: whether every expert is temperature-scaled on the calibration split,
+            on all of its examples alike, as part of the method (MoCaE).
+    """
+
+    title: str
+    summary: str
+    recipe: Recipe
+    expert_temperatures: bool = False
+
+
+_VANILLA = Recipe("vanilla")
+
+METHODS: dict[str, Method] = {
+    "single": Method(
+        "Single classifier", "one classifier, mean log loss", Recipe("single", single=True)
+    ),
+    "vanilla": Method("Vanilla MoE", "mixture of experts, mean log loss", _VANILLA),
+    "mocae": Method(
+        "MoCaE", "vanilla, every expert temperature-scaled before mixing", _VANILLA, True
+    ),
+    "fgr": Method(
+        "FGR",
+        "frequency filter, and no gradient step against calibration",
+        Recipe("fgr", rectified=True),
+    ),
+    "robust": Method(
+        "Robust MoE",
+        "losses reweighted by an entropic adversary",
+        Recipe("robust", objective="robust"),
+    ),
+    "robust_filtered": Method(
+        "Robust Filtered",
+        "mean loss plus the adversary on routing-relevant examples",
+        Recipe("robust_filtered", objective="robust_filtered"),
+    ),
+    "fgr_robust": Method(
+        "FGR + Robust",
+        "FGR on the robust objective",
+        Recipe("fgr_robust", objective="robust", rectified=True),
+    ),
+    "robust_released": Method(
+        "Robust MoE (released form)",
+        "as robust, with the gradient through the adversary's weights",
+        Recipe("robust_released", objective="robust", detach=False),
+    ),
+    "robust_filtered_released": Method(
+        "Robust Filtered (released form)",
+        "as robust_filtered, with the gradient through the adversary's weights",
+        Recipe("robust_filtered_released", objective="robust_filtered", detach=False),
+    ),
+    "fgr_robust_released": Method(
+        "FGR + Robust (released form)",
+        "as fgr_robust, with the gradient through the adversary's weights",
+        Recipe("fgr_robust_released", objective="robust", detach=False, rectified=True),
+    ),
+}
+
+PAPER_METHODS = (
+    "single",
+    "vanilla",
+    "mocae",
+    "fgr",
+    "robust",
+    "robust_filtered",
+    "fgr_robust",
+)
+
+
+def recipes_of(methods: tuple[str, ...]) -> tuple[Recipe, ...]:
+    """The trainings that the methods need, each once, in the methods' order."""
+    check_at_least("the number of methods", len(methods), 1)
+    return tuple(dict.fromkeys(METHODS[name].recipe for name in methods))

@@ -1,0 +1,260 @@
+"""One epoch of one recipe as a pure function: gradient, rectification, AdamW, in a scan."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+
+from calmoe_jax import calibration, mixture, reweighting, routing
+from calmoe_jax.nn import Prediction
+from calmoe_jax.training.methods import Recipe
+from calmoe_jax.training.models import Network, as_float
+
+# Qualities that FGR draws from: Zhang et al., Frequency-aware Gradient Rectification, 2025.
+_FILTER_QUALITIES = (15.0, 18.0, 25.0)
+
+
+class Objective(NamedTuple):
+    """Hyper-parameters of the losses of a batch.
+
+    Attributes:
+        eta: inverse temperature of the adversary.
+        regret_threshold: of Robust Filtered, in nats.
+        disagreement_threshold: of Robust Filtered.
+        filter_share: share of a batch's images that FGR filters.
+        load_balancing: coefficient of the load-balancing loss.
+        z_loss: coefficient of the router z-loss.
+    """
+
+    eta: float
+    regret_threshold: float
+    disagreement_threshold: float
+    filter_share: float
+    load_balancing: float
+    z_loss: float
+
+
+class TrainState(NamedTuple):
+    """All that is needed to go on training one seed, with its number and the epoch."""
+
+    params: PyTree
+    statistics: PyTree
+    opt_state: PyTree
+
+
+class BatchLog(NamedTuple):
+    """What a step says of its batch; an epoch logs the means over its steps.
+
+    Attributes:
+        loss: the objective that was minimised, with the gate's losses.
+        nll: mean log loss of the aggregate on the training batches, in nats.
+        accuracy: on the training batches.
+        effective_sample_size: `1 / sum w^2` of the adversary's weights on a batch; the batch size
+            where the objective is the mean.
+        importance: share of the routing weights that each expert got.
+    """
+
+    loss: Float[Array, ""]
+    nll: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    effective_sample_size: Float[Array, ""]
+    importance: Float[Array, " experts"]
+
+
+class EpochLog(NamedTuple):
+    """What an epoch says of itself.
+
+    Attributes:
+        means: means over the steps.
+        bad_step: first step of the epoch with a non-finite loss or parameter; -1 if none.
+    """
+
+    means: BatchLog
+    bad_step: Int[Array, ""]
+
+
+EpochFn = Callable[
+    [TrainState, Int[Array, ""], Int[Array, ""], jax.Array, jax.Array],
+    tuple[TrainState, EpochLog],
+]
+
+
+def make_epoch(
+    network: Network,
+    recipe: Recipe,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    warmup_epochs: int,
+) -> EpochFn:
+    """Builds `epoch(state, seed, epoch, inputs, labels) -> (state, log)` for one seed.
+
+    The order of the examples depends on the seed and the epoch alone, so that methods see the
+    same batches, and a resumed run sees what an uninterrupted one would have. A remainder smaller
+    than a batch is left out of the epoch.
+
+    Args:
+        network: the classifier.
+        recipe: objective and rectification.
+        objective: hyper-parameters of the losses.
+        optimizer: gradient to update.
+        batch_size: examples a step, at most the number of examples.
+        warmup_epochs: epochs in which the objective is the mean loss.
+    """
+
+    def epoch_of_one_seed(
+        state: TrainState,
+        seed: Int[Array, ""],
+        epoch: Int[Array, ""],
+        inputs: Shaped[Array, "examples ..."],
+        labels: Int[Array, " examples"],
+    ) -> tuple[TrainState, EpochLog]:
+        key = jax.random.fold_in(jax.random.key(seed), epoch)
+        steps = len(labels) // batch_size
+        order = jax.random.permutation(key, len(labels))[: steps * batch_size]
+        warm = epoch < warmup_epochs
+
+        def step(
+            state: TrainState, batch: tuple[Int[Array, ""], Int[Array, " batch"]]
+        ) -> tuple[TrainState, tuple[BatchLog, Bool[Array, ""]]]:
+            number, rows = batch
+            step_key = jax.random.fold_in(key, number)
+            gradient, statistics, log = gradient_of_batch(
+                state, warm, step_key, inputs[rows], labels[rows]
+            )
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            finite = jnp.isfinite(log.loss) & jnp.isfinite(optax.global_norm(params))
+            return TrainState(params, statistics, opt_state), (log, finite)
+
+        numbers = jnp.arange(steps, dtype=jnp.int32)
+        batches = (numbers, order.reshape(steps, batch_size))
+        state, (logs, finite) = jax.lax.scan(step, state, batches)
+        bad_step = jnp.where(finite.all(), -1, jnp.argmin(finite).astype(jnp.int32))
+        means = jax.tree.map(lambda values: jnp.mean(values, axis=0), logs)
+        return state, EpochLog(means, bad_step)
+
+    def forward(
+        params: PyTree, statistics: PyTree, inputs: Shaped[Array, "batch ..."]
+    ) -> tuple[Prediction, PyTree]:
+        return network.apply(params, statistics, inputs, True)
+
+    def gradient_of_batch(
+        state: TrainState,
+        warm: Bool[Array, ""],
+        key: jax.Array,
+        inputs: Shaped[Array, "batch ..."],
+        labels: Int[Array, " batch"],
+    ) -> tuple[PyTree, PyTree, BatchLog]:
+        """Gradient to the parameters, new batch statistics, and what to log."""
+
+        def main(
+            params: PyTree, inputs: Shaped[Array, "batch ..."]
+        ) -> tuple[Float[Array, ""], tuple[PyTree, BatchLog]]:
+            prediction, statistics = forward(params, state.statistics, inputs)
+            log = batch_loss(recipe, objective, prediction, labels, warm)
+            return log.loss, (statistics, log)
+
+        def calibration_loss(params: PyTree) -> Float[Array, ""]:
+            prediction, _ = forward(params, state.statistics, inputs)
+            return soft_calibration_error(prediction, labels)
+
+        def plain() -> tuple[PyTree, PyTree, BatchLog]:
+            gradient, (statistics, log) = jax.grad(main, has_aux=True)(state.params, inputs)
+            return gradient, statistics, log
+
+        def rectified() -> tuple[PyTree, PyTree, BatchLog]:
+            seen = filter_some(inputs, key, objective.filter_share)
+            gradient, (statistics, log) = jax.grad(main, has_aux=True)(state.params, seen)
+            opposed = jax.grad(calibration_loss)(state.params)
+            return reweighting.rectify_gradient(gradient, opposed), statistics, log
+
+        return jax.lax.cond(warm, plain, rectified) if recipe.rectified else plain()
+
+    return epoch_of_one_seed
+
+
+def batch_loss(
+    recipe: Recipe,
+    objective: Objective,
+    prediction: Prediction,
+    labels: Int[Array, " batch"],
+    warm: Bool[Array, ""],
+) -> BatchLog:
+    """The recipe's loss of a batch (the mean loss while `warm`), and what to log of it."""
+    weights = prediction.routing_weights
+    losses = mixture.mixture_losses(prediction.expert_log_probs, weights, labels)
+    config = mixture.configuration(prediction.expert_log_probs, weights)
+    mean = reweighting.erm_loss(losses.loss)
+    size = jnp.asarray(len(labels), jnp.float32)
+    loss, effective = mean, size
+    if recipe.objective != "erm":
+        relevant = jnp.ones(labels.shape, bool)
+        if recipe.objective == "robust":
+            loss = reweighting.robust_loss(losses.loss, eta=objective.eta, detach=recipe.detach)
+        else:
+            relevant = reweighting.routing_relevance(
+                losses.regret,
+                config.disagreement,
+                regret_threshold=objective.regret_threshold,
+                disagreement_threshold=objective.disagreement_threshold,
+            )
+            loss = reweighting.robust_filtered_loss(
+                losses.loss, relevant, eta=objective.eta, detach=recipe.detach
+            )
+        log_weights = reweighting.tilted_log_weights(
+            jax.lax.stop_gradient(losses.loss), eta=objective.eta, where=relevant
+        )
+        tilted = jnp.exp(-jax.nn.logsumexp(2 * log_weights))
+        effective = jnp.where(warm | ~relevant.any(), size, tilted)
+        loss = jnp.where(warm, mean, loss)
+    loss = loss + _gate_losses(objective, prediction)
+    predicted = jnp.argmax(config.log_probs, axis=-1)
+    return BatchLog(
+        loss=loss,
+        nll=mean,
+        accuracy=jnp.mean((predicted == labels).astype(jnp.float32)),
+        effective_sample_size=effective,
+        importance=jnp.mean(weights, axis=0),
+    )
+
+
+def _gate_losses(objective: Objective, prediction: Prediction) -> Float[Array, ""]:
+    total = jnp.float32(0)
+    if objective.load_balancing > 0:
+        chosen = prediction.routing_weights > 0
+        counted = routing.Routing(
+            jnp.broadcast_to(jnp.arange(chosen.shape[-1], dtype=jnp.int32)[None], chosen.shape),
+            jax.lax.stop_gradient(prediction.routing_weights),
+        )
+        total += objective.load_balancing * routing.load_balancing_loss(
+            routing.gate_probabilities(prediction.gate_logits), counted
+        )
+    if objective.z_loss > 0:
+        total += objective.z_loss * routing.router_z_loss(prediction.gate_logits)
+    return total
+
+
+def soft_calibration_error(
+    prediction: Prediction, labels: Int[Array, " batch"]
+) -> Float[Array, ""]:
+    """FGR's calibration loss: the soft-binned top-label error of the aggregate."""
+    log_probs = mixture.mix_log_probs(prediction.expert_log_probs, prediction.routing_weights)
+    confidence, correct = calibration.top_label(jnp.exp(log_probs), labels)
+    return calibration.soft_binned_calibration_error(confidence, correct)
+
+
+def filter_some(
+    inputs: Shaped[Array, "batch ..."], key: jax.Array, share: float
+) -> Shaped[Array, "batch ..."]:
+    """FGR's filter on the first images of a batch (it is in random order); features stay."""
+    if inputs.ndim != 4:
+        return inputs
+    count = max(1, int(share * len(inputs)))
+    quality = jax.random.choice(key, jnp.array(_FILTER_QUALITIES), (count,))
+    images = as_float(inputs)
+    return images.at[:count].set(reweighting.dct_filter(images[:count], quality))
