@@ -31,7 +31,7 @@ def _impulse_noise(images: _Images, severity: int, random: _Random) -> _Images:
 
 
 def _blur(images: _Images, severity: int, _: _Random) -> _Images:
-    sigma = (0.02, 0.03, 0.045, 0.065, 0.09)[severity - 1] * images.shape[1]
+    sigma = (0.04, 0.055, 0.07, 0.09, 0.12)[severity - 1] * images.shape[1]
     return ndimage.gaussian_filter(images, (0, sigma, sigma), mode="nearest")
 
 

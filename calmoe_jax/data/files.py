@@ -39,8 +39,10 @@ def read_idx(path: Path) -> np.ndarray:
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_TYPES:
         raise CorruptDataError(f"{path} is no idx file of bytes: it begins with {raw[:4].hex()}.")
     header = 4 + 4 * raw[3]
+    if len(raw) < header:
+        raise CorruptDataError(f"{path} must hold a header of {header} bytes, got {len(raw)}.")
     shape = tuple(np.frombuffer(raw[4:header], ">u4").tolist())
-    if len(shape) != raw[3] or len(raw) - header != int(np.prod(shape)):
+    if len(raw) - header != int(np.prod(shape)):
         raise CorruptDataError(
             f"{path} must hold {' x '.join(map(str, shape))} bytes, got {len(raw) - header}."
         )
@@ -50,7 +52,7 @@ def read_idx(path: Path) -> np.ndarray:
 def read_npz(path: Path, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
     """The named arrays of an npz file, without unpickling anything."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             missing = sorted(set(names) - set(arrays.files))
             if missing:
                 raise CorruptDataError(f"{path} lacks the array {missing[0]!r}.")

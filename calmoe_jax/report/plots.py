@@ -173,9 +173,9 @@ def draw_reliability(results: Results) -> Figure | None:
     for row, (kind, title) in zip(axes, kinds, strict=True):
         for ax, method in zip(row, methods, strict=True):
             _reliability(ax, results, method, kind)
-            if row is axes[0]:
-                ax.set_title(title_of(results, method))
         row[0].set_ylabel(f"{title}\naccuracy")
+    for ax, method in zip(axes[0], methods, strict=True):
+        ax.set_title(title_of(results, method))
     for ax in axes[-1]:
         ax.set_xlabel("confidence")
     _legend_below(figure, axes[0][0])

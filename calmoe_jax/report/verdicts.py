@@ -5,6 +5,9 @@ from typing import Any, Literal, NamedTuple
 from calmoe_jax.comparison import REFERENCE, SHIFT_MEAN
 from calmoe_jax.report.summary import Results, comparison, split_names, spread
 
+# Calibration errors that a person would call a small change, and a large error.
+_SMALL, _LARGE = 0.01, 0.05
+
 Tone = Literal["reference", "better", "worse", "mixed", "same"]
 
 
@@ -86,9 +89,11 @@ def _own_headline(results: Results, method: str) -> str:
     outside = spread(results, method, "none", split_names(results, "shift"), "ece")
     assert inside is not None
     assert outside is not None
-    if outside.mean > 1.5 * inside.mean + 0.01:
-        return "The reference. Its confidence stops being true under shift"
-    return "The reference. Its confidence stays about as true under shift"
+    if outside.mean <= inside.mean + _SMALL:
+        return "The reference. Its confidence stays about as true under shift"
+    if outside.mean <= _LARGE:
+        return "The reference. Its confidence grows somewhat less true under shift"
+    return "The reference. Its confidence stops being true under shift"
 
 
 def _own(results: Results, method: str) -> str:
