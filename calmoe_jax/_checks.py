@@ -32,7 +32,7 @@ def check_at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {name}={value}.")
 
 
-def check_range(name: str, value: Any, low: float, high: float) -> None:
+def check_range(name: str, value: Any, low: float | int, high: float | int) -> None:
     """Raises `ValueError` unless a plain number lies in `[low, high]`."""
     if is_concrete_number(value) and not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {name}={value}.")

@@ -113,8 +113,14 @@ def _fit(
 
 
 def _usable(fit: calibration.TemperatureFit) -> Float[Array, "*batch"]:
-    """Temperatures that converged; 1 (as it is) where no finite one is optimal."""
-    return jnp.where(fit.converged, fit.temperature, 1.0)
+    """Temperatures to apply where not all have a finite optimum.
+
+    Towards infinity (confidence is never justified) the bound of the search, which says next to
+    nothing, as it should; 1 (as it is) where all held-out examples are right, which does not show
+    that confidence should be boundless, or where there was nothing to fit.
+    """
+    flat = fit.at_bound & (fit.temperature > 1)
+    return jnp.where(fit.converged | flat, fit.temperature, 1.0)
 
 
 @jax.jit
@@ -187,8 +193,8 @@ def evaluate(
 
     Yields:
         For each method: its evaluations (calibrator by calibrator, split by split), and one line
-        for each fitted calibrator and seed. Where no finite temperature is optimal the
-        predictions stay as they are, and the line says `converged: false`.
+        for each fitted calibrator and seed, with `converged: false` where no finite temperature
+        is optimal (see `_usable`).
     """
     raw = {split.name: predict(trained, split.inputs) for split in task.splits[1:]}
     single = trained.network.num_experts == 1
@@ -266,7 +272,7 @@ def _evaluate_one(
     return Evaluation(method, calibrator, split, records, bins, per_example)
 
 
-def _finite(name: str, value: np.ndarray) -> float | None:
+def _finite(name: str, value: np.floating) -> float | None:
     """A number, or `None` for an infinite log loss; NaN is an error, since nothing makes it."""
     if np.isnan(value):
         raise FloatingPointError(f"{name} is NaN: a prediction that was scored is NaN.")

@@ -22,11 +22,12 @@ def problem(kind="spread", size=80):
         "near zero": lambda: rng.rand(size) ** 8,
         "near one": lambda: 1 - rng.rand(size) ** 8,
         "confident": lambda: np.full(size, 0.9),
+        "at the walls": lambda: rng.randint(2, size=size),
     }[kind]()
-    return confidence.astype(np.float32), rng.rand(size) < confidence**2
+    return confidence.astype(np.float32), rng.rand(size) < 0.2 + 0.6 * confidence**2
 
 
-KINDS = ("spread", "few levels", "near zero", "near one", "confident")
+KINDS = ("spread", "few levels", "near zero", "near one", "confident", "at the walls")
 
 
 def assert_same(found, expected, atol=1e-6):
@@ -41,9 +42,22 @@ def test_smooth_error_is_a_fixed_point_of_direct_summation(kind):
     direct = references.smooth_error(
         confidence.astype(np.float64), outcome.astype(float), float(found.bandwidth)
     )
-    np.testing.assert_allclose(found.value, direct, atol=2e-4)
+    np.testing.assert_allclose(found.value, direct, atol=1e-6)
     np.testing.assert_allclose(found.value, found.bandwidth, atol=2e-6)
     assert found.value > 0.01
+
+
+def test_smooth_error_of_a_calibrated_sample_is_small():
+    rng = np.random.RandomState(0)
+    confidence = rng.rand(2000).astype(np.float32)
+    outcome = rng.rand(2000) < confidence
+    found = smooth(jnp.asarray(confidence), jnp.asarray(outcome))
+    direct = references.smooth_error(
+        confidence.astype(np.float64), outcome.astype(float), float(found.bandwidth)
+    )
+    np.testing.assert_allclose(found.value, direct, atol=1e-5)
+    assert found.value < 0.05
+    assert smooth(jnp.asarray(confidence**2), jnp.asarray(outcome)).value > 0.1
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
@@ -89,7 +103,7 @@ def test_smooth_nothing_counts():
 
 
 def test_smooth_transforms_and_orders_agree():
-    confidence, outcome = map(jnp.asarray, problem())
+    confidence, outcome = map(jnp.asarray, problem("few levels"))
     expected = smooth(confidence, outcome)
     assert_same(cm.smooth_calibration_error(confidence, outcome), expected)
     order = np.random.RandomState(0).permutation(80)
@@ -184,7 +198,8 @@ def test_soft_binned_masks_leave_out():
     expected, slope = value_and_grad(confidence[where], outcome[where])
     for filler in (0.3, jnp.nan, jnp.inf):
         filled = jnp.where(where, confidence, filler)
-        value, gradient = value_and_grad(filled, outcome, where=where)
+        outcomes = jnp.where(where, outcome.astype(jnp.float32), filler)
+        value, gradient = value_and_grad(filled, outcomes, where=where)
         np.testing.assert_allclose(value, expected, rtol=1e-5)
         np.testing.assert_allclose(gradient[where], slope, rtol=1e-4, atol=1e-7)
         assert (gradient[~where] == 0).all(), filler

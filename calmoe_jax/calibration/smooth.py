@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_positive
 from calmoe_jax._numerics import at_least_float32, example_weights, safe_divide
@@ -77,7 +77,7 @@ def smooth_calibration_error(
         return jnp.sum(jnp.abs(jax.scipy.fft.idct(smoothed)))
 
     def halve(
-        _: int, bracket: tuple[Float[Array, ""], Float[Array, ""]]
+        _: Int[Array, ""], bracket: tuple[Float[Array, ""], Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         low, high = bracket
         middle = (low + high) / 2

@@ -1,7 +1,7 @@
 """Classifiers: a backbone with a routed mixture of expert heads, or with one head."""
 
 import itertools
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class Prediction(NamedTuple):
     routing_weights: Float[Array, "tokens experts"]
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """What a classifier needs of a backbone."""
 

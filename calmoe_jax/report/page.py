@@ -230,7 +230,7 @@ def _temperature_table(run: Results) -> str:
         )
         flags = fit["converged"] if isinstance(fit["converged"], list) else [fit["converged"]]
         text = ", ".join(
-            f"{t:.3f}" if ok else "1 (no finite optimum)"
+            f"{t:.3g}" + ("" if ok else " (no finite optimum)")
             for t, ok in zip(values, flags, strict=True)
         )
         label = f"{title_of(run, fit['method'])}, {fit['calibrator'].replace('_', ' ')}"
@@ -267,7 +267,8 @@ def _figure(name: str, content: bytes) -> str:
     data = base64.b64encode(content).decode()
     caption = html.escape(_CAPTIONS[name])
     return (
-        f"<figure><div class='scroll'><img alt='{caption}' src='data:image/png;base64,{data}'></div>"
+        f"<figure><div class='scroll'><img alt='{caption}' "
+        f"src='data:image/png;base64,{data}'></div>"
         f"<figcaption>{caption}</figcaption></figure>"
     )
 

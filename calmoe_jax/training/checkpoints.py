@@ -2,8 +2,10 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -38,25 +40,24 @@ class Checkpoints:
         """Writes a checkpoint, and forgets all but the two latest; returns its folder."""
         with self._manager() as manager:
             if epochs_seen not in manager.all_steps():
-                manager.save(epochs_seen, args=ocp.args.StandardSave(_named_leaves(state)))
+                leaves = {name: np.asarray(leaf) for name, leaf in _named_leaves(state)}
+                manager.save(epochs_seen, args=ocp.args.StandardSave(leaves))
         return self.folder / str(epochs_seen)
 
     def restore(self, epochs_seen: int, like: TrainState) -> TrainState:
-        """Reads a checkpoint into the structure of `like`, bit by bit what was saved."""
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _named_leaves(like))
+        """Reads a checkpoint into the structure of `like`, bit by bit what was saved.
+
+        Only shapes and dtypes of `like` are used: `jax.ShapeDtypeStruct` leaves will do.
+        """
+        named = _named_leaves(like)
+        target = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in named}
         with self._manager() as manager:
             leaves = manager.restore(epochs_seen, args=ocp.args.StandardRestore(target))
-        paths = [name for name, _ in _with_names(like)]
-        return jax.tree.unflatten(
-            jax.tree.structure(like), [jax.numpy.asarray(leaves[name]) for name in paths]
-        )
+        ordered = [jnp.asarray(leaves[name]) for name, _ in named]
+        return jax.tree.unflatten(jax.tree.structure(like), ordered)
 
 
-def _with_names(state: TrainState) -> list[tuple[str, jax.Array]]:
+def _named_leaves(state: TrainState) -> list[tuple[str, Any]]:
     """Leaves with their paths as names, which read the same whatever holds them."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), x) for path, x in leaves]
-
-
-def _named_leaves(state: TrainState) -> dict[str, np.ndarray]:
-    return {name: np.asarray(x) for name, x in _with_names(state)}

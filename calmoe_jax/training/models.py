@@ -103,7 +103,8 @@ def as_float(inputs: Shaped[Array, "tokens ..."]) -> Float[Array, "tokens ..."]:
     return inputs.astype(jnp.float32) / 255 if inputs.dtype == jnp.uint8 else inputs
 
 
-def _filled(template: nnx.State, values: PyTree) -> nnx.State:
+def _filled(template: PyTree, values: PyTree) -> PyTree:
+    """A copy of an NNX state, with the values of a nested dictionary."""
     state = jax.tree.map(lambda leaf: leaf, template)
     nnx.replace_by_pure_dict(state, values)
     return state

@@ -128,7 +128,7 @@ def make_epoch(
             )
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            finite = jnp.isfinite(log.loss) & jnp.isfinite(optax.global_norm(params))
+            finite = jnp.isfinite(log.loss) & jnp.isfinite(optax.tree.norm(params))
             return TrainState(params, statistics, opt_state), (log, finite)
 
         numbers = jnp.arange(steps, dtype=jnp.int32)
