@@ -1,0 +1,168 @@
+"""The command line: exit codes, messages, and a real run that survives Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from small import small_task
+
+from calmoe_jax import cli, experiment, training
+
+SMALL = ("--epochs", "2", "--batch-size", "16", "--width", "8", "--experts", "3", "--seeds", "2")
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CALMOE_DATA_DIR", raising=False)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def call(*arguments):
+        try:
+            code = cli.main(arguments)
+        except SystemExit as stop:  # the parser's own errors
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "portla"), "got task='portla'. Did you mean portal?"),
+        (("run", "--methods", "robst"), "got 'robst'. Did you mean robust?"),
+        (("run", "--seeds", "0"), "seeds must be at least 1, got seeds=0"),
+        (("run", "--eta", "0"), "eta must be positive and finite, got eta=0.0"),
+        (("run", "--routing", "top_k", "--k", "9"), "k must be in [1, experts=4], got k=9"),
+        (("run", "--epoch", "3"), "--epochs"),
+        (("run", "--routing", "soft"), "dense"),
+        (("run", "digits16"), "mnist/train-images-idx3-ubyte.gz is needed"),
+        (("run", "fashion_c", "--data-dir", "nowhere"), "data_dir must be a folder"),
+        (("run", "portal", "--backbone", "resnet18"), "backbone must be mlp"),
+        (("report",), "folders must name at least one run"),
+        (("report", "nowhere"), "there is no nowhere/results.json"),
+        (("fly",), "run, report, tasks, doctor"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_writes_nothing(run, arguments, message, tmp_path):
+    code, out, err = run(*arguments)
+    assert code == 2
+    plain = " ".join((out + err).replace("│", " ").split())
+    assert message in plain
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tasks_say_what_is_here(run, tmp_path, monkeypatch):
+    code, out, _ = run("tasks")
+    assert code == 0
+    for name in ("portal", "digits", "digits16", "fashion_c"):
+        assert f"\n{name}: " in "\n" + out
+    assert "1990-1993" in out
+    assert "blur_1..5" in out
+    assert out.count("here: comes with the package") == 2
+    assert "usps/usps.npz" in out
+    monkeypatch.setenv("CALMOE_DATA_DIR", str(tmp_path))
+    assert f"missing in {tmp_path}" in run("tasks")[1]
+
+
+def test_doctor(run):
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "jax 0." in out
+    assert "implementation xla: runs here" in out
+    assert "implementation triton: does not: JAX's default backend is cpu, not gpu" in out
+    assert "implementation pallas_tpu: does not:" in out
+
+
+def test_run_and_report(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(experiment, "load_task", lambda name, data_dir: small_task())
+    code, out, _ = run("run", "--methods", "vanilla", "robust", *SMALL)
+    assert code == 0
+    assert "Vanilla MoE: The reference." in out
+    assert "Robust MoE: " in out
+    assert "Report: runs/portal/report.html" in out
+    results = json.loads((tmp_path / "runs" / "portal" / "results.json").read_text())
+    assert results["config"]["train"]["epochs"] == 2
+    assert results["config"]["methods"] == ["vanilla", "robust"]
+    (tmp_path / "runs" / "portal" / "report.html").unlink()
+    code, out, _ = run("report", "runs/portal")
+    assert (code, out) == (0, "runs/portal/report.html\n")
+    code, out, _ = run("report", "runs/portal", "runs/portal", "--out", "both")
+    assert (code, out) == (0, "both/report.html\n")
+    code, _, err = run("run", "--methods", "vanilla", *SMALL)
+    assert code == 2
+    assert "another configuration" in err
+
+
+def test_a_run_that_breaks_down_ends_with_1(run, monkeypatch):
+    task = small_task()
+    task.train.inputs[3] = 3e38
+    monkeypatch.setattr(experiment, "load_task", lambda name, data_dir: task)
+    code, _, err = run("run", "--methods", "vanilla", *SMALL)
+    assert code == 1
+    assert "method vanilla, seed 42: the loss or a parameter is not finite at step" in err
+
+
+def test_a_full_disk_ends_with_1(run, monkeypatch):
+    monkeypatch.setattr(experiment, "load_task", lambda name, data_dir: small_task())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training.log.MetricsLog, "write", full)
+    code, _, err = run("run", "--methods", "vanilla", *SMALL)
+    assert code == 1
+    assert "No space left on device" in err
+
+
+def test_a_bug_keeps_its_traceback(run, monkeypatch):
+    def broken(*_, **__):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(experiment, "load_task", broken)
+    with pytest.raises(KeyError):
+        run("run")
+
+
+def calmoe(*arguments, **kwargs):
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "-m", "calmoe_jax.cli", *arguments]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_end(tmp_path, number):
+    options = ("--methods", "vanilla", "--seeds", "2", "--epochs", "40", "--checkpoint-every", "15")
+    whole = calmoe("run", *options, "--out", str(tmp_path / "whole"))
+    assert whole.wait(timeout=300) == 0, whole.stderr.read()
+    whole.communicate()
+    log = tmp_path / "cut" / "metrics.jsonl"
+    cut = calmoe("run", *options, "--out", str(tmp_path / "cut"))
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (log.exists() and len(log.read_text()) > 3000):
+        time.sleep(0.02)
+    cut.send_signal(number)
+    _, err = cut.communicate(timeout=60)
+    assert cut.returncode == 130, err
+    assert "The same command goes on from here" in err
+    assert not (tmp_path / "cut" / "results.json").exists()
+    resumed = calmoe("run", *options, "--out", str(tmp_path / "cut"))
+    resumed.communicate(timeout=300)
+    assert resumed.returncode == 0
+    for name in ("results.json", "metrics.jsonl"):
+        whole_bytes = (tmp_path / "whole" / name).read_bytes()
+        assert whole_bytes == (tmp_path / "cut" / name).read_bytes(), name
