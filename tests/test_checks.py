@@ -42,3 +42,14 @@ def test_what_passes():
     checks.check_range("s", 4, 1, 4)
     checks.check_choice("r", "b", ("a", "b"))
     checks.check_same_size("w", jnp.zeros((3, 2)), 1, 2, "experts")
+
+
+def test_shapes_are_checked_in_tests():
+    import jaxtyping
+
+    import calmoe_jax as cm
+
+    with pytest.raises(jaxtyping.TypeCheckError):
+        cm.mix(jnp.ones((2, 3, 4)), jnp.ones((2, 5)))
+    with pytest.raises(ValueError, match="rank_promotion"):
+        jnp.ones((2, 3)) + jnp.ones(3)

@@ -1,0 +1,75 @@
+"""What the benchmarks share: interleaved timing, machine facts, one line of figures."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from calmoe_jax.experiment import describe_environment
+
+
+class Figure(NamedTuple):
+    """A measured figure and the bound it must keep.
+
+    Attributes:
+        name: what was measured.
+        value: the figure.
+        bound: the largest value allowed, if there is one.
+        unit: `s`, `GB`, or empty for a ratio.
+    """
+
+    name: str
+    value: float
+    bound: float | None = None
+    unit: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure is within its bound."""
+        return self.bound is None or self.value <= self.bound
+
+
+def time_interleaved(
+    variants: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1
+) -> dict[str, float]:
+    """Median seconds of each variant, measured in turn so that a slow minute hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for round_number in range(warmup + rounds):
+        for name, call in variants.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if round_number >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def report(name: str, figures: list[Figure], out: Path | None, *, check: bool) -> int:
+    """Prints the figures, writes them as JSON, and returns the exit code.
+
+    The code is 1 with `check` where a figure exceeds its bound; the last line then says all.
+    """
+    for figure in figures:
+        bound = "" if figure.bound is None else f"   at most {figure.bound:g}"
+        print(f"{figure.name:<52} {figure.value:10.3f} {figure.unit:<3}{bound}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "benchmark": name,
+            "environment": describe_environment(),
+            "processor": platform.processor() or platform.machine(),
+            "load": os.getloadavg(),
+            "figures": [figure._asdict() for figure in figures],
+        }
+        out.write_text(json.dumps(content, indent=1) + "\n")
+    if check:
+        failed = [figure.name for figure in figures if not figure.holds]
+        line = ", ".join(f"{figure.name} {figure.value:.3g}{figure.unit}" for figure in figures)
+        print(f"{'FAILED ' + ', '.join(failed) if failed else 'ok'}: {line}")
+        return 1 if failed else 0
+    return 0
