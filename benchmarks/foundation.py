@@ -5,7 +5,7 @@
 * run: `calmoe run` without arguments in a process of its own, report included.
 * seeds: the compiled epoch of five seeds against that of one, `portal`, vanilla.
 * steps: one training step of each objective against one of ERM; ResNet-18 with 3 stages, 128
-  images of 32x32x3, the warm-up over. Medians of interleaved calls in one process.
+  images of 32x32x3. Medians of interleaved calls in one process.
 * import: what `import calmoe_jax` adds to `import jax`, median of five processes.
 """
 
@@ -76,7 +76,6 @@ def measure_seeds() -> list[Figure]:
         _OBJECTIVE,
         optimizer,
         batch_size=128,
-        warmup_epochs=0,
     )
 
     def init(seed: jax.Array) -> TrainState:
@@ -112,7 +111,7 @@ def measure_steps() -> list[Figure]:
         recipe = training.METHODS[method].recipe
         config = training.ModelConfig(backbone="resnet18", stages=3)
         network = build_network(config, single=False, input_shape=(32, 32, 3), num_classes=10)
-        epoch = make_epoch(network, recipe, _OBJECTIVE, optimizer, batch_size=128, warmup_epochs=0)
+        epoch = make_epoch(network, recipe, _OBJECTIVE, optimizer, batch_size=128)
         params, statistics = jax.jit(network.init)(jax.random.key(0))
         state = TrainState(params, statistics, optimizer.init(params))
         # an epoch of one batch is one step

@@ -115,7 +115,7 @@ def _cluster_numbers(split: Split) -> np.ndarray:
 def _cluster_sums(per_example: dict[str, np.ndarray], clusters: np.ndarray) -> np.ndarray:
     """Sums over each cluster, `[seeds, clusters, 5 + bins]`: all that the metrics need."""
     num_clusters = int(clusters.max()) + 1
-    edges = np.linspace(0, 1, _NUM_BINS + 1)[1:-1]
+    edges = (np.arange(1, _NUM_BINS) / _NUM_BINS).astype(np.float32)
     result = []
     for i in range(len(per_example["correct"])):
         correct, nll, brier, confidence = (

@@ -1,6 +1,8 @@
 """Runs from configuration to report: the same twice, resumed, or refused with a reason."""
 
 import json
+import os
+from pathlib import Path
 
 import jax
 import pytest
@@ -138,6 +140,21 @@ def test_unusable_folders(tmp_path):
     (tmp_path / "broken" / "config.json").write_text("{")
     with pytest.raises(experiment.RunFolderError, match="cannot be used"):
         experiment.run_experiment(CONFIG, tmp_path / "broken")
+
+
+def test_a_read_only_folder(tmp_path, monkeypatch):
+    """Root may write anywhere, so that the refusal is played back for it."""
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+    if os.access(folder, os.W_OK):
+
+        def refuse(*_, **__):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(experiment.RunFolderError, match=r"cannot be used: .*Permission denied"):
+        experiment.run_experiment(CONFIG, folder / "run")
+    assert list(folder.iterdir()) == []
 
 
 def test_a_model_that_does_not_fit_writes_nothing(tmp_path):

@@ -126,3 +126,11 @@ def test_trees_must_match():
         cm.rectify_gradient({"w": jnp.ones(3)}, {"w": jnp.ones(4)})
     with pytest.raises(ValueError, match=r"got \(1, 3\) where main has \(3,\)"):
         cm.rectify_gradient({"w": jnp.ones(3)}, {"w": jnp.ones((1, 3))})
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e19, 1e30])
+def test_the_calibration_gradient_may_have_any_scale(scale):
+    result = cm.rectify_gradient(
+        {"w": jnp.array([1.0, -1.0])}, {"w": jnp.array([0.0, scale], jnp.float32)}
+    )
+    np.testing.assert_allclose(result["w"], [1.0, 0.0], atol=1e-6)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_at_least
@@ -61,7 +62,8 @@ def reliability_bins(
     counted = weight != 0
     residual = jnp.where(counted, confidence - outcome.astype(dtype), 0) * weight
     level = jnp.where(counted, confidence, 0)
-    edges = jnp.linspace(0, 1, num_bins + 1, dtype=dtype)[1:-1]
+    # each quotient rounded once: linspace is an ulp off at some edges
+    edges = jnp.asarray(np.arange(1, num_bins) / num_bins, dtype)
     bins = jnp.searchsorted(edges, level, side="right")
     poison = jnp.where(jnp.isnan(level).any(), jnp.nan, 0).astype(dtype)
 

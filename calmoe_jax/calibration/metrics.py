@@ -71,14 +71,16 @@ def accuracy(
         from_logits: whether `probs` holds logits or log probabilities.
 
     Returns:
-        The accuracy, in [0, 1]; ties go to the lower class; NaN where nothing counts.
+        The accuracy, in [0, 1]; ties go to the lower class; NaN where nothing counts, or a row
+        that counts holds a NaN.
 
     Example:
         >>> accuracy(jnp.array([[0.3, 0.7], [0.6, 0.4]]), jnp.array([1, 1]))
         Array(0.5, dtype=float32)
     """
     confidence, correct = top_label(probs, labels, from_logits=from_logits)
-    return _mean(correct.astype(confidence.dtype), weights, where)
+    right = jnp.where(jnp.isnan(confidence), jnp.nan, correct.astype(confidence.dtype))
+    return _mean(right, weights, where)
 
 
 def negative_log_likelihood(

@@ -51,9 +51,9 @@ def smooth_calibration_error(
         where: examples that count; all by default.
 
     Returns:
-        Error and bandwidth; the bandwidth is never below half a grid cell. NaN where nothing
-        counts. It is never debiased: a perfectly calibrated forecast of n examples has about
-        `n^(-1/3)` times a constant, not 0.
+        Error and bandwidth; the bandwidth is never below half a grid cell. The error is NaN where
+        nothing counts. It is never debiased: a perfectly calibrated forecast of n examples has
+        about `n^(-1/3)` times a constant, not 0.
 
     Example:
         >>> p = jnp.full(100, 0.75)
@@ -141,6 +141,8 @@ def soft_binned_calibration_error(
     check_at_least("num_bins", num_bins, 1)
     check_positive("bin_temperature", bin_temperature)
     confidence = at_least_float32(confidence)
+    if where is not None:
+        confidence = jnp.where(where, confidence, 0)
     centres = (jnp.arange(num_bins, dtype=confidence.dtype) + 0.5) / num_bins
     membership = jax.nn.softmax(
         -jnp.square(confidence[:, None] - centres[None, :]) / bin_temperature, axis=-1
@@ -153,7 +155,7 @@ def soft_binned_calibration_error(
     sums = jnp.stack([jnp.sum(membership, axis=0), jnp.sum(membership * residual[:, None], axis=0)])
     share, residuals = safe_divide(sums, jnp.broadcast_to(total, sums.shape))
     # far bins hold next to nothing: dividing by it would overflow the gradient
-    held = share > _LEAST_SHARE
+    held = ~(share <= _LEAST_SHARE)  # so that NaN is held
     square = jnp.sum(jnp.square(jnp.where(held, residuals, 0)) / jnp.where(held, share, 1))
     zero = square == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))

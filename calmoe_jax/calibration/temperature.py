@@ -21,8 +21,9 @@ class TemperatureFit(NamedTuple):
         residual: `|dNLL / dlog T|` at the solution, in nats: 0 at the optimum.
         converged: whether a further Newton step would move log T by less than eps^(2/3) (2e-5 in
             float32), and T is not at a bound.
-        at_bound: whether the optimum lies at no finite T: every example right (T towards 0) or
-            confidence never justified (T towards infinity). T is then the bound of the search.
+        at_bound: whether the optimum lies at no T that is searched: every example right (T
+            towards 0), confidence never justified (T towards infinity), or an optimum further
+            than exp(10) from the logits' own scale. T is then the bound of the search.
         num_steps: Newton or bisection steps taken.
     """
 

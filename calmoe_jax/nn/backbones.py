@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from calmoe_jax._checks import check_at_least, check_range
+from calmoe_jax.nn.convolution import loop_friendly_conv
 
 _HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
@@ -153,9 +155,39 @@ def _conv(
         padding=size // 2,
         use_bias=False,
         kernel_init=_HE_NORMAL,
+        conv_general_dilated=_convolve,
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def _convolve(
+    x: Float[Array, "tokens height width channels"],
+    kernel: Float[Array, "rows columns channels channels2"],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **settings: Any,
+) -> Float[Array, "tokens height2 width2 channels2"]:
+    """The convolution of `nnx.Conv`: XLA's own, but on CPUs one whose gradients are fast in loops.
+
+    Strides and padding are alike in both directions here; which one runs is decided when the
+    program is compiled for a platform, not by the machine that traces it.
+    """
+
+    def own(
+        x: Float[Array, "tokens height width channels"],
+        kernel: Float[Array, "rows columns channels channels2"],
+    ) -> Float[Array, "tokens height2 width2 channels2"]:
+        return loop_friendly_conv(x, kernel, strides[0], padding[0][0])
+
+    def xla(
+        x: Float[Array, "tokens height width channels"],
+        kernel: Float[Array, "rows columns channels channels2"],
+    ) -> Float[Array, "tokens height2 width2 channels2"]:
+        result: jax.Array = jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
+        return result
+
+    return jax.lax.platform_dependent(x, kernel, cpu=own, default=xla)
 
 
 def _norm(channels: int, dtype: jnp.dtype | type, rngs: nnx.Rngs) -> nnx.BatchNorm:

@@ -12,6 +12,10 @@ def _inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
     return jax.tree.reduce(jnp.add, products, jnp.float32(0))
 
 
+def _largest(x: Float[Array, "..."]) -> Float[Array, ""]:
+    return jnp.max(jnp.abs(at_least_float32(x)), initial=0)
+
+
 def rectify_gradient(main: PyTree, calibration: PyTree) -> PyTree:
     """Removes from a gradient the part that opposes the calibration gradient.
 
@@ -24,7 +28,7 @@ def rectify_gradient(main: PyTree, calibration: PyTree) -> PyTree:
 
     Returns:
         The rectified gradient, with the dtypes of `main`. A zero calibration gradient changes
-        nothing. NaN or infinity in either tree gives NaN.
+        nothing. NaN or infinity in either tree never gives a result that is all finite.
 
     Raises:
         ValueError: if the trees differ in structure or in a leaf's shape.
@@ -47,6 +51,13 @@ def rectify_gradient(main: PyTree, calibration: PyTree) -> PyTree:
             raise ValueError(
                 f"calibration must have the shapes of main, got {c.shape} where main has {g.shape}."
             )
-    conflict = jnp.minimum(_inner(main, calibration), 0)
-    coefficient = safe_divide(conflict, _inner(calibration, calibration))
-    return jax.tree.map(lambda g, c: (g - coefficient * c).astype(g.dtype), main, calibration)
+    # in units of its largest entry, the calibration gradient's square cannot under- or overflow
+    largest = jax.tree.reduce(
+        jnp.maximum, jax.tree.map(_largest, calibration), jnp.zeros((), jnp.float32)
+    )
+    unit = jax.tree.map(
+        lambda c: at_least_float32(c) / jnp.where(largest == 0, 1, largest), calibration
+    )
+    conflict = jnp.minimum(_inner(main, unit), 0)
+    coefficient = safe_divide(conflict, _inner(unit, unit))
+    return jax.tree.map(lambda g, c: (g - coefficient * c).astype(g.dtype), main, unit)

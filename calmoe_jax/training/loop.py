@@ -1,7 +1,7 @@
 """Trains a recipe: all seeds in one compiled program, epoch after epoch, resumable."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,34 +89,25 @@ def train_recipe(
         NonFiniteLossError: at the first non-finite loss, with method, seed, step and checkpoint.
     """
     train = with_defaults(model, train)
-    num_examples = len(task.train)
-    batch_size = min(train.batch_size, num_examples)
-    network = build_network(
-        model,
-        single=recipe.single,
-        input_shape=task.input_shape,
-        num_classes=len(task.classes),
-    )
-    steps = num_examples // batch_size
-    optimizer = _optimizer(train, steps * train.epochs)
+    steps = len(task.train) // min(train.batch_size, len(task.train))
+    shapes = task.input_shape, len(task.classes), len(task.train)
+    program = _program(recipe, model, train, *shapes)
+    warm_up = _program(recipe.warm_up(), model, train, *shapes)
     numbers = jnp.array(seeds, jnp.int32)
-    init = jax.jit(over_seeds(partial(_init, network, optimizer)))
-    epoch_of_seeds = _epoch_of_seeds(
-        network, recipe, _objective(train), optimizer, batch_size, train
-    )
     inputs, labels = jnp.asarray(task.train.inputs), jnp.asarray(task.train.labels)
 
     first = checkpoints.latest() or 0
     if first:
-        state = checkpoints.restore(first, jax.eval_shape(init, numbers))
+        state = checkpoints.restore(first, jax.eval_shape(program.init, numbers))
     else:
-        state = init(numbers)
+        state = program.init(numbers)
     log.forget_after(recipe.name, first)
     epochs_done, saved = first, first
     importance = log.last_importance(recipe.name, seeds) if first == train.epochs else None
     try:
         for epoch in range(first, train.epochs):
-            new_state, epoch_log = epoch_of_seeds(state, numbers, jnp.int32(epoch), inputs, labels)
+            one_epoch = (warm_up if epoch < (train.warmup_epochs or 0) else program).epoch
+            new_state, epoch_log = one_epoch(state, numbers, jnp.int32(epoch), inputs, labels)
             epoch_log = jax.tree.map(np.asarray, epoch_log)
             _check_finite(recipe, seeds, epoch, steps, epoch_log, checkpoints.folder, saved)
             log.write(_lines(recipe, seeds, epoch, steps, epoch_log))
@@ -129,7 +120,7 @@ def train_recipe(
         if epochs_done > saved:
             checkpoints.save(epochs_done, state)
         raise
-    return TrainedSeeds(network, state, np.asarray(importance))
+    return TrainedSeeds(program.network, state, np.asarray(importance))
 
 
 def _optimizer(train: TrainConfig, num_steps: int) -> optax.GradientTransformation:
@@ -149,23 +140,36 @@ def _init(network: Network, optimizer: optax.GradientTransformation, seed: jax.A
     return TrainState(params, statistics, optimizer.init(params))
 
 
-def _epoch_of_seeds(
-    network: Network,
+class _Program(NamedTuple):
+    """What is compiled for a recipe.
+
+    Attributes:
+        network: the classifier.
+        init: seeds to their initial states.
+        epoch: `(states, seeds, epoch, inputs, labels)` to new states and logs.
+    """
+
+    network: Network
+    init: Callable[..., TrainState]
+    epoch: Callable[..., tuple[TrainState, EpochLog]]
+
+
+@lru_cache(maxsize=16)
+def _program(
     recipe: Recipe,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    batch_size: int,
+    model: ModelConfig,
     train: TrainConfig,
-) -> Callable[..., tuple[TrainState, EpochLog]]:
-    """The compiled program: one epoch of every seed."""
-    one_seed = make_epoch(
-        network,
-        recipe,
-        objective,
-        optimizer,
-        batch_size=batch_size,
-        warmup_epochs=train.warmup_epochs or 0,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    num_examples: int,
+) -> _Program:
+    """Builds a recipe's programs, once: the warm-up of most recipes is the whole of vanilla."""
+    network = build_network(
+        model, single=recipe.single, input_shape=input_shape, num_classes=num_classes
     )
+    batch_size = min(train.batch_size, num_examples)
+    optimizer = _optimizer(train, num_examples // batch_size * train.epochs)
+    one_seed = make_epoch(network, recipe, _objective(train), optimizer, batch_size=batch_size)
 
     @jax.jit
     def epoch_of_seeds(
@@ -177,7 +181,8 @@ def _epoch_of_seeds(
     ) -> tuple[TrainState, EpochLog]:
         return over_seeds(lambda s, seed: one_seed(s, seed, epoch, inputs, labels))(state, seeds)
 
-    return epoch_of_seeds
+    init = jax.jit(over_seeds(partial(_init, network, optimizer)))
+    return _Program(network, init, epoch_of_seeds)
 
 
 def _check_finite(

@@ -11,9 +11,9 @@ class Recipe(NamedTuple):
     Attributes:
         name: also the name of its checkpoints.
         single: one classifier instead of a mixture.
-        objective: of the losses of a batch, after the warm-up.
+        objective: of the losses of a batch.
         detach: whether the adversary's weights are constants for the gradient.
-        rectified: whether FGR's filter and gradient rectification are on after the warm-up.
+        rectified: whether FGR's filter and gradient rectification are on.
     """
 
     name: str
@@ -21,6 +21,10 @@ class Recipe(NamedTuple):
     objective: Literal["erm", "robust", "robust_filtered"] = "erm"
     detach: bool = True
     rectified: bool = False
+
+    def warm_up(self) -> "Recipe":
+        """The recipe of the epochs before the objective: mean log loss, the same for all."""
+        return Recipe("single", single=True) if self.single else Recipe("vanilla")
 
 
 class Method(NamedTuple):

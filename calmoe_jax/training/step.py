@@ -89,7 +89,6 @@ def make_epoch(
     optimizer: optax.GradientTransformation,
     *,
     batch_size: int,
-    warmup_epochs: int,
 ) -> EpochFn:
     """Builds `epoch(state, seed, epoch, inputs, labels) -> (state, log)` for one seed.
 
@@ -103,7 +102,6 @@ def make_epoch(
         objective: hyper-parameters of the losses.
         optimizer: gradient to update.
         batch_size: examples a step, at most the number of examples.
-        warmup_epochs: epochs in which the objective is the mean loss.
     """
 
     def epoch_of_one_seed(
@@ -116,7 +114,6 @@ def make_epoch(
         key = jax.random.fold_in(jax.random.key(seed), epoch)
         steps = len(labels) // batch_size
         order = jax.random.permutation(key, len(labels))[: steps * batch_size]
-        warm = epoch < warmup_epochs
 
         def step(
             state: TrainState, batch: tuple[Int[Array, ""], Int[Array, " batch"]]
@@ -124,7 +121,7 @@ def make_epoch(
             number, rows = batch
             step_key = jax.random.fold_in(key, number)
             gradient, statistics, log = gradient_of_batch(
-                state, warm, step_key, inputs[rows], labels[rows]
+                state, step_key, inputs[rows], labels[rows]
             )
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -145,7 +142,6 @@ def make_epoch(
 
     def gradient_of_batch(
         state: TrainState,
-        warm: Bool[Array, ""],
         key: jax.Array,
         inputs: Shaped[Array, "batch ..."],
         labels: Int[Array, " batch"],
@@ -156,24 +152,19 @@ def make_epoch(
             params: PyTree, inputs: Shaped[Array, "batch ..."]
         ) -> tuple[Float[Array, ""], tuple[PyTree, BatchLog]]:
             prediction, statistics = forward(params, state.statistics, inputs)
-            log = batch_loss(recipe, objective, prediction, labels, warm)
+            log = batch_loss(recipe, objective, prediction, labels)
             return log.loss, (statistics, log)
 
         def calibration_loss(params: PyTree) -> Float[Array, ""]:
             prediction, _ = forward(params, state.statistics, inputs)
             return soft_calibration_error(prediction, labels)
 
-        def plain() -> tuple[PyTree, PyTree, BatchLog]:
-            gradient, (statistics, log) = jax.grad(main, has_aux=True)(state.params, inputs)
-            return gradient, statistics, log
-
-        def rectified() -> tuple[PyTree, PyTree, BatchLog]:
-            seen = filter_some(inputs, key, objective.filter_share)
-            gradient, (statistics, log) = jax.grad(main, has_aux=True)(state.params, seen)
+        seen = filter_some(inputs, key, objective.filter_share) if recipe.rectified else inputs
+        gradient, (statistics, log) = jax.grad(main, has_aux=True)(state.params, seen)
+        if recipe.rectified:
             opposed = jax.grad(calibration_loss)(state.params)
-            return reweighting.rectify_gradient(gradient, opposed), statistics, log
-
-        return jax.lax.cond(warm, plain, rectified) if recipe.rectified else plain()
+            gradient = reweighting.rectify_gradient(gradient, opposed)
+        return gradient, statistics, log
 
     return epoch_of_one_seed
 
@@ -183,9 +174,8 @@ def batch_loss(
     objective: Objective,
     prediction: Prediction,
     labels: Int[Array, " batch"],
-    warm: Bool[Array, ""],
 ) -> BatchLog:
-    """The recipe's loss of a batch (the mean loss while `warm`), and what to log of it."""
+    """The recipe's loss of a batch, and what to log of it."""
     weights = prediction.routing_weights
     losses = mixture.mixture_losses(prediction.expert_log_probs, weights, labels)
     config = mixture.configuration(prediction.expert_log_probs, weights)
@@ -210,8 +200,7 @@ def batch_loss(
             jax.lax.stop_gradient(losses.loss), eta=objective.eta, where=relevant
         )
         tilted = jnp.exp(-jax.nn.logsumexp(2 * log_weights))
-        effective = jnp.where(warm | ~relevant.any(), size, tilted)
-        loss = jnp.where(warm, mean, loss)
+        effective = jnp.where(relevant.any(), tilted, size)
     loss = loss + _gate_losses(objective, prediction)
     predicted = jnp.argmax(config.log_probs, axis=-1)
     return BatchLog(
