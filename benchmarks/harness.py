@@ -37,8 +37,8 @@ class Figure(NamedTuple):
 
 def time_interleaved(
     variants: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1
-) -> dict[str, float]:
-    """Median seconds of each variant, measured in turn so that a slow minute hits all alike."""
+) -> dict[str, list[float]]:
+    """Seconds of each variant in each round, in turn so that a slow minute hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_number in range(warmup + rounds):
         for name, call in variants.items():
@@ -46,7 +46,13 @@ def time_interleaved(
             jax.block_until_ready(call())
             if round_number >= warmup:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def ratio(seconds: Mapping[str, list[float]], name: str, to: str) -> float:
+    """Median over the rounds of one variant's time in units of another's."""
+    pairs = zip(seconds[name], seconds[to], strict=True)
+    return statistics.median(a / b for a, b in pairs)
 
 
 def report(name: str, figures: list[Figure], out: Path | None, *, check: bool) -> int:

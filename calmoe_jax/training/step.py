@@ -162,7 +162,9 @@ def make_epoch(
         seen = filter_some(inputs, key, objective.filter_share) if recipe.rectified else inputs
         gradient, (statistics, log) = jax.grad(main, has_aux=True)(state.params, seen)
         if recipe.rectified:
-            opposed = jax.grad(calibration_loss)(state.params)
+            # one pass after the other: the activations of only one are held at a time
+            params, gradient = jax.lax.optimization_barrier((state.params, gradient))
+            opposed = jax.grad(calibration_loss)(params)
             gradient = reweighting.rectify_gradient(gradient, opposed)
         return gradient, statistics, log
 
