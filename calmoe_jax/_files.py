@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -21,11 +22,19 @@ def write_whole(path: Path, content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
-        os.unlink(name)
+        with contextlib.suppress(FileNotFoundError):  # it may already have its new name
+            os.unlink(name)
         raise
+
+
+def _umask() -> int:
+    """The permissions that this process leaves out of new files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def to_json(value: Any, *, indent: int | None = 1) -> str:

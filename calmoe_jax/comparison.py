@@ -3,7 +3,8 @@
 A replicate draws whole clusters of every split, and seeds, with replacement, the same for all
 methods. Intervals are percentiles of the replicated differences, moved so that their mean is the
 difference that was measured: the bootstrap's own bias (binned calibration errors grow when
-examples repeat) cancels in a pair only in part.
+examples repeat) cancels in a pair only in part. Few seeds understate the noise of training (about
+84 % coverage for 5 seeds where it is all there is), and one seed leaves it out.
 """
 
 from collections.abc import Iterable
@@ -40,7 +41,7 @@ class Comparator:
         self._seed_counts = np.asarray(
             bootstrap_counts(jax.random.fold_in(key, 0), num_seeds, num_replicates=_REPLICATES)
         )
-        self._counts: dict[str, np.ndarray] = {}
+        self._counts: dict[bytes, np.ndarray] = {}
         self._values: dict[tuple[str, str, str], _Replicated] = {}
         self._splits: dict[str, Split] = {}
 
@@ -49,14 +50,22 @@ class Comparator:
         split = evaluation.split
         self._splits[split.name] = split
         clusters = _cluster_numbers(split)
-        if split.name not in self._counts:
+        # splits of the same examples (one corrupted in many ways, say) are drawn together
+        drawn_for = split.clusters.tobytes()
+        if drawn_for not in self._counts:
             key = jax.random.fold_in(self._key, len(self._counts) + 1)
-            self._counts[split.name] = np.asarray(
+            self._counts[drawn_for] = np.asarray(
                 bootstrap_counts(key, int(clusters.max()) + 1, num_replicates=_REPLICATES)
             )
         sums = _cluster_sums(evaluation.per_example, clusters)
+        with np.errstate(invalid="ignore"):  # 0 times an infinite log loss
+            self._add(evaluation, split, sums, drawn_for)
+
+    def _add(
+        self, evaluation: Evaluation, split: Split, sums: np.ndarray, drawn_for: bytes
+    ) -> None:
         measured = _metrics(sums.sum(axis=1)).mean(axis=0)
-        drawn = np.einsum("rg,sgm->srm", self._counts[split.name], sums, optimize=True)
+        drawn = np.einsum("rg,sgm->srm", self._counts[drawn_for], sums, optimize=True)
         weights = self._seed_counts / self._num_seeds
         replicated = np.einsum("rs,srm->rm", weights, _metrics(drawn))
         self._values[evaluation.method, evaluation.calibrator, split.name] = measured, replicated
@@ -91,17 +100,16 @@ class Comparator:
         centred = replicated - replicated.mean(axis=0) + difference
         low, high = np.percentile(centred, [2.5, 97.5], axis=0)
         for i, metric in enumerate(COMPARED):
-            yield {
-                "method": method,
-                "calibrator": calibrator,
-                "split": label,
-                "metric": metric,
+            numbers = {
                 "value": float(ours[0][i]),
                 "reference": float(reference[0][i]),
                 "difference": float(difference[i]),
                 "low": float(low[i]),
                 "high": float(high[i]),
             }
+            if np.isfinite(list(numbers.values())).all():  # an infinite log loss has no interval
+                named = {"method": method, "calibrator": calibrator, "split": label}
+                yield {**named, "metric": metric, **numbers}
 
 
 def _cluster_numbers(split: Split) -> np.ndarray:

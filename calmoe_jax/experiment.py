@@ -22,6 +22,7 @@ from calmoe_jax.comparison import Comparator
 from calmoe_jax.data import Task, load_task
 from calmoe_jax.evaluation import evaluate
 from calmoe_jax.report.page import write_report
+from calmoe_jax.report.summary import read_results
 from calmoe_jax.training import (
     METHODS,
     Checkpoints,
@@ -79,7 +80,7 @@ def run_experiment(
     results_path = out / "results.json"
     if results_path.is_file():
         say(f"{out} is finished; rendering its report anew.")
-        results = json.loads(results_path.read_text())
+        results = read_results(out)
     else:
         results = _train_and_evaluate(config, task, out, environment)
         write_whole(results_path, to_json(results))
@@ -116,7 +117,7 @@ def _claim_folder(
             raise RunFolderError(f"{out} is not empty and holds no run: give another --out.")
         out.mkdir(parents=True, exist_ok=True)
         write_whole(path, to_json({"config": ours, "environment": environment}))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{out} cannot be used: {error}.") from error
 
 

@@ -136,6 +136,8 @@ def calmoe(*arguments, **kwargs):
     return subprocess.Popen(
         command,
         env=environment,
+        # a shell starts background jobs with SIGINT ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -146,7 +148,7 @@ def calmoe(*arguments, **kwargs):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_end(tmp_path, number):
-    options = ("--methods", "vanilla", "--seeds", "2", "--epochs", "40", "--checkpoint-every", "15")
+    options = ("--methods", "vanilla", "--seeds", "2", "--epochs", "60", "--checkpoint-every", "25")
     whole = calmoe("run", *options, "--out", str(tmp_path / "whole"))
     assert whole.wait(timeout=300) == 0, whole.stderr.read()
     whole.communicate()

@@ -201,7 +201,9 @@ def test_a_class_without_examples(tmp_path):
         (gzip.compress(b"\0\0\x08\x03\0\0"), "must hold"),
         (idx(np.zeros((60, 20, 20))), "28x28 image for each"),
         (idx(np.zeros((59, 28, 28))), "28x28 image for each"),
+        (idx(np.zeros((0, 28, 28))), "28x28 image for each"),
     ],
+    ids=range(8),
 )
 def test_corrupt_idx_files_name_the_file(tmp_path, content, message):
     small_mnist(tmp_path / "fashion_mnist")
@@ -226,7 +228,15 @@ def npz(**arrays):
         (npz(images=np.zeros((3, 16, 16), np.uint8)), "lacks the array 'labels'"),
         (npz(images=np.zeros((3, 16, 16)), labels=np.zeros(2)), "an image for each label"),
         (npz(images=np.array([object()]), labels=np.zeros(1)), "not a whole npz"),
+        (npz(images=np.zeros((0, 16, 16), np.uint8), labels=np.zeros(0, int)), "for each label"),
+        (
+            npz(images=np.eye(16)[None] - 0.5, labels=np.zeros(1, int)),
+            "whole numbers from 0 to 255",
+        ),
+        (npz(images=300 * np.eye(16, dtype=int)[None], labels=np.zeros(1, int)), "0 to 300"),
+        (npz(images=np.eye(16)[None] * 255, labels=np.zeros(1)), "labels must be whole numbers"),
     ],
+    ids=range(9),
 )
 def test_corrupt_npz_files_name_the_file(tmp_path, content, message):
     small_mnist(tmp_path / "mnist")

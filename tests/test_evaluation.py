@@ -242,6 +242,36 @@ def test_intervals_cover_and_clusters_widen_them():
     assert np.mean([a / b for a, b in widths]) > 1.5
 
 
+def test_copies_of_a_split_bring_no_certainty():
+    """The same examples corrupted in thirty ways are not thirty times as many examples."""
+    widths = []
+    for copies in (1, 30):
+        comparator = comparison.Comparator(2)
+        for method, seed in (("vanilla", 1), ("robust", 2)):
+            for copy in range(copies):
+                part = split(f"s{copy}", "shift", 200, 0)
+                comparator.add(evaluation_of(method, part, seed))
+        (line,) = (
+            x
+            for x in comparator.compare()
+            if (x["split"], x["metric"]) == (comparison.SHIFT_MEAN, "accuracy")
+        )
+        widths.append(line["high"] - line["low"])
+    assert abs(widths[1] / widths[0] - 1) < 1e-6
+
+
+def test_an_infinite_loss_has_no_interval():
+    comparator = comparison.Comparator(2)
+    part = split("s", "shift", 40, 0)
+    for method in ("vanilla", "robust"):
+        e = evaluation_of(method, part, 1)
+        e.per_example["nll"][0, 3] = np.inf
+        comparator.add(e)
+    assert {x["metric"] for x in comparator.compare()} == {
+        "accuracy", "brier", "ece", "confidence_gap",
+    }  # fmt: skip
+
+
 def test_without_vanilla_there_is_nothing_to_compare_with():
     comparator = comparison.Comparator(2)
     comparator.add(evaluation_of("robust", split("s", "shift", 30, 0), 1))

@@ -241,7 +241,7 @@ def test_several_runs_make_one_page(finished, tmp_path):
     report.write_report([results, results | {"task": "digits"}], tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert text.count("<h2>Verdicts</h2>") == 2
-    assert (tmp_path / "plots" / "digits_tradeoff.png").is_file()
+    assert (tmp_path / "plots" / "2_digits_tradeoff.png").is_file()
 
 
 def test_a_task_without_order_has_no_picture_of_it(finished):

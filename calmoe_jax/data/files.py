@@ -52,6 +52,8 @@ def read_idx(path: Path) -> np.ndarray:
 def read_npz(path: Path, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
     """The named arrays of an npz file, without unpickling anything."""
     try:
+        if not zipfile.is_zipfile(path):
+            raise CorruptDataError(f"{path} is not a whole npz file: it is no zip archive.")
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             missing = sorted(set(names) - set(arrays.files))
             if missing:

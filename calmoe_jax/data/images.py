@@ -85,9 +85,9 @@ def _read_mnist_like(
     for part, pair in _IDX_FILES.items():
         paths = [files.find(data_dir, f"{folder}/{name}", _HOW_TO_GET[folder]) for name in pair]
         images, labels = (files.read_idx(path) for path in paths)
-        if images.shape[1:] != (28, 28) or len(images) != len(labels):
+        if images.shape[1:] != (28, 28) or labels.shape != (len(images),) or not len(labels):
             raise CorruptDataError(
-                f"{paths[0]} must hold a 28x28 image for each of the {len(labels)} labels of "
+                f"{paths[0]} must hold a 28x28 image for each of the {len(labels)} labels in "
                 f"{paths[1].name}, got {images.shape}."
             )
         parts[part] = images, labels
@@ -105,9 +105,17 @@ def _read_mnist_like(
 def _read_npz_split(data_dir: Path | None, name: str, white: int, description: str) -> Split:
     path = files.find(data_dir, f"{name}/{name}.npz", _HOW_TO_GET[name])
     images, labels = files.read_npz(path, ("images", "labels"))
-    if images.ndim != 3 or len(images) != len(labels):
+    if images.ndim != 3 or labels.shape != (len(images),) or 0 in images.shape:
         raise CorruptDataError(
             f"{path} must hold an image for each label, got {images.shape} and {labels.shape}."
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise CorruptDataError(f"{path}: labels must be whole numbers, got {labels.dtype}.")
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= white and high > white / 2 and (images == np.rint(images)).all()):
+        raise CorruptDataError(
+            f"{path}: images must hold whole numbers from 0 to {white}, got {low} to {high} "
+            f"({images.dtype})."
         )
     grey = np.rint(images * (255 / white)).astype(np.uint8)
     return _split(name, "shift", _resize(grey, 16), labels, description)

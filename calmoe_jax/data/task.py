@@ -114,10 +114,10 @@ def check_task(task: Task) -> Task:
         where = f"task {task.name}, split {split.name!r}"
         if len(split) == 0:
             raise CorruptDataError(f"{where}: a split must hold examples, got 0.")
-        if not len(split.inputs) == len(split.labels) == len(split.clusters):
+        if not (len(split.inputs),) == split.labels.shape == split.clusters.shape:
             raise CorruptDataError(
                 f"{where}: inputs, labels and clusters must be of one length, got "
-                f"{len(split.inputs)}, {len(split.labels)} and {len(split.clusters)}."
+                f"{len(split.inputs)}, {split.labels.shape} and {split.clusters.shape}."
             )
         if split.inputs.shape[1:] != task.input_shape or split.inputs.dtype != np.dtype(
             np.uint8 if task.holds_images else np.float32

@@ -6,6 +6,7 @@ features; height, width, in, out) only at the top level of a program. The gradie
 element by element: a ResNet-18 step took 13 s there instead of 0.3 s (16 images, jax 0.10.2 and
 0.12). Here both gradients are written in forms that need no rewriting: the input's as a
 convolution with the flipped kernel, the kernel's as one matrix product for each of its positions.
+Like every `custom_vjp` it has no forward-mode derivative.
 """
 
 from functools import partial

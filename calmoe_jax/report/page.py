@@ -76,12 +76,12 @@ def write_report(runs: list[Results], out: Path) -> Path:
         The path of the page.
     """
     sections = []
-    for run in runs:
+    for number, run in enumerate(runs, start=1):
         pictures = draw_all(run)
         plots = out / "plots"
         plots.mkdir(parents=True, exist_ok=True)
         for name, content in pictures.items():
-            prefix = "" if len(runs) == 1 else f"{run['task']}_"
+            prefix = "" if len(runs) == 1 else f"{number}_{run['task']}_"
             write_whole(plots / f"{prefix}{name}.png", content)
         sections.append(_section(run, pictures))
     title = "calmoe: " + ", ".join(run["task"] for run in runs)

@@ -5,10 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -41,7 +37,7 @@ def draw_all(results: Results) -> dict[str, bytes]:
         "reliability": draw_reliability,
     }
     files = {}
-    with plt.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE):
         for name, draw in pictures.items():
             figure = draw(results)
             if figure is not None:
@@ -54,7 +50,6 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     # no metadata: the same numbers give the same file
     figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
     return buffer.getvalue()
 
 
@@ -62,7 +57,8 @@ def draw_tradeoff(results: Results) -> Figure | None:
     """Accuracy against calibration error, in distribution and under shift; up and left is good."""
     panels = [("id", "in distribution"), ("shift", "under shift, mean over shifts")]
     panels = [(kind, title) for kind, title in panels if split_names(results, kind)]
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False)
+    figure = Figure(figsize=(5.2 * len(panels), 4.2))
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for ax, (kind, title) in zip(axes[0], panels, strict=True):
         splits = split_names(results, kind)
         for i, method in enumerate(results["methods"]):
@@ -107,13 +103,8 @@ def draw_along_the_shift(results: Results) -> Figure | None:
         return None
     columns = min(3, len(series))
     rows = -(-len(series) // columns)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(10.4 if columns > 1 else 7.0, 3.4 * rows),
-        squeeze=False,
-        sharey=True,
-    )
+    figure = Figure(figsize=(10.4 if columns > 1 else 7.0, 3.4 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for ax, (name, points) in zip(axes.flat, series.items(), strict=False):
         points.sort()
         _along(ax, results, name, points)
@@ -162,14 +153,8 @@ def draw_reliability(results: Results) -> Figure | None:
     methods = _methods_to_show(results)
     kinds = [("id", "in distribution"), ("shift", "under shift")]
     kinds = [(kind, title) for kind, title in kinds if split_names(results, kind)]
-    figure, axes = plt.subplots(
-        len(kinds),
-        len(methods),
-        figsize=(2.9 * len(methods), 3.0 * len(kinds)),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-    )
+    figure = Figure(figsize=(2.9 * len(methods), 3.0 * len(kinds)))
+    axes = figure.subplots(len(kinds), len(methods), squeeze=False, sharex=True, sharey=True)
     for row, (kind, title) in zip(axes, kinds, strict=True):
         for ax, method in zip(row, methods, strict=True):
             _reliability(ax, results, method, kind)

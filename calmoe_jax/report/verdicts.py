@@ -89,11 +89,14 @@ def _own_headline(results: Results, method: str) -> str:
     outside = spread(results, method, "none", split_names(results, "shift"), "ece")
     assert inside is not None
     assert outside is not None
+    role = "The reference" if method == REFERENCE else "Not compared: vanilla is not in this run"
+    if inside.mean > _LARGE:
+        return f"{role}. Its confidence is not true even in distribution"
     if outside.mean <= inside.mean + _SMALL:
-        return "The reference. Its confidence stays about as true under shift"
+        return f"{role}. Its confidence stays about as true under shift"
     if outside.mean <= _LARGE:
-        return "The reference. Its confidence grows somewhat less true under shift"
-    return "The reference. Its confidence stops being true under shift"
+        return f"{role}. Its confidence grows somewhat less true under shift"
+    return f"{role}. Its confidence stops being true under shift"
 
 
 def _own(results: Results, method: str) -> str:

@@ -41,7 +41,12 @@ class Checkpoints:
         with self._manager() as manager:
             if epochs_seen not in manager.all_steps():
                 leaves = {name: np.asarray(leaf) for name, leaf in _named_leaves(state)}
-                manager.save(epochs_seen, args=ocp.args.StandardSave(leaves))
+                try:
+                    manager.save(epochs_seen, args=ocp.args.StandardSave(leaves))
+                except ValueError as error:  # what tensorstore makes of a full disk
+                    raise OSError(
+                        f"no checkpoint can be written to {self.folder}: {error}"
+                    ) from error
         return self.folder / str(epochs_seen)
 
     def restore(self, epochs_seen: int, like: TrainState) -> TrainState:

@@ -1,6 +1,7 @@
 """`metrics.jsonl`: a line for every seed and epoch, that survives interruption."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class MetricsLog:
         """Appends lines in one write."""
         with self.path.open("a") as file:
             file.write("".join(to_json(line, indent=None) for line in lines))
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint must not be there without its lines
 
     def forget_after(self, method: str, epochs: int) -> None:
         """Drops what a method logged after an epoch that training goes back to."""
@@ -40,4 +43,7 @@ class MetricsLog:
         last = {
             line["seed"]: line["importance"] for line in self.read() if line["method"] == method
         }
+        absent = [seed for seed in seeds if seed not in last]
+        if absent:
+            raise OSError(f"{self.path} lacks the lines of {method}, seed {absent[0]}.")
         return np.array([last[seed] for seed in seeds], np.float32)

@@ -16,7 +16,7 @@ from calmoe_jax.training.config import ModelConfig, TrainConfig, with_defaults
 from calmoe_jax.training.log import MetricsLog
 from calmoe_jax.training.methods import Recipe
 from calmoe_jax.training.models import Network, build_network
-from calmoe_jax.training.step import EpochLog, Objective, TrainState, make_epoch
+from calmoe_jax.training.step import EpochLog, Objective, TrainState, init_key, make_epoch
 
 # An expert with less than this part of its fair share of the routing weights is called dead.
 _DEAD_SHARE = 0.05
@@ -136,7 +136,7 @@ def _objective(train: TrainConfig) -> Objective:
 
 
 def _init(network: Network, optimizer: optax.GradientTransformation, seed: jax.Array) -> TrainState:
-    params, statistics = network.init(jax.random.key(seed))
+    params, statistics = network.init(init_key(seed))
     return TrainState(params, statistics, optimizer.init(params))
 
 

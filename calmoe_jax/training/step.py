@@ -69,7 +69,7 @@ class EpochLog(NamedTuple):
 
     Attributes:
         means: means over the steps.
-        bad_step: first step of the epoch with a non-finite loss or parameter; -1 if none.
+        bad_step: first step of the epoch with a non-finite loss or state; -1 if none.
     """
 
     means: BatchLog
@@ -80,6 +80,16 @@ EpochFn = Callable[
     [TrainState, Int[Array, ""], Int[Array, ""], jax.Array, jax.Array],
     tuple[TrainState, EpochLog],
 ]
+
+
+def init_key(seed: Int[Array, ""]) -> jax.Array:
+    """The key of a seed's initial weights."""
+    return jax.random.split(jax.random.key(seed))[0]
+
+
+def data_key(seed: Int[Array, ""]) -> jax.Array:
+    """The key of a seed's batches: independent of its weights' key."""
+    return jax.random.split(jax.random.key(seed))[1]
 
 
 def make_epoch(
@@ -111,7 +121,7 @@ def make_epoch(
         inputs: Shaped[Array, "examples ..."],
         labels: Int[Array, " examples"],
     ) -> tuple[TrainState, EpochLog]:
-        key = jax.random.fold_in(jax.random.key(seed), epoch)
+        key = jax.random.fold_in(data_key(seed), epoch)
         steps = len(labels) // batch_size
         order = jax.random.permutation(key, len(labels))[: steps * batch_size]
 
@@ -125,8 +135,10 @@ def make_epoch(
             )
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            finite = jnp.isfinite(log.loss) & jnp.isfinite(optax.tree.norm(params))
-            return TrainState(params, statistics, opt_state), (log, finite)
+            state = TrainState(params, statistics, opt_state)
+            # of the whole state: Adam's moments can overflow while the parameters just stand still
+            finite = jnp.isfinite(log.loss) & _all_finite(state)
+            return state, (log, finite)
 
         numbers = jnp.arange(steps, dtype=jnp.int32)
         batches = (numbers, order.reshape(steps, batch_size))
@@ -169,6 +181,13 @@ def make_epoch(
         return gradient, statistics, log
 
     return epoch_of_one_seed
+
+
+def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every number of a tree is finite (integers are): one pass over each leaf."""
+    return jax.tree.reduce(
+        jnp.logical_and, jax.tree.map(lambda x: jnp.isfinite(x).all(), tree), jnp.array(True)
+    )
 
 
 def batch_loss(
