@@ -27,7 +27,7 @@ p, figcaption, .soft { color: var(--soft); } p { max-width: 46rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums;
   min-width: 100%; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
+th, td { padding: .3rem .4rem; border-bottom: 1px solid var(--line); text-align: right; }
 td { white-space: nowrap; } th { font-weight: 600; max-width: 9rem; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
   background: var(--back); }
@@ -35,7 +35,7 @@ thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
 td .std { color: var(--soft); font-size: .8rem; }
 tr.reference td { background: var(--panel); }
 .clear { font-weight: 700; }
-figure { margin: 1rem 0; } img { width: 100%; min-width: 38rem; height: auto; }
+figure { margin: 1rem 0; } img { max-width: 100%; min-width: 38rem; height: auto; }
 details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; }
 .warning { border-left: .4rem solid #e69f00; padding-left: .8rem; }
 code { font-size: .9em; }
