@@ -11,7 +11,6 @@
 
 import argparse
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +120,7 @@ def measure_steps() -> list[Figure]:
         )
     seconds = time_interleaved(variants, rounds=5)
     return [
-        Figure("ERM step", statistics.median(seconds["vanilla"]), unit="s"),
+        Figure("ERM step", median(seconds["vanilla"]), unit="s"),
         Figure("Robust step / ERM step", ratio(seconds, "robust", "vanilla"), 1.05),
         Figure(
             "Robust (released) step / ERM step", ratio(seconds, "robust_released", "vanilla"), 1.05
@@ -142,7 +142,7 @@ def measure_import() -> list[Figure]:
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
         for _ in range(5)
     ]
-    return [Figure("import calmoe_jax after import jax", statistics.median(seconds), 1.0, "s")]
+    return [Figure("import calmoe_jax after import jax", median(seconds), 1.0, "s")]
 
 
 PARTS = {
