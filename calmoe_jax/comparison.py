@@ -89,16 +89,17 @@ class Comparator:
     def _lines(
         self, method: str, calibrator: str, splits: list[str], label: str
     ) -> Iterable[dict[str, Any]]:
-        ours, reference = (
-            [np.mean(parts, axis=0) for parts in zip(
-                *(self._values[name, calibrator, split] for split in splits), strict=True
-            )]
-            for name in (method, REFERENCE)
-        )  # fmt: skip
-        difference = ours[0] - reference[0]
-        replicated = ours[1] - reference[1]
-        centred = replicated - replicated.mean(axis=0) + difference
-        low, high = np.percentile(centred, [2.5, 97.5], axis=0)
+        with np.errstate(invalid="ignore"):  # an infinite log loss minus another
+            ours, reference = (
+                [np.mean(parts, axis=0) for parts in zip(
+                    *(self._values[name, calibrator, split] for split in splits), strict=True
+                )]
+                for name in (method, REFERENCE)
+            )  # fmt: skip
+            difference = ours[0] - reference[0]
+            replicated = ours[1] - reference[1]
+            centred = replicated - replicated.mean(axis=0) + difference
+            low, high = np.percentile(centred, [2.5, 97.5], axis=0)
         for i, metric in enumerate(COMPARED):
             numbers = {
                 "value": float(ours[0][i]),

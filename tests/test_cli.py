@@ -1,7 +1,6 @@
 """The command line: exit codes, messages, and a real run that survives Ctrl-C."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -130,19 +129,14 @@ def test_a_bug_keeps_its_traceback(run, monkeypatch):
         run("run")
 
 
-def calmoe(*arguments, **kwargs):
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
-    command = [sys.executable, "-m", "calmoe_jax.cli", *arguments]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        # a shell starts background jobs with SIGINT ignored, and children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **kwargs,
+def calmoe(*arguments):
+    # a shell starts background jobs with SIGINT ignored, and children inherit that
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from calmoe_jax.cli import main; sys.exit(main(sys.argv[1:]))"
     )
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
