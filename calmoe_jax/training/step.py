@@ -236,11 +236,10 @@ def batch_loss(
 def _gate_losses(objective: Objective, prediction: Prediction) -> Float[Array, ""]:
     total = jnp.float32(0)
     if objective.load_balancing > 0:
-        chosen = prediction.routing_weights > 0
-        counted = routing.Routing(
-            jnp.broadcast_to(jnp.arange(chosen.shape[-1], dtype=jnp.int32)[None], chosen.shape),
-            jax.lax.stop_gradient(prediction.routing_weights),
-        )
+        # every expert is a slot; those of weight 0 do not count as load
+        weights = jax.lax.stop_gradient(prediction.routing_weights)
+        experts = jnp.arange(weights.shape[-1], dtype=jnp.int32)[None]
+        counted = routing.Routing(jnp.broadcast_to(experts, weights.shape), weights)
         total += objective.load_balancing * routing.load_balancing_loss(
             routing.gate_probabilities(prediction.gate_logits), counted
         )
