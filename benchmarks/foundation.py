@@ -118,7 +118,7 @@ def measure_steps() -> list[Figure]:
         variants[method] = partial(
             jax.jit(epoch), state, jnp.int32(0), jnp.int32(0), inputs, labels
         )
-    seconds = time_interleaved(variants, rounds=5)
+    seconds = time_interleaved(variants, rounds=9)
     return [
         Figure("ERM step", median(seconds["vanilla"]), unit="s"),
         Figure("Robust step / ERM step", ratio(seconds, "robust", "vanilla"), 1.05),

@@ -160,25 +160,35 @@ def make_epoch(
     ) -> tuple[PyTree, PyTree, BatchLog]:
         """Gradient to the parameters, new batch statistics, and what to log."""
 
-        def main(
+        def losses(
             params: PyTree, inputs: Shaped[Array, "batch ..."]
-        ) -> tuple[Float[Array, ""], tuple[PyTree, BatchLog]]:
+        ) -> tuple[Float[Array, " losses"], tuple[PyTree, BatchLog]]:
             prediction, statistics = forward(params, state.statistics, inputs)
             log = batch_loss(recipe, objective, prediction, labels)
-            return log.loss, (statistics, log)
+            values = [log.loss]
+            if recipe.rectified:
+                values.append(soft_calibration_error(prediction, labels))
+            return jnp.stack(values), (statistics, log)
 
-        def calibration_loss(params: PyTree) -> Float[Array, ""]:
-            prediction, _ = forward(params, state.statistics, inputs)
-            return soft_calibration_error(prediction, labels)
+        def gradient_of(
+            chosen: Float[Array, " losses"], inputs: Shaped[Array, "batch ..."]
+        ) -> tuple[PyTree, PyTree, BatchLog]:
+            _, pull_back, (statistics, log) = jax.vjp(
+                lambda params: losses(params, inputs), state.params, has_aux=True
+            )
+            return pull_back(chosen)[0], statistics, log
 
-        seen = filter_some(inputs, key, objective.filter_share) if recipe.rectified else inputs
-        gradient, (statistics, log) = jax.grad(main, has_aux=True)(state.params, seen)
-        if recipe.rectified:
-            # one pass after the other: the activations of only one are held at a time
-            params, gradient = jax.lax.optimization_barrier((state.params, gradient))
-            opposed = jax.grad(calibration_loss)(params)
-            gradient = reweighting.rectify_gradient(gradient, opposed)
-        return gradient, statistics, log
+        if not recipe.rectified:
+            return gradient_of(jnp.ones(1, jnp.float32), inputs)
+        # A loop of two passes of one program: side by side, XLA holds the activations of both
+        # (5.3 GB instead of 2.7 for the benchmark's step) and the step takes a fifth longer.
+        seen = jnp.stack([filter_some(inputs, key, objective.filter_share), as_float(inputs)])
+        gradients, statistics, logs = jax.lax.map(
+            lambda one: gradient_of(*one), (jnp.eye(2, dtype=jnp.float32), seen)
+        )
+        main, opposed = (jax.tree.map(lambda x, i=i: x[i], gradients) for i in range(2))
+        statistics, log = jax.tree.map(lambda x: x[0], (statistics, logs))
+        return reweighting.rectify_gradient(main, opposed), statistics, log
 
     return epoch_of_one_seed
 
@@ -261,9 +271,9 @@ def filter_some(
     inputs: Shaped[Array, "batch ..."], key: jax.Array, share: float
 ) -> Shaped[Array, "batch ..."]:
     """FGR's filter on the first images of a batch (it is in random order); features stay."""
+    inputs = as_float(inputs)
     if inputs.ndim != 4:
         return inputs
     count = max(1, int(share * len(inputs)))
     quality = jax.random.choice(key, jnp.array(_FILTER_QUALITIES), (count,))
-    images = as_float(inputs)
-    return images.at[:count].set(reweighting.dct_filter(images[:count], quality))
+    return inputs.at[:count].set(reweighting.dct_filter(inputs[:count], quality))
