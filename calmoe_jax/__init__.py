@@ -29,6 +29,13 @@ from calmoe_jax.calibration import (
 )
 from calmoe_jax.calibration import top_label as top_label
 from calmoe_jax.calibration import top_label_bins as top_label_bins
+from calmoe_jax.dispatch import DispatchPlan as DispatchPlan
+from calmoe_jax.dispatch import Routed as Routed
+from calmoe_jax.dispatch import combine as combine
+from calmoe_jax.dispatch import dispatch as dispatch
+from calmoe_jax.dispatch import expert_capacity as expert_capacity
+from calmoe_jax.dispatch import plan_dispatch as plan_dispatch
+from calmoe_jax.dispatch import route as route
 from calmoe_jax.mixture import Configuration as Configuration
 from calmoe_jax.mixture import MixtureLosses as MixtureLosses
 from calmoe_jax.mixture import configuration as configuration
@@ -42,11 +49,13 @@ from calmoe_jax.reweighting import robust_filtered_loss as robust_filtered_loss
 from calmoe_jax.reweighting import robust_loss as robust_loss
 from calmoe_jax.reweighting import routing_relevance as routing_relevance
 from calmoe_jax.reweighting import tilted_log_weights as tilted_log_weights
+from calmoe_jax.routing import GateStatistics as GateStatistics
 from calmoe_jax.routing import Routing as Routing
 from calmoe_jax.routing import dense_routing as dense_routing
 from calmoe_jax.routing import expert_importance as expert_importance
 from calmoe_jax.routing import expert_load as expert_load
 from calmoe_jax.routing import gate_probabilities as gate_probabilities
+from calmoe_jax.routing import gate_statistics as gate_statistics
 from calmoe_jax.routing import hard_routing as hard_routing
 from calmoe_jax.routing import load_balancing_loss as load_balancing_loss
 from calmoe_jax.routing import router_z_loss as router_z_loss

@@ -21,13 +21,14 @@ What `k = 1` does to the router's gradient:
   `hard_routing` for prediction.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_same_size
+from calmoe_jax._checks import check_at_least, check_choice, check_same_size
 from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
 
 
@@ -102,44 +103,229 @@ def dense_routing(gate_logits: Float[Array, "*tokens experts"]) -> Routing:
 
 
 def top_k_routing(
-    gate_logits: Float[Array, "*tokens experts"], *, k: int, renormalize: bool = True
+    gate_logits: Float[Array, "*tokens experts"],
+    selection_bias: Float[Array, " experts"] | None = None,
+    *,
+    k: int,
+    scores: str = "softmax",
+    renormalize: bool = True,
+    num_groups: int = 1,
+    groups_per_token: int = 1,
 ) -> Routing:
-    """Routes each token to the `k` experts with the largest gate logits.
+    """Routes each token to the `k` experts with the largest gate scores.
 
-    With `T` the chosen experts, the weights are `exp(g_j) / sum_{l in T} exp(g_l)` for `j` in `T`,
-    or the gate probabilities themselves with `renormalize=False`.
+    The scores `s` are `softmax(g)` or `sigmoid(g)`. With `T` the chosen experts, the weights are
+    `s_j / sum_{l in T} s_l` for `j` in `T`, or `s_j` with `renormalize=False`. A bias `b` moves
+    the choice (the largest `s + b` are chosen) and never the weights. With groups, the experts of
+    the `groups_per_token` best groups only can be chosen; a group is worth the sum of its two
+    largest `s + b`.
 
     Args:
-        gate_logits: unnormalised log-probabilities in nats; `-inf` masks an expert.
+        gate_logits: gate logits; `-inf` masks an expert.
+        selection_bias: finite addition to the scores in the choice, as in balancing without an
+            auxiliary loss; no gradient reaches it.
         k: experts per token, in `[1, experts]`; static under `jax.jit`.
+        scores: `"softmax"` or `"sigmoid"`.
         renormalize: whether each token's weights sum to one. A mixture of probabilities needs it.
+        num_groups: number of groups of consecutive experts, a divisor of the number of experts.
+        groups_per_token: groups a token's experts may come from, in `[1, num_groups]`.
 
     Returns:
         A `Routing`, best expert first. Ties go to the lower expert index. Where fewer than `k`
-        experts are unmasked, the surplus slots hold masked experts with weight exactly 0. Rows
-        that cannot be routed get indices `0, ..., k - 1` and NaN weights. With `k = 1` and
-        `renormalize=True` the gradient to the logits is zero: see `straight_through_weights`.
+        experts can be chosen, the surplus slots hold the lowest other experts with weight exactly
+        0. Rows that cannot be routed get indices `0, ..., k - 1` and NaN weights; so do all rows
+        if a bias is not finite. With `k = 1`, `renormalize=True` the gradient to the logits is
+        zero: see `straight_through_weights`.
 
     Raises:
-        ValueError: if `k` is outside `[1, experts]`.
+        ValueError: if `k` is outside `[1, experts]`, or larger than the groups of a token; if the
+            scores are unknown, the groups do not divide the experts, or the bias is of another
+            number of experts.
 
     Example:
         >>> top_k_routing(jnp.array([[0.0, 2.0, 1.0]]), k=2).expert_indices
         Array([[1, 2]], dtype=int32)
 
     References:
-        Shazeer et al., Outrageously Large Neural Networks, 2017.
+        Shazeer et al., Outrageously Large Neural Networks, 2017; DeepSeek-AI, DeepSeek-V3
+        Technical Report, 2024 (sigmoid scores, bias, groups).
     """
+    return top_k_routing_by(
+        jax.lax.top_k,
+        gate_logits,
+        selection_bias,
+        k=k,
+        scores=scores,
+        renormalize=renormalize,
+        num_groups=num_groups,
+        groups_per_token=groups_per_token,
+    )
+
+
+def check_top_k(
+    gate_logits: Float[Array, "*tokens experts"],
+    selection_bias: Float[Array, " experts"] | None,
+    *,
+    k: int,
+    scores: str,
+    num_groups: int,
+    groups_per_token: int,
+) -> None:
+    """Raises `ValueError` where the static arguments of `top_k_routing` break a rule."""
     num_experts = gate_logits.shape[-1]
+    check_choice("scores", scores, ("softmax", "sigmoid"))
     if not 1 <= k <= num_experts:
         raise ValueError(f"k must be in [1, num_experts={num_experts}], got k={k}.")
-    logits, routable = _routable_logits(gate_logits)
-    top_logits, indices = jax.lax.top_k(logits, k)
-    if renormalize:
-        weights = jax.nn.softmax(top_logits, axis=-1)
+    if num_groups < 1 or num_experts % num_groups:
+        raise ValueError(
+            f"num_groups must divide num_experts={num_experts}, got num_groups={num_groups}."
+        )
+    if not 1 <= groups_per_token <= num_groups:
+        raise ValueError(
+            f"groups_per_token must be in [1, num_groups={num_groups}], "
+            f"got groups_per_token={groups_per_token}."
+        )
+    available = groups_per_token * (num_experts // num_groups)
+    if k > available:
+        raise ValueError(
+            f"k must be at most the {available} experts of groups_per_token={groups_per_token} "
+            f"groups, got k={k}."
+        )
+    if selection_bias is not None and selection_bias.shape != (num_experts,):
+        raise ValueError(
+            f"selection_bias must have shape ({num_experts},), one number an expert, got "
+            f"selection_bias.shape={selection_bias.shape}."
+        )
+
+
+def top_k_routing_by(
+    top_k: Callable[[Float[Array, "tokens experts"], int], tuple[jax.Array, jax.Array]],
+    gate_logits: Float[Array, "*tokens experts"],
+    selection_bias: Float[Array, " experts"] | None,
+    *,
+    k: int,
+    scores: str,
+    renormalize: bool,
+    num_groups: int,
+    groups_per_token: int,
+) -> Routing:
+    """`top_k_routing` with the choice made by another `top_k(values, k)` than `jax.lax.top_k`.
+
+    Args:
+        top_k: largest values of each row and their indices, ties to the lower index; never NaN.
+        gate_logits: as in `top_k_routing`.
+        selection_bias: as in `top_k_routing`.
+        k: as in `top_k_routing`.
+        scores: as in `top_k_routing`.
+        renormalize: as in `top_k_routing`.
+        num_groups: as in `top_k_routing`.
+        groups_per_token: as in `top_k_routing`.
+
+    Returns:
+        The routing of `top_k_routing`.
+    """
+    check_top_k(
+        gate_logits, selection_bias, k=k, scores=scores, num_groups=num_groups,
+        groups_per_token=groups_per_token,
+    )  # fmt: skip
+    # top-k of two axes: what XLA has a fast form for
+    flat, routable = _routable_logits(gate_logits.reshape(-1, gate_logits.shape[-1]))
+    log_scores = _log_scores(flat, scores)
+    if scores == "softmax" and (selection_bias is not None or num_groups > 1 or not renormalize):
+        log_scores = jax.nn.log_softmax(log_scores, axis=-1)
+    if selection_bias is not None:
+        bias = at_least_float32(jax.lax.stop_gradient(selection_bias))
+        routable &= jnp.isfinite(bias).all()
+    if selection_bias is None and num_groups == 1:
+        values = flat  # the order of the scores, which may underflow
     else:
-        weights = jnp.exp(top_logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
-    return Routing(indices, jnp.where(routable[..., None], weights, jnp.nan))
+        values = jax.lax.stop_gradient(jnp.exp(log_scores))
+        if selection_bias is not None:
+            values += bias[None]
+        values = jnp.where(jnp.isneginf(flat), -jnp.inf, values)
+        values = jnp.where(routable[:, None], values, 0)
+        if num_groups > 1:
+            values = _in_best_groups(values, num_groups, groups_per_token)
+    chosen, indices = top_k(jax.lax.stop_gradient(values), k)
+    top = jnp.take_along_axis(log_scores, indices, axis=-1)
+    top = jnp.where(jnp.isneginf(chosen), -jnp.inf, top)
+    weights = jax.nn.softmax(top, axis=-1) if renormalize else jnp.exp(top)
+    weights = jnp.where(routable[:, None], weights, jnp.nan)
+    shape = (*gate_logits.shape[:-1], k)
+    return Routing(indices.reshape(shape), weights.reshape(shape))
+
+
+def _log_scores(
+    logits: Float[Array, "tokens experts"], scores: str
+) -> Float[Array, "tokens experts"]:
+    """What the weights are a softmax of: the logits, or the logarithms of their sigmoids."""
+    if scores == "softmax":
+        return logits
+    masked = jnp.isneginf(logits)
+    return jnp.where(masked, -jnp.inf, jax.nn.log_sigmoid(jnp.where(masked, 0, logits)))
+
+
+def _in_best_groups(
+    values: Float[Array, "tokens experts"], num_groups: int, groups_per_token: int
+) -> Float[Array, "tokens experts"]:
+    """The values of the best groups' experts, and -inf for those of the others."""
+    grouped = values.reshape(values.shape[0], num_groups, -1)
+    best = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))[0]
+    worth = jnp.sum(jnp.where(jnp.isneginf(best), 0, best), axis=-1)
+    worth = jnp.where(jnp.isneginf(best[..., 0]), -jnp.inf, worth)
+    chosen = jax.lax.top_k(worth, groups_per_token)[1]
+    kept = jax.nn.one_hot(chosen, num_groups, dtype=bool).any(axis=-2)
+    return jnp.where(kept[..., None], grouped, -jnp.inf).reshape(values.shape)
+
+
+class GateStatistics(NamedTuple):
+    """What the losses of a gate need, and how many tokens it could not route.
+
+    The load-balancing loss is `E sum_e P_e load_e / sum(load)` with `P` the mean gate
+    probabilities and `load` a plan's; the router z-loss is `mean(square(logsumexp))`.
+
+    Attributes:
+        mean_gate_probs: mean over the tokens of the scores divided by their sum over the experts
+            (softmax: the gate probabilities); 0 without tokens, NaN if a token is unroutable.
+        logsumexp: `log sum_e exp(g_e)` of each token, in nats; NaN where it cannot be routed.
+        num_unroutable: tokens with a NaN or `+inf` logit, or no unmasked expert.
+    """
+
+    mean_gate_probs: Float[Array, " experts"]
+    logsumexp: Float[Array, " tokens"]
+    num_unroutable: Int[Array, ""]
+
+
+def gate_statistics(
+    gate_logits: Float[Array, "tokens experts"], *, scores: str = "softmax"
+) -> GateStatistics:
+    """Computes what the losses of a gate need, in one pass over the logits.
+
+    Args:
+        gate_logits: gate logits; `-inf` masks an expert.
+        scores: `"softmax"` or `"sigmoid"`.
+
+    Returns:
+        A `GateStatistics`, at least float32.
+
+    Raises:
+        ValueError: if the scores are unknown or there is no expert.
+
+    Example:
+        >>> gate_statistics(jnp.array([[0.0, 0.0], [0.0, -jnp.inf]])).mean_gate_probs
+        Array([0.75, 0.25], dtype=float32)
+    """
+    check_choice("scores", scores, ("softmax", "sigmoid"))
+    check_at_least("num_experts", gate_logits.shape[-1], 1)
+    logits, routable = _routable_logits(gate_logits)
+    probs = jax.nn.softmax(_log_scores(logits, scores), axis=-1)
+    probs = jnp.where(routable[:, None], probs, jnp.nan)
+    log_sums = jnp.where(routable, jax.nn.logsumexp(logits, axis=-1), jnp.nan)
+    return GateStatistics(
+        mean_gate_probs=jnp.sum(probs, axis=0) / max(len(logits), 1),
+        logsumexp=log_sums,
+        num_unroutable=jnp.sum(~routable, dtype=jnp.int32),
+    )
 
 
 def hard_routing(gate_logits: Float[Array, "*tokens experts"]) -> Routing:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "calmoe_jax"
 LAYERS = [
     {"_checks", "_numerics", "_files"},
     {"routing"},
-    {"mixture", "calibration", "reweighting"},
+    {"dispatch", "mixture", "calibration", "reweighting"},
     {"nn", "data"},
     {"training"},
     {"evaluation"},
@@ -23,9 +23,10 @@ LAYERS = [
     {"experiment"},
     {"cli"},
 ]
-PURE = {"_checks", "_numerics", "routing", "mixture", "calibration", "reweighting"}
+PURE = {"_checks", "_numerics", "routing", "dispatch", "mixture", "calibration", "reweighting"}
 PURE_MAY_IMPORT = {
-    "jax", "jaxtyping", "numpy", "typing", "collections", "math", "calmoe_jax",
+    "jax", "jaxtyping", "numpy", "typing", "collections", "functools", "importlib", "math",
+    "calmoe_jax", "calmoe_kernels",
 }  # fmt: skip
 
 

@@ -1,0 +1,140 @@
+"""The operations of dispatch in XLA: the reference, and what runs where no kernel does.
+
+Both directions of a permutation are gathers: a plan holds `positions` (where each slot goes) and
+`slot_indices` (which slot each row holds), each the inverse of the other. Nothing is repeated
+`k` times in memory, and no gradient is a scatter-add.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from calmoe_kernels.layout import groups, num_rows
+
+# Up to this many slots a token the sum over slots is unrolled into one fusion.
+_UNROLLED_SLOTS = 16
+
+
+def plan(
+    expert_indices: jax.Array, *, num_experts: int, capacity: int | None, block_size: int | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Groups slots by expert, stably: a sort of integers and a scatter for its inverse.
+
+    Args:
+        expert_indices: `[tokens, k]`; an index outside `[0, num_experts)` drops its slot.
+        num_experts: number of experts.
+        capacity: rows of each expert, if limited.
+        block_size: block whose multiples groups are padded to.
+
+    Returns:
+        `(positions, slot_indices, group_sizes, group_offsets, load)`.
+    """
+    tokens, k = expert_indices.shape
+    slots, rows = tokens * k, num_rows(tokens, k, num_experts, capacity, block_size)
+    flat = expert_indices.reshape(-1)
+    # one group more, the last, for slots that go nowhere
+    expert = jnp.where((flat >= 0) & (flat < num_experts), flat, num_experts).astype(jnp.int32)
+    load = jnp.zeros(num_experts + 1, jnp.int32).at[expert].add(1)
+    order = _stable_order(expert, num_experts + 1)
+    sizes, offsets = groups(load[:-1], capacity=capacity, block_size=block_size)
+    ends = jnp.cumsum(load, dtype=jnp.int32)
+    of_row = expert[order]
+    rank = jnp.arange(slots, dtype=jnp.int32) - (ends - load)[of_row]
+    kept = rank < jnp.append(sizes, 0)[of_row]
+    row = jnp.where(kept, jnp.append(offsets, 0)[of_row] + rank, rows)
+    positions = jnp.zeros(slots, jnp.int32).at[order].set(row, unique_indices=True)
+    slot_indices = jnp.full(rows, slots, jnp.int32).at[row].set(order, mode="drop")
+    return positions.reshape(tokens, k), slot_indices, sizes, offsets, load[:-1]
+
+
+def _stable_order(expert: jax.Array, num_groups: int) -> jax.Array:
+    """Slots in the order of their expert, and of their number within an expert."""
+    slots = expert.shape[0]
+    if num_groups * slots > 2**32:
+        return jnp.argsort(expert, stable=True).astype(jnp.int32)
+    # expert and slot in one integer: they are distinct, and a sort of one array is the fastest
+    key = expert.astype(jnp.uint32) * slots + jnp.arange(slots, dtype=jnp.uint32)
+    return (jax.lax.sort(key, is_stable=False) % max(slots, 1)).astype(jnp.int32)
+
+
+def _take(rows: jax.Array, indices: jax.Array) -> jax.Array:
+    """Rows by number; zeros where the number is outside."""
+    return rows.at[indices].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+
+
+def _coarse(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def scatter_rows(
+    x: jax.Array, positions: jax.Array, slot_indices: jax.Array, weights: jax.Array | None
+) -> jax.Array:
+    """Copies each token's row to its slots' rows, times their weights where there are any.
+
+    Args:
+        x: `[tokens, d]`.
+        positions: `[tokens, k]`.
+        slot_indices: `[rows]`.
+        weights: `[tokens, k]`.
+
+    Returns:
+        `[rows, d]` in the dtype of `x`; rows that hold no slot are 0.
+    """
+    taken = _take(x, slot_indices // positions.shape[1])
+    if weights is None:
+        return taken
+    weight = _take(_coarse(weights).reshape(-1), slot_indices)
+    return (_coarse(taken) * weight[:, None]).astype(x.dtype)
+
+
+def gather_rows(rows: jax.Array, positions: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """Sums each token's rows, times their weights where there are any, in float32.
+
+    Args:
+        rows: `[rows, d]`.
+        positions: `[tokens, k]`.
+        weights: `[tokens, k]`.
+
+    Returns:
+        `[tokens, d]` in the dtype of `rows`; dropped slots count as zeros.
+    """
+    tokens, k = positions.shape
+
+    def add(total: jax.Array, position: jax.Array, weight: jax.Array | None) -> jax.Array:
+        taken = _coarse(_take(rows, position))
+        return total + (taken if weight is None else taken * _coarse(weight)[:, None])
+
+    total = jnp.zeros((tokens, rows.shape[1]), _coarse(rows[:0]).dtype)
+    if k <= _UNROLLED_SLOTS:
+        for j in range(k):
+            total = add(total, positions[:, j], None if weights is None else weights[:, j])
+    else:
+        columns = (positions.T, None if weights is None else weights.T)
+        total, _ = jax.lax.scan(lambda t, column: (add(t, *column), None), total, columns)
+    return total.astype(rows.dtype)
+
+
+def combine_backward(
+    cotangent: jax.Array,
+    rows: jax.Array,
+    positions: jax.Array,
+    slot_indices: jax.Array,
+    weights: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of `gather_rows` with weights, to the rows and to the weights.
+
+    Args:
+        cotangent: `[tokens, d]`.
+        rows: `[rows, d]`.
+        positions: `[tokens, k]`.
+        slot_indices: `[rows]`.
+        weights: `[tokens, k]`.
+
+    Returns:
+        `[rows, d]` in the dtype of `rows` and `[tokens, k]` in that of the weights; 0 for rows
+        that hold no slot and for slots that were dropped.
+    """
+    taken = _coarse(_take(cotangent, slot_indices // positions.shape[1]))
+    weight = _take(_coarse(weights).reshape(-1), slot_indices)
+    dots = jnp.sum(taken * _coarse(rows), axis=1)
+    to_rows = (taken * weight[:, None]).astype(rows.dtype)
+    return to_rows, _take(dots, positions).astype(weights.dtype)
