@@ -239,7 +239,7 @@ def route(
 
     attempts: dict[str, Callable[..., Any]] = {
         "xla": partial(composed, jax.lax.top_k),
-        "triton": triton,
+        "triton": triton if tokens else partial(composed, jax.lax.top_k),
         "pallas_tpu": partial(composed, _kernel("tpu", "top_k")),
     }
     routing, plan, statistics = selection.run(attempts, implementation, gate_logits, selection_bias)

@@ -1,5 +1,6 @@
 """Which implementations of kernels this machine can run, and why it cannot run the others."""
 
+import os
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ def implementations() -> tuple[Implementation, ...]:
 
     Returns:
         What can run on the default backend of JAX. That a machine can run an implementation does
-        not say that a kernel has one.
+        not say that a kernel has one. With `TRITON_INTERPRET=1` in the environment, Triton's
+        interpreter runs its kernels on the host: for tests, and slowly.
 
     Example:
         >>> implementations()[0]
@@ -33,7 +35,9 @@ def implementations() -> tuple[Implementation, ...]:
     """
     backend = jax.default_backend()
     lacking = [name for name in ("triton", "jax_triton") if find_spec(name) is None]
-    if backend != "gpu":
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        no_triton = "triton not installed" if "triton" in lacking else ""
+    elif backend != "gpu":
         no_triton = f"JAX's default backend is {backend}, not gpu"
     else:
         no_triton = f"{' and '.join(lacking)} not installed" if lacking else ""

@@ -1,0 +1,76 @@
+"""Sizes of the kernels' tiles: one table, fixed and committed, and nothing tuned at run time.
+
+Tuning at run time would give different programs, and different last bits, to the hosts of one
+job. The choice follows from the shapes alone. Figures behind it, H100, triton 3.6: of tiles of
+16, 32 and 64 tokens with 2, 4 and 8 warps, 16 tokens were the fastest for routing at 128 and 256
+experts.
+"""
+
+from typing import NamedTuple
+
+# A program of the routing kernel holds about this many logits at a time, 16 a thread.
+_LOGITS = 2048
+_MAX_LOGITS = 8192
+# Programs that fill the largest of today's GPUs several times over.
+_ENOUGH_PROGRAMS = 1056
+
+
+class RouteConfig(NamedTuple):
+    """Tiles of the routing kernels.
+
+    Attributes:
+        tokens: tokens of a tile.
+        tiles: tiles that a program works through.
+        num_warps: warps a program.
+    """
+
+    tokens: int
+    tiles: int
+    num_warps: int
+
+
+class PermuteConfig(NamedTuple):
+    """Tiles of the kernels that move rows.
+
+    Attributes:
+        tokens: tokens of a tile.
+        columns: columns of a tile.
+        num_warps: warps a program.
+    """
+
+    tokens: int
+    columns: int
+    num_warps: int
+
+
+def route_config(tokens: int, padded_experts: int) -> RouteConfig:
+    """Tiles for routing `tokens` to a power of two of experts."""
+    tile = min(64, max(8, _LOGITS // padded_experts), _power_of_two(tokens))
+    warps = min(8, max(1, tile * padded_experts // (16 * 32)))
+    tiles = min(8, max(1, tokens // (tile * _ENOUGH_PROGRAMS)))
+    return RouteConfig(max(1, tile), 1 << (tiles.bit_length() - 1), warps)
+
+
+def count_config(slots: int, padded_experts: int) -> RouteConfig:
+    """Tiles for counting the slots of a plan whose experts are given."""
+    tile = min(256, max(16, _MAX_LOGITS // padded_experts), _power_of_two(slots))
+    warps = min(8, max(1, tile * padded_experts // (32 * 32)))
+    tiles = min(16, max(1, slots // (tile * _ENOUGH_PROGRAMS)))
+    return RouteConfig(max(1, tile), 1 << (tiles.bit_length() - 1), warps)
+
+
+def permute_config(d: int, itemsize: int, *, operands: int = 1) -> PermuteConfig:
+    """Tiles for moving rows of `d` numbers: about 8 KiB of all operands, 16 bytes an access."""
+    elements = 8192 // (itemsize * operands)
+    columns = min(_power_of_two(d), elements)
+    # the last tile of a row should not be mostly empty
+    while columns > 512 and -(-d // columns) * columns > 1.1 * d:
+        columns //= 2
+    tokens = max(1, min(32, elements // columns))
+    warps = max(1, min(4, tokens * columns * itemsize // (32 * 16)))
+    return PermuteConfig(tokens, columns, warps)
+
+
+def _power_of_two(n: int) -> int:
+    """The least power of two that is at least `n`."""
+    return 1 << max(0, n - 1).bit_length()
