@@ -13,7 +13,7 @@ from calmoe_jax.report.verdicts import verdicts
 _CSS = """
 :root { --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --back: #fff; --panel: #f6f8fa; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; color: var(--ink);
+body { margin: 0 auto; max-width: 75rem; padding: 1.5rem 1rem 4rem; color: var(--ink);
   background: var(--back); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 p, figcaption, .soft { color: var(--soft); } p { max-width: 46rem; }
@@ -28,14 +28,14 @@ p, figcaption, .soft { color: var(--soft); } p { max-width: 46rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums;
   min-width: 100%; }
 th, td { padding: .3rem .4rem; border-bottom: 1px solid var(--line); text-align: right; }
-td { white-space: nowrap; } th { font-weight: 600; max-width: 9rem; }
+td { white-space: nowrap; } th { font-weight: 600; max-width: 8rem; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
   background: var(--back); }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
 td .std { color: var(--soft); font-size: .8rem; }
 tr.reference td { background: var(--panel); }
 .clear { font-weight: 700; }
-figure { margin: 1rem 0; } img { max-width: 100%; min-width: 38rem; height: auto; }
+figure { margin: 1rem 0; max-width: 68rem; } img { max-width: 100%; min-width: 38rem; height: auto; }
 details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; }
 .warning { border-left: .4rem solid #e69f00; padding-left: .8rem; }
 code { font-size: .9em; }
