@@ -4,12 +4,11 @@ import os
 from pathlib import Path
 
 import jax
-import matplotlib
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "agg"
 
 
 @pytest.fixture(scope="session")
