@@ -36,8 +36,8 @@ from calmoe_jax.routing import (
 )
 from calmoe_kernels import layout, selection, xla
 
-PLAN_NAME = "calmoe_plan"
-ROUTING_NAME = "calmoe_routing"
+PLAN_NAME = layout.PLAN_NAME
+ROUTING_NAME = layout.ROUTING_NAME
 
 
 class DispatchPlan(NamedTuple):

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 import calmoe_jax as cm
+from calmoe_jax.dispatch import PLAN_NAME, ROUTING_NAME
 from calmoe_kernels import selection
 from calmoe_kernels.availability import Implementation
 
@@ -53,6 +54,15 @@ def launches(function, *args, platform="cuda"):
 
 def test_the_gradient_of_a_layer_is_eight_launches():
     assert launches(GRADIENT, LOGITS, X) == LAUNCHES
+
+
+def test_remat_that_saves_the_names_routes_once():
+    def gradient(*names):
+        policy = jax.checkpoint_policies.save_only_these_names(*names)
+        return jax.grad(jax.checkpoint(loss, policy=policy), argnums=(0, 1))
+
+    assert launches(gradient(), LOGITS, X) == LAUNCHES + 3
+    assert launches(gradient(PLAN_NAME, ROUTING_NAME), LOGITS, X) == LAUNCHES
 
 
 def test_vmap_repeats_the_launches_in_a_loop():

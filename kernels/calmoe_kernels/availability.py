@@ -1,10 +1,14 @@
 """Which implementations of kernels this machine can run, and why it cannot run the others."""
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import jax
+
+_JAX_TRITON = "0.3"
+_LEAST_CAPABILITY = 8.0
 
 
 class Implementation(NamedTuple):
@@ -34,16 +38,34 @@ def implementations() -> tuple[Implementation, ...]:
         Implementation(name='xla', runs=True, reason='')
     """
     backend = jax.default_backend()
-    lacking = [name for name in ("triton", "jax_triton") if find_spec(name) is None]
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        no_triton = "triton not installed" if "triton" in lacking else ""
-    elif backend != "gpu":
-        no_triton = f"JAX's default backend is {backend}, not gpu"
-    else:
-        no_triton = f"{' and '.join(lacking)} not installed" if lacking else ""
+    no_triton = _why_no_triton(backend)
     no_pallas = "" if backend == "tpu" else f"JAX's default backend is {backend}, not tpu"
     return (
         Implementation("xla", True, ""),
         Implementation("triton", not no_triton, no_triton),
         Implementation("pallas_tpu", not no_pallas, no_pallas),
     )
+
+
+def _why_no_triton(backend: str) -> str:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if backend != "gpu" and not interpreted:
+        return f"JAX's default backend is {backend}, not gpu"
+    needed = ("triton",) if interpreted else ("triton", "jax_triton")
+    lacking = [name for name in needed if find_spec(name) is None]
+    if lacking:
+        return f"{' and '.join(lacking)} not installed"
+    if interpreted:
+        return ""
+    try:
+        installed = version("jax-triton")
+    except PackageNotFoundError:
+        installed = ""  # a bare folder on the path: its user knows
+    if installed and not installed.startswith(f"{_JAX_TRITON}."):
+        return f"jax-triton {installed} is installed, {_JAX_TRITON}.1 is needed"
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    if not capability.replace(".", "").isdigit():
+        return "the GPU is not NVIDIA's"
+    if float(capability) < _LEAST_CAPABILITY:
+        return f"the GPU is of compute capability {capability}, {_LEAST_CAPABILITY} is needed"
+    return ""

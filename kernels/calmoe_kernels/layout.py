@@ -3,6 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+# By these names `jax.checkpoint` finds what a routing and a plan leave for the backward pass.
+PLAN_NAME = "calmoe_plan"
+ROUTING_NAME = "calmoe_routing"
+
 
 def check_layout(
     tokens: int, k: int, num_experts: int, capacity: int | None, block_size: int | None

@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import triton
 import triton.language as tl
+from jax.ad_checkpoint import checkpoint_name
 
 from calmoe_kernels import xla
 from calmoe_kernels.gpu.configs import RouteConfig, count_config, route_config
 from calmoe_kernels.gpu.launch import Launch, launch
-from calmoe_kernels.layout import num_rows
+from calmoe_kernels.layout import ROUTING_NAME, num_rows
 
 _TAKEN = tl.constexpr(-2147483648)
 # Slots, or rows, of a program that places or clears.
@@ -599,6 +600,7 @@ def _choose_forward(
     constants: _Constants, config: RouteConfig, gate_logits: jax.Array, bias: jax.Array
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     outputs = _choose(constants, config, gate_logits, bias)
+    outputs = tuple(checkpoint_name(x, ROUTING_NAME) for x in outputs)
     return outputs, (gate_logits, outputs[0], outputs[1], bias)
 
 
