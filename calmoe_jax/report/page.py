@@ -35,7 +35,8 @@ thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
 td .std { color: var(--soft); font-size: .8rem; }
 tr.reference td { background: var(--panel); }
 .clear { font-weight: 700; }
-figure { margin: 1rem 0; max-width: 68rem; } img { max-width: 100%; min-width: 38rem; height: auto; }
+figure { margin: 1rem 0; max-width: 68rem; }
+img { max-width: 100%; min-width: 38rem; height: auto; }
 details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; }
 .warning { border-left: .4rem solid #e69f00; padding-left: .8rem; }
 code { font-size: .9em; }
