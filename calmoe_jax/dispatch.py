@@ -32,6 +32,7 @@ from calmoe_jax.routing import (
     Routing,
     check_top_k,
     gate_statistics,
+    largest,
     top_k_routing_by,
 )
 from calmoe_kernels import layout, selection, xla
@@ -238,8 +239,8 @@ def route(
         return Routing(*result[:2]), DispatchPlan(*result[2:7]), GateStatistics(*result[7:])
 
     attempts: dict[str, Callable[..., Any]] = {
-        "xla": partial(composed, jax.lax.top_k),
-        "triton": triton if tokens else partial(composed, jax.lax.top_k),
+        "xla": partial(composed, largest),
+        "triton": triton if tokens else partial(composed, largest),
         "pallas_tpu": partial(composed, _kernel("tpu", "top_k")),
     }
     routing, plan, statistics = selection.run(attempts, implementation, gate_logits, selection_bias)

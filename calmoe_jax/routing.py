@@ -31,6 +31,9 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._checks import check_at_least, check_choice, check_same_size
 from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
 
+# More rounds than these take longer than a sort.
+_MOST_ROUNDS = 8
+
 
 class Routing(NamedTuple):
     """Where each token goes, and the weight its experts' outputs come back with.
@@ -46,8 +49,8 @@ class Routing(NamedTuple):
 
 def _routable(gate_logits: Float[Array, "*tokens experts"]) -> Bool[Array, "*tokens"]:
     """Rows in which no logit is NaN or +inf and at least one expert is not masked."""
-    largest = jnp.max(gate_logits, axis=-1, initial=-jnp.inf)
-    return jnp.isfinite(largest)  # max propagates NaN and +inf, and is -inf when all are masked
+    peak = jnp.max(gate_logits, axis=-1, initial=-jnp.inf)
+    return jnp.isfinite(peak)  # max propagates NaN and +inf, and is -inf when all are masked
 
 
 def _routable_logits(
@@ -151,7 +154,7 @@ def top_k_routing(
         Technical Report, 2024 (sigmoid scores, bias, groups).
     """
     return top_k_routing_by(
-        jax.lax.top_k,
+        largest,
         gate_logits,
         selection_bias,
         k=k,
@@ -160,6 +163,41 @@ def top_k_routing(
         num_groups=num_groups,
         groups_per_token=groups_per_token,
     )
+
+
+def largest(
+    values: Float[Array, "tokens experts"], k: int
+) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"]]:
+    """The `k` largest values of each row and their indices, largest first: a quick `top_k`.
+
+    For small `k` in rounds of `argmax` over integers in the order of the floats, whose least
+    strikes out what was taken. Unlike a sort, XLA fuses them, and cuts them along tokens.
+
+    Args:
+        values: no NaN and no -0.
+        k: in `[1, experts]`.
+
+    Returns:
+        What `jax.lax.top_k` returns: ties go to the lower index, also among `-inf`.
+
+    Example:
+        >>> largest(jnp.array([[0.0, 2.0, 2.0]]), 2)[1]
+        Array([[1, 2]], dtype=int32)
+    """
+    if k > _MOST_ROUNDS:
+        top, indices = jax.lax.top_k(values, k)
+        return top, indices
+    integers = jnp.int64 if values.dtype == jnp.float64 else jnp.int32
+    limits = jnp.iinfo(integers)
+    bits = jax.lax.bitcast_convert_type(values, integers)
+    keys = jnp.where(bits < 0, bits ^ limits.max, bits)
+    experts = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
+    chosen = []
+    for _ in range(k):
+        chosen.append(jnp.argmax(keys, axis=1).astype(jnp.int32))
+        keys = jnp.where(experts == chosen[-1][:, None], limits.min, keys)
+    stacked = jnp.stack(chosen, axis=1)
+    return jnp.take_along_axis(values, stacked, axis=1), stacked
 
 
 def check_top_k(
@@ -209,7 +247,7 @@ def top_k_routing_by(
     num_groups: int,
     groups_per_token: int,
 ) -> Routing:
-    """`top_k_routing` with the choice made by another `top_k(values, k)` than `jax.lax.top_k`.
+    """`top_k_routing` with the choice made by another `top_k(values, k)` than `largest`.
 
     Args:
         top_k: largest values of each row and their indices, ties to the lower index; never NaN.
@@ -270,10 +308,13 @@ def _in_best_groups(
 ) -> Float[Array, "tokens experts"]:
     """The values of the best groups' experts, and -inf for those of the others."""
     grouped = values.reshape(values.shape[0], num_groups, -1)
-    best = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))[0]
-    worth = jnp.sum(jnp.where(jnp.isneginf(best), 0, best), axis=-1)
-    worth = jnp.where(jnp.isneginf(best[..., 0]), -jnp.inf, worth)
-    chosen = jax.lax.top_k(worth, groups_per_token)[1]
+    best = jnp.max(grouped, axis=-1)
+    # the largest of the others: a top-k of so many short rows is slow on CPU
+    first = jnp.argmax(grouped, axis=-1, keepdims=True)
+    others = jnp.arange(grouped.shape[-1])[None, None] != first
+    second = jnp.max(grouped, axis=-1, where=others, initial=-jnp.inf)
+    worth = best + jnp.where(jnp.isneginf(second), 0, second)
+    chosen = largest(worth, groups_per_token)[1]
     kept = jax.nn.one_hot(chosen, num_groups, dtype=bool).any(axis=-2)
     return jnp.where(kept[..., None], grouped, -jnp.inf).reshape(values.shape)
 
