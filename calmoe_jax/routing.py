@@ -275,7 +275,9 @@ def top_k_routing_by(
         bias = at_least_float32(jax.lax.stop_gradient(selection_bias))
         routable &= jnp.isfinite(bias).all()
     if selection_bias is None and num_groups == 1:
-        values = flat  # the order of the scores, which may underflow
+        # in the order of the logits: scores may underflow
+        indices = top_k(jax.lax.stop_gradient(flat), k)[1]
+        top = jnp.take_along_axis(log_scores, indices, axis=-1)
     else:
         values = jax.lax.stop_gradient(jnp.exp(log_scores))
         if selection_bias is not None:
@@ -284,9 +286,9 @@ def top_k_routing_by(
         values = jnp.where(routable[:, None], values, 0)
         if num_groups > 1:
             values = _in_best_groups(values, num_groups, groups_per_token)
-    chosen, indices = top_k(jax.lax.stop_gradient(values), k)
-    top = jnp.take_along_axis(log_scores, indices, axis=-1)
-    top = jnp.where(jnp.isneginf(chosen), -jnp.inf, top)
+        chosen, indices = top_k(values, k)
+        top = jnp.take_along_axis(log_scores, indices, axis=-1)
+        top = jnp.where(jnp.isneginf(chosen), -jnp.inf, top)
     weights = jax.nn.softmax(top, axis=-1) if renormalize else jnp.exp(top)
     weights = jnp.where(routable[:, None], weights, jnp.nan)
     shape = (*gate_logits.shape[:-1], k)

@@ -10,6 +10,7 @@ from calmoe_kernels.availability import implementations
 NAMES = ("xla", "triton", "pallas_tpu")
 # What `None` tries on each platform, in order. On TPU that is XLA until a kernel has been measured.
 _PREFERENCE = {"gpu": ("triton", "xla"), "tpu": ("xla",), "cpu": ("xla",)}
+_PLATFORM = {"triton": "cuda", "pallas_tpu": "tpu"}
 
 
 def run(
@@ -51,7 +52,8 @@ def run(
             continue
         try:
             # the platform is that of the compiled program, which may be for this machine's CPU
-            return jax.lax.platform_dependent(*args, cuda=attempts[name], default=attempts["xla"])
+            here = {_PLATFORM[name]: attempts[name]}
+            return jax.lax.platform_dependent(*args, default=attempts["xla"], **here)
         except NotImplementedError:
             continue
     return attempts["xla"](*args)
