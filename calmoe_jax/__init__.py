@@ -36,6 +36,7 @@ from calmoe_jax.dispatch import dispatch as dispatch
 from calmoe_jax.dispatch import expert_capacity as expert_capacity
 from calmoe_jax.dispatch import plan_dispatch as plan_dispatch
 from calmoe_jax.dispatch import route as route
+from calmoe_jax.matmul import grouped_matmul as grouped_matmul
 from calmoe_jax.mixture import Configuration as Configuration
 from calmoe_jax.mixture import MixtureLosses as MixtureLosses
 from calmoe_jax.mixture import configuration as configuration

@@ -17,7 +17,6 @@ refuse. `jax.checkpoint` finds the routing and the plan by the names `ROUTING_NA
 import math
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least
+from calmoe_jax._kernels import kernel
 from calmoe_jax.routing import (
     GateStatistics,
     Routing,
@@ -36,6 +36,7 @@ from calmoe_jax.routing import (
     top_k_routing_by,
 )
 from calmoe_kernels import layout, selection, xla
+from calmoe_kernels.varying import vary_along, varying_axes
 
 PLAN_NAME = layout.PLAN_NAME
 ROUTING_NAME = layout.ROUTING_NAME
@@ -163,9 +164,12 @@ def plan_dispatch(
     }
     attempts = {
         "xla": partial(xla.plan, **statics),
-        "triton": partial(_kernel("gpu.route", "plan"), **statics),
+        "triton": partial(kernel("gpu.route", "plan"), **statics),
     }
-    indices = jax.lax.stop_gradient(expert_indices).astype(jnp.int32)
+    indices = jax.lax.stop_gradient(expert_indices)
+    if indices.dtype.itemsize > 4:
+        indices = jnp.clip(indices, -1, num_experts)  # what is outside stays there
+    indices = indices.astype(jnp.int32)
     return _named_plan(DispatchPlan(*selection.run(attempts, implementation, indices)))
 
 
@@ -234,14 +238,14 @@ def route(
         return routing, DispatchPlan(*plan), gate_statistics(logits, scores=scores)
 
     def triton(logits: jax.Array, bias: jax.Array | None) -> Any:
-        kernel = _kernel("gpu.route", "route")
-        result = kernel(logits, bias, renormalize=renormalize, **choice, **rooms)
+        fused = kernel("gpu.route", "route")
+        result = fused(logits, bias, renormalize=renormalize, **choice, **rooms)
         return Routing(*result[:2]), DispatchPlan(*result[2:7]), GateStatistics(*result[7:])
 
     attempts: dict[str, Callable[..., Any]] = {
         "xla": partial(composed, largest),
         "triton": triton if tokens else partial(composed, largest),
-        "pallas_tpu": partial(composed, _kernel("tpu", "top_k")),
+        "pallas_tpu": partial(composed, kernel("tpu", "top_k")),
     }
     routing, plan, statistics = selection.run(attempts, implementation, gate_logits, selection_bias)
     routing = jax.tree.map(lambda x: checkpoint_name(x, ROUTING_NAME), routing)
@@ -277,7 +281,8 @@ def dispatch(
     _check_axes("x", x, 2, "tokens, d")
     _check_tokens("x", x, plan)
     _check_plan(plan)
-    return _dispatch(implementation, x, plan)
+    axes = varying_axes(x, plan)
+    return _dispatch(implementation, vary_along(x, axes), vary_along(plan, axes))
 
 
 def combine(
@@ -324,16 +329,9 @@ def combine(
             f"combine_weights.shape={combine_weights.shape}."
         )
     _check_plan(plan)
+    axes = varying_axes(rows, combine_weights, plan)
+    rows, combine_weights, plan = vary_along((rows, combine_weights, plan), axes)
     return _combine(implementation, rows, combine_weights, plan)
-
-
-def _kernel(module: str, name: str) -> Callable[..., Any]:
-    """A kernel of a module that is imported when it is called: it may need what is not here."""
-
-    def call(*args: Any, **statics: Any) -> Any:
-        return getattr(import_module(f"calmoe_kernels.{module}"), name)(*args, **statics)
-
-    return call
 
 
 def _scatter_rows(
@@ -341,7 +339,7 @@ def _scatter_rows(
 ) -> jax.Array:
     attempts = {
         "xla": xla.scatter_rows,
-        "triton": _kernel("gpu.permute", "scatter_rows"),
+        "triton": kernel("gpu.permute", "scatter_rows"),
     }
     args = x, plan.positions, plan.slot_indices, weights
     result: jax.Array = selection.run(attempts, implementation, *args)
@@ -351,7 +349,7 @@ def _scatter_rows(
 def _gather_rows(
     implementation: str | None, rows: jax.Array, plan: DispatchPlan, weights: jax.Array | None
 ) -> jax.Array:
-    attempts = {"xla": xla.gather_rows, "triton": _kernel("gpu.permute", "gather_rows")}
+    attempts = {"xla": xla.gather_rows, "triton": kernel("gpu.permute", "gather_rows")}
     result: jax.Array = selection.run(attempts, implementation, rows, plan.positions, weights)
     return result
 
@@ -397,7 +395,7 @@ def _combine_backward(
     rows, weights, plan = saved
     attempts = {
         "xla": xla.combine_backward,
-        "triton": _kernel("gpu.permute", "combine_backward"),
+        "triton": kernel("gpu.permute", "combine_backward"),
     }
     args = cotangent, rows, plan.positions, plan.slot_indices, weights
     to_rows, to_weights = selection.run(attempts, implementation, *args)

@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from calmoe_jax._numerics import at_least_float32, entropy, pick_label, top_two_margin
+from calmoe_jax._numerics import (
+    at_least_float32,
+    entropy,
+    largest_or_nan,
+    pick_label,
+    top_two_margin,
+)
 
 # An expert of weight 0 may be exp(100) times as likely as the aggregate: the derivative of log F
 # with respect to its weight is that ratio. exp(80) is still a finite float32.
@@ -140,13 +146,13 @@ def configuration(
     squares = jnp.sum(jnp.square(expert_probs - probs[..., None, :]), axis=-1)
     return Configuration(
         log_probs=log_probs,
-        confidence=jnp.max(probs, axis=-1),
+        confidence=largest_or_nan(probs),
         margin=top_two_margin(probs),
         entropy=entropy(probs),
         disagreement=jnp.sum(weights * squares, axis=-1),
         routing_entropy=entropy(weights),
         routing_margin=top_two_margin(weights),
-        expert_confidences=jnp.max(expert_probs, axis=-1),
+        expert_confidences=largest_or_nan(expert_probs),
         routing_weights=weights,
     )
 
@@ -180,5 +186,5 @@ def mixture_losses(
     experts = at_least_float32(expert_log_probs)
     expert_labels = jnp.broadcast_to(labels[..., None], experts.shape[:-1])
     expert_losses = -pick_label(experts, expert_labels)
-    best = jnp.min(expert_losses, axis=-1)
+    best = -largest_or_nan(-expert_losses)
     return MixtureLosses(loss, expert_losses, jax.nn.relu(loss - best))

@@ -49,17 +49,17 @@ class Routing(NamedTuple):
 
 def _routable(gate_logits: Float[Array, "*tokens experts"]) -> Bool[Array, "*tokens"]:
     """Rows in which no logit is NaN or +inf and at least one expert is not masked."""
-    peak = jnp.max(gate_logits, axis=-1, initial=-jnp.inf)
-    return jnp.isfinite(peak)  # max propagates NaN and +inf, and is -inf when all are masked
+    wrong = jnp.isnan(gate_logits) | jnp.isposinf(gate_logits)
+    return jnp.any(gate_logits > -jnp.inf, axis=-1) & ~jnp.any(wrong, axis=-1)
 
 
 def _routable_logits(
     gate_logits: Float[Array, "*tokens experts"],
 ) -> tuple[Float[Array, "*tokens experts"], Bool[Array, "*tokens"]]:
-    """Float32 logits with unroutable rows set to 0 and -0 to 0, and which rows are routable."""
+    """Float32 logits with unroutable rows set to 0, and which rows are routable."""
     logits = at_least_float32(gate_logits)
     routable = _routable(logits)
-    return jnp.where(routable[..., None], logits, 0) + 0.0, routable
+    return jnp.where(routable[..., None], logits, 0), routable
 
 
 def gate_probabilities(
@@ -276,12 +276,13 @@ def top_k_routing_by(
         routable &= jnp.isfinite(bias).all()
     if selection_bias is None and num_groups == 1:
         # in the order of the logits: scores may underflow
-        indices = top_k(jax.lax.stop_gradient(flat), k)[1]
+        indices = top_k(_without_negative_zero(flat), k)[1]
         top = jnp.take_along_axis(log_scores, indices, axis=-1)
     else:
-        values = jax.lax.stop_gradient(jnp.exp(log_scores))
+        values = jnp.exp(log_scores)
         if selection_bias is not None:
             values += bias[None]
+        values = _without_negative_zero(values)
         values = jnp.where(jnp.isneginf(flat), -jnp.inf, values)
         values = jnp.where(routable[:, None], values, 0)
         if num_groups > 1:
@@ -293,6 +294,14 @@ def top_k_routing_by(
     weights = jnp.where(routable[:, None], weights, jnp.nan)
     shape = (*gate_logits.shape[:-1], k)
     return Routing(indices.reshape(shape), weights.reshape(shape))
+
+
+def _without_negative_zero(
+    values: Float[Array, "tokens experts"],
+) -> Float[Array, "tokens experts"]:
+    """Values to compare, where -0 is 0 (adding 0 would do, if compilers did not leave it out)."""
+    values = jax.lax.stop_gradient(values)
+    return jnp.where(values == 0, 0, values)
 
 
 def _log_scores(

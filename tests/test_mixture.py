@@ -272,3 +272,16 @@ def test_hard_routing_stays_calibrated_when_configurations_are_reweighted(seed):
         assert class_1_error(rows) < 1e-12
         soft = [(m, (0.5, 0.25, 0.25), (p[0], 0.5, 0.5), t) for m, _, p, t in rows]
         assert class_1_error(soft) > 1e-3  # the same experts, mixed
+
+
+@pytest.mark.parametrize("classes", [3, 100])
+def test_nan_in_many_long_rows_is_not_lost(classes):
+    probs = np.full((384, classes), 1 / classes, np.float32)
+    probs[:, classes // 2] = np.nan
+    log_probs, one = jnp.log(jnp.asarray(probs))[:, None], jnp.ones((384, 1))
+    config = jax.jit(cm.configuration)(log_probs, one)
+    assert jnp.isnan(config.confidence).all()
+    assert jnp.isnan(config.expert_confidences).all()
+    labels = jnp.zeros(384, jnp.int32)
+    confidence, _ = jax.jit(cm.top_label)(jnp.asarray(probs), labels)
+    assert jnp.isnan(confidence).all()

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._numerics import at_least_float32, example_weights, pick_label, weighted_sum
+from calmoe_jax._numerics import (
+    at_least_float32,
+    example_weights,
+    largest_or_nan,
+    pick_label,
+    weighted_sum,
+)
 from calmoe_jax.calibration.binning import (
     ReliabilityBins,
     binned_calibration_error,
@@ -50,7 +56,7 @@ def top_label(
         (Array([0.7], dtype=float32), Array([ True], dtype=bool))
     """
     probs = _probabilities(probs, from_logits)
-    return jnp.max(probs, axis=-1), jnp.argmax(probs, axis=-1) == labels
+    return largest_or_nan(probs), jnp.argmax(probs, axis=-1) == labels
 
 
 def accuracy(

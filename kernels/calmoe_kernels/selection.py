@@ -7,26 +7,25 @@ import jax
 
 from calmoe_kernels.availability import implementations
 
-NAMES = ("xla", "triton", "pallas_tpu")
+NAMES = ("xla", "triton", "pallas_tpu", "batched", "blocks", "ragged_dot")
 # What `None` tries on each platform, in order. On TPU that is XLA until a kernel has been measured.
-_PREFERENCE = {"gpu": ("triton", "xla"), "tpu": ("xla",), "cpu": ("xla",)}
+_PREFERENCE = {
+    "gpu": ("triton", "xla", "batched", "ragged_dot"),
+    "tpu": ("xla", "batched", "ragged_dot"),
+    "cpu": ("xla", "batched", "blocks"),
+}
+# Those that need one platform, and its name in a program; the others run everywhere.
 _PLATFORM = {"triton": "cuda", "pallas_tpu": "tpu"}
 
 
-def run(
-    attempts: Mapping[str, Callable[..., Any]],
-    implementation: str | None,
-    *args: Any,
-    prefer: Callable[[str], bool] = lambda name: True,
-) -> Any:
+def run(attempts: Mapping[str, Callable[..., Any]], implementation: str | None, *args: Any) -> Any:
     """Calls the implementation that is asked for, or the first that does not decline.
 
     Args:
-        attempts: functions of `args` by the name of their implementation; always one for `xla`.
-            One declines by raising `NotImplementedError`.
+        attempts: functions of `args` by the name of their implementation, at least one of them of
+            a name that runs everywhere. One declines by raising `NotImplementedError`.
         implementation: a name; `None` for the best one that works here.
         *args: arrays, or pytrees of arrays.
-        prefer: whether a name is worth trying where `None` was given: measured tables say so.
 
     Returns:
         What the implementation returns.
@@ -43,17 +42,21 @@ def run(
     reasons = {each.name: each.reason for each in implementations()}
     if implementation is not None:
         if implementation not in attempts:
-            raise NotImplementedError(f"{implementation} has no kernel for this operation.")
-        if reasons[implementation]:
+            raise NotImplementedError(f"{implementation} cannot do this operation.")
+        if reasons.get(implementation):
             raise NotImplementedError(f"{implementation}: {reasons[implementation]}.")
         return attempts[implementation](*args)
-    for name in _PREFERENCE.get(jax.default_backend(), ("xla",)):
-        if name == "xla" or name not in attempts or reasons[name] or not prefer(name):
+    backend = jax.default_backend()
+    for name in _PREFERENCE.get(backend, _PREFERENCE["cpu"]):
+        if name not in attempts or reasons.get(name):
             continue
         try:
+            if name not in _PLATFORM:
+                return attempts[name](*args)
             # the platform is that of the compiled program, which may be for this machine's CPU
+            other = next(attempts[each] for each in _PREFERENCE["cpu"] if each in attempts)
             here = {_PLATFORM[name]: attempts[name]}
-            return jax.lax.platform_dependent(*args, default=attempts["xla"], **here)
+            return jax.lax.platform_dependent(*args, default=other, **here)
         except NotImplementedError:
             continue
-    return attempts["xla"](*args)
+    raise NotImplementedError(f"none of {', '.join(attempts)} can do this operation here.")

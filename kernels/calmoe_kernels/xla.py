@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from calmoe_kernels.layout import groups, num_rows
+from calmoe_kernels.varying import vary_along, varying_axes
 
 # Up to this many slots a token the sum over slots is unrolled into one fusion.
 _UNROLLED_SLOTS = 16
@@ -58,6 +59,8 @@ def _stable_order(expert: jax.Array, num_groups: int) -> jax.Array:
 
 def _take(rows: jax.Array, indices: jax.Array) -> jax.Array:
     """Rows by number; zeros where the number is outside."""
+    if rows.shape[0] == 0:
+        return jnp.zeros((*indices.shape, *rows.shape[1:]), rows.dtype)
     return rows.at[indices].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
 
@@ -109,6 +112,7 @@ def gather_rows(rows: jax.Array, positions: jax.Array, weights: jax.Array | None
             total = add(total, positions[:, j], None if weights is None else weights[:, j])
     else:
         columns = (positions.T, None if weights is None else weights.T)
+        total = vary_along(total, varying_axes(rows, columns))
         total, _ = jax.lax.scan(lambda t, column: (add(t, *column), None), total, columns)
     return total.astype(rows.dtype)
 

@@ -71,6 +71,37 @@ def permute_config(d: int, itemsize: int, *, operands: int = 1) -> PermuteConfig
     return PermuteConfig(tokens, columns, warps)
 
 
+class MatmulConfig(NamedTuple):
+    """Tiles of the kernels that multiply.
+
+    Attributes:
+        rows: rows of a tile of the result.
+        columns: columns of a tile of the result.
+        depth: terms of the sums that are in shared memory at a time.
+        num_warps: warps a program.
+        num_stages: how many depths are on their way at once.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    num_warps: int
+    num_stages: int
+
+
+def matmul_config(rows: int, columns: int, itemsize: int) -> MatmulConfig:
+    """Tiles for results of some `rows` by `columns`.
+
+    Figures behind it, H100, triton 3.6, bfloat16: 128 x 256 x 64 with 8 warps and 3 to 4 stages
+    was the fastest of seven at groups of 512 rows by 1024 columns and 8192 by 4096.
+    """
+    largest = (128, 256) if itemsize == 2 else (64, 64)
+    height = min(largest[0], max(16, _power_of_two(rows)))
+    width = min(largest[1], max(16, _power_of_two(columns)))
+    warps = 8 if height * width >= 128 * 256 else 4
+    return MatmulConfig(height, width, 64 if itemsize == 2 else 32, warps, 3)
+
+
 def _power_of_two(n: int) -> int:
     """The least power of two that is at least `n`."""
     return 1 << max(0, n - 1).bit_length()

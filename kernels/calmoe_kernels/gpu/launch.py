@@ -15,6 +15,8 @@ import jax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
+from calmoe_kernels.varying import vary_along, varying_axes
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -64,7 +66,7 @@ def launch(one: Launch) -> tuple[jax.Array, ...]:
     @jax.custom_batching.custom_vmap
     def run(*given: jax.Array) -> tuple[jax.Array, ...]:
         whole = _unsharded(lambda *own: bind(with_arrays(own)), one, given)
-        return _varying_as(whole(*given), given)
+        return vary_along(whole(*given), varying_axes(given))  # a kernel cannot tell
 
     @run.def_vmap
     def _run_one_by_one(
@@ -156,23 +158,3 @@ def _interpret(one: Launch) -> tuple[jax.Array, ...]:
     arrays = [x for x in one.inputs if not isinstance(x, int)]
     result: tuple[jax.Array, ...] = jax.pure_callback(call, tuple(one.outputs), *arrays)
     return result
-
-
-def _varying_axes(x: jax.Array) -> frozenset[str]:
-    """The axes of an enclosing `shard_map` along which an array differs between devices."""
-    kind: Any = jax.typeof(x)
-    if hasattr(kind, "vma"):
-        return frozenset(kind.vma)
-    return frozenset(kind.manual_axis_type.varying)
-
-
-def _varying_as(outputs: Sequence[jax.Array], inputs: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """Marks outputs as different between devices wherever an input is: a kernel cannot tell."""
-    axes = frozenset[str]().union(*(_varying_axes(x) for x in inputs))
-    mark: Callable[..., jax.Array] = jax.lax.pcast
-
-    def marked(x: jax.Array) -> jax.Array:
-        missing = tuple(sorted(axes - _varying_axes(x)))
-        return mark(x, missing, to="varying") if missing else x
-
-    return tuple(marked(x) for x in outputs)

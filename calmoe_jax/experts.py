@@ -1,0 +1,202 @@
+"""A sparse layer of experts: route, dispatch, two grouped products with an activation, combine.
+
+Parameters are plain arrays, so that the layer can be used from any library of modules;
+`calmoe_jax.nn.MoELayer` is the Flax module.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from calmoe_jax._checks import check_choice
+from calmoe_jax.dispatch import DispatchPlan, Routed, combine, dispatch, route
+from calmoe_jax.matmul import grouped_matmul
+
+# Rows of a block on CPU, where the products are a loop over blocks: 32 to 256 were tried.
+_CPU_BLOCK = 64
+
+ACTIVATIONS = ("relu", "gelu", "swiglu")
+
+
+class ExpertParams(NamedTuple):
+    """Parameters of experts with one hidden layer.
+
+    Attributes:
+        w_in: to the hidden units; for SwiGLU to the gates and then to the values, side by side,
+            which is one product instead of two: `columns` is then twice `hidden`.
+        w_out: from the hidden units.
+    """
+
+    w_in: Float[Array, "experts d columns"]
+    w_out: Float[Array, "experts hidden d_out"]
+
+
+class SparseOutput(NamedTuple):
+    """What a sparse layer returns.
+
+    Attributes:
+        output: the tokens' outputs.
+        routed: routing, plan and statistics: what the losses of the gate need.
+    """
+
+    output: Float[Array, "tokens d_out"]
+    routed: Routed
+
+
+def expert_mlp(
+    rows: Float[Array, "rows d"],
+    plan: DispatchPlan,
+    params: ExpertParams,
+    *,
+    activation: str = "gelu",
+    block_size: int | None = None,
+    capacity: int | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "rows d_out"]:
+    """Applies each expert to its rows: `act(x w_in[e]) w_out[e]`.
+
+    SwiGLU is `(silu(x w_gate[e]) * (x w_value[e])) w_out[e]`.
+
+    Args:
+        rows: rows grouped by expert, as from `dispatch`.
+        plan: where the groups lie.
+        params: the experts' parameters, of the dtype of the rows.
+        activation: `"relu"`, `"gelu"` (the exact one) or `"swiglu"`.
+        block_size: the plan's, if it has one.
+        capacity: the plan's, if it has one.
+        implementation: of the products; see `calmoe_jax.matmul`.
+
+    Returns:
+        The experts' outputs; 0 for rows that are in no group.
+
+    Raises:
+        TypeError: as `grouped_matmul`.
+        ValueError: as `grouped_matmul`; if the activation is unknown or the widths do not fit.
+
+    Example:
+        >>> plan = plan_dispatch(jnp.array([[0], [1]]), num_experts=2)
+        >>> params = ExpertParams(jnp.ones((2, 1, 3)), jnp.ones((2, 3, 1)))
+        >>> expert_mlp(jnp.array([[2.0], [-1.0]]), plan, params, activation="relu").tolist()
+        [[6.0], [0.0]]
+
+    References:
+        Shazeer, GLU Variants Improve Transformer, 2020.
+    """
+    check_choice("activation", activation, ACTIVATIONS)
+    columns, hidden = params.w_in.shape[2], params.w_out.shape[1]
+    wanted = 2 * hidden if activation == "swiglu" else hidden
+    if columns != wanted:
+        raise ValueError(
+            f"w_in must have {wanted} columns for {activation} and w_out's {hidden} hidden units, "
+            f"got w_in.shape={params.w_in.shape}."
+        )
+
+    def product(x: jax.Array, w: jax.Array) -> jax.Array:
+        return grouped_matmul(
+            x,
+            w,
+            plan.group_sizes,
+            plan.group_offsets,
+            block_size=block_size,
+            capacity=capacity,
+            implementation=implementation,
+        )
+
+    inner = product(rows, params.w_in)
+    if activation == "swiglu":
+        gate, value = jnp.split(inner, 2, axis=1)
+        inner = jax.nn.silu(gate) * value
+    elif activation == "gelu":
+        inner = jax.nn.gelu(inner, approximate=False)
+    else:
+        inner = jax.nn.relu(inner)
+    return product(inner, params.w_out)
+
+
+def sparse_layer(
+    x: Float[Array, "tokens d"],
+    gate_logits: Float[Array, "tokens experts"],
+    params: ExpertParams,
+    selection_bias: Float[Array, " experts"] | None = None,
+    *,
+    k: int,
+    activation: str = "gelu",
+    scores: str = "softmax",
+    renormalize: bool = True,
+    num_groups: int = 1,
+    groups_per_token: int = 1,
+    capacity: int | None = None,
+    implementation: str | None = None,
+) -> SparseOutput:
+    """Routes tokens to `k` experts each and sums what these make of them, by weight.
+
+    `y_t = sum_j w_tj expert_{e_tj}(x_t)`; only the chosen experts are computed.
+
+    Args:
+        x: tokens, of one example or of many.
+        gate_logits: the router's logits of the same tokens; `-inf` masks an expert.
+        params: the experts' parameters, of the dtype of `x`.
+        selection_bias: as in `route`.
+        k: experts per token.
+        activation: as in `expert_mlp`.
+        scores: as in `route`.
+        renormalize: as in `route`.
+        num_groups: as in `route`.
+        groups_per_token: as in `route`.
+        capacity: rows per expert; `None` for dropless.
+        implementation: `None`, `"xla"` or `"triton"`, for all parts.
+
+    Returns:
+        A `SparseOutput`. Slots beyond a capacity count as zeros.
+
+    Raises:
+        TypeError: as the parts.
+        ValueError: as the parts; if `x` and the logits are of other tokens.
+        NotImplementedError: if the implementation declines.
+
+    Example:
+        >>> params = ExpertParams(jnp.ones((2, 1, 3)), jnp.ones((2, 3, 1)))
+        >>> out = sparse_layer(jnp.ones((4, 1)), jnp.zeros((4, 2)), params, k=1, activation="relu")
+        >>> out.output[:, 0].tolist(), out.routed.plan.group_sizes.tolist()
+        ([3.0, 3.0, 3.0, 3.0], [4, 0])
+    """
+    if len(x) != len(gate_logits):
+        raise ValueError(
+            f"gate_logits must be of the {len(x)} tokens of x, got "
+            f"gate_logits.shape={gate_logits.shape}."
+        )
+    if params.w_in.shape[0] != gate_logits.shape[1]:
+        raise ValueError(
+            f"params must have the {gate_logits.shape[1]} experts of gate_logits, got "
+            f"w_in.shape={params.w_in.shape}."
+        )
+    # blocks spare the products a copy of the rows where they are a loop over blocks
+    looped = capacity is None and jax.default_backend() == "cpu" and implementation != "triton"
+    block_size = _CPU_BLOCK if looped else None
+    routed = route(
+        gate_logits,
+        selection_bias,
+        k=k,
+        scores=scores,
+        renormalize=renormalize,
+        num_groups=num_groups,
+        groups_per_token=groups_per_token,
+        capacity=capacity,
+        block_size=block_size,
+        implementation=implementation,
+    )
+    rows = dispatch(x, routed.plan, implementation=implementation)
+    outputs = expert_mlp(
+        rows,
+        routed.plan,
+        params,
+        activation=activation,
+        block_size=block_size,
+        capacity=capacity,
+        implementation=implementation if implementation == "triton" else None,
+    )
+    weights = routed.routing.combine_weights
+    output = combine(outputs, routed.plan, weights, implementation=implementation)
+    return SparseOutput(output, routed)

@@ -1,0 +1,188 @@
+"""Products of groups of rows with a matrix each: what experts are made of.
+
+`implementation=` is `None` or one of `"triton"` (NVIDIA GPUs), `"batched"` (plans with a capacity),
+`"blocks"` (a loop over blocks of rows: the fastest on CPU) and `"ragged_dot"` (XLA's own, for TPU).
+Figures that decide what `None` means are in `kernels/README.md`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import checkify
+from jaxtyping import Array, Float, Int
+
+from calmoe_jax._kernels import kernel
+from calmoe_kernels import matmul, selection
+from calmoe_kernels.varying import vary_along, varying_axes
+
+
+class _Statics(NamedTuple):
+    """What is static of a product, and the same in both directions."""
+
+    block_size: int | None
+    capacity: int | None
+    implementation: str | None
+
+
+def grouped_matmul(
+    x: Float[Array, "rows d"],
+    w: Float[Array, "experts d f"],
+    group_sizes: Int[Array, " experts"],
+    group_offsets: Int[Array, " experts"] | None = None,
+    *,
+    block_size: int | None = None,
+    capacity: int | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "rows f"]:
+    """Multiplies the rows of each expert by its matrix: `y[r] = x[r] @ w[e]` for `r` of group `e`.
+
+    Sums are in float32 at least, whatever the dtype. Gradients: `dx[r] = dy[r] @ w[e].T`, and
+    `dw[e] = sum_r x[r]^T dy[r]` over the rows of group `e`, zeros for an empty one.
+
+    Args:
+        x: rows, grouped by expert.
+        w: a matrix for each expert, of the dtype of `x`.
+        group_sizes: rows of each expert, 0 allowed.
+        group_offsets: first row of each expert, where the one before ends or later; by default
+            exactly there.
+        block_size: a promise that all offsets are multiples of it, as with
+            `plan_dispatch(block_size=...)`; spares a copy on CPU.
+        capacity: a promise that the group of expert `e` starts at `e * capacity`, as with
+            `plan_dispatch(capacity=...)`.
+        implementation: see the module.
+
+    Returns:
+        The products in the dtype of `x`; 0 for rows that are in no group.
+
+    Raises:
+        TypeError: if `x` and `w` are not of floats of one dtype, or the sizes not of integers.
+        ValueError: if shapes do not fit, or a promise cannot be true of them.
+        NotImplementedError: if the implementation declines.
+
+    Example:
+        >>> x = jnp.array([[1.0], [2.0], [3.0]])
+        >>> grouped_matmul(x, jnp.array([[[10.0]], [[100.0]]]), jnp.array([1, 2])).tolist()
+        [[10.0], [200.0], [300.0]]
+
+    References:
+        Gale et al., MegaBlocks, 2022.
+    """
+    _check(x, w, group_sizes, group_offsets, block_size, capacity)
+    sizes = jax.lax.stop_gradient(group_sizes).astype(jnp.int32)
+    if group_offsets is None:
+        offsets = jnp.cumsum(sizes, dtype=jnp.int32) - sizes
+    else:
+        offsets = jax.lax.stop_gradient(group_offsets).astype(jnp.int32)
+    groups = matmul.Groups(sizes, offsets)
+    ends = offsets + sizes
+    checkify.debug_check(
+        jnp.all(sizes >= 0) & jnp.all(ends[:-1] <= offsets[1:]) & (ends[-1] <= x.shape[0]),
+        f"group_sizes must be non-negative, groups one after the other and within {len(x)} rows.",
+    )
+    axes = varying_axes(x, w, groups)
+    statics = _Statics(block_size, capacity, implementation)
+    return _grouped_matmul(statics, *vary_along((x, w, groups), axes))
+
+
+def _rows(
+    statics: _Statics, x: jax.Array, w: jax.Array, groups: matmul.Groups, *, transposed: bool
+) -> jax.Array:
+    block_size = statics.block_size
+    attempts: dict[str, Callable[..., jax.Array]] = {
+        "triton": partial(kernel("gpu.matmul", "rows"), transposed=transposed),
+        "blocks": partial(matmul.blocks_rows, transposed=transposed, block_size=block_size),
+        "ragged_dot": partial(matmul.ragged_dot_rows, transposed=transposed),
+    }
+    if statics.capacity is not None:
+        attempts["batched"] = partial(matmul.batched_rows, transposed=transposed)
+    result: jax.Array = selection.run(attempts, statics.implementation, x, w, groups)
+    return result.astype(x.dtype)
+
+
+def _matrices(statics: _Statics, x: jax.Array, y: jax.Array, groups: matmul.Groups) -> jax.Array:
+    attempts: dict[str, Callable[..., jax.Array]] = {
+        "triton": kernel("gpu.matmul", "matrices"),
+        "blocks": partial(matmul.blocks_matrices, block_size=statics.block_size),
+        "ragged_dot": matmul.ragged_dot_matrices,
+    }
+    if statics.capacity is not None:
+        attempts["batched"] = matmul.batched_matrices
+    result: jax.Array = selection.run(attempts, statics.implementation, x, y, groups)
+    return result.astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _grouped_matmul(
+    statics: _Statics, x: jax.Array, w: jax.Array, groups: matmul.Groups
+) -> jax.Array:
+    return _rows(statics, x, w, groups, transposed=False)
+
+
+def _forward(
+    statics: _Statics, x: jax.Array, w: jax.Array, groups: matmul.Groups
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, matmul.Groups]]:
+    return _grouped_matmul(statics, x, w, groups), (x, w, groups)
+
+
+def _backward(
+    statics: _Statics, saved: tuple[jax.Array, jax.Array, matmul.Groups], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    x, w, groups = saved
+    to_x = _rows(statics, cotangent, w, groups, transposed=True)
+    return to_x, _matrices(statics, x, cotangent, groups), None
+
+
+_grouped_matmul.defvjp(_forward, _backward)
+
+
+def _check(
+    x: jax.Array,
+    w: jax.Array,
+    group_sizes: jax.Array,
+    group_offsets: jax.Array | None,
+    block_size: int | None,
+    capacity: int | None,
+) -> None:
+    for name, array in (("x", x), ("w", w)):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"{name} must be of floats, got {name}.dtype={array.dtype}.")
+    if x.dtype != w.dtype:
+        raise TypeError(f"w must have the dtype of x, {x.dtype}, got w.dtype={w.dtype}.")
+    if x.ndim != 2 or w.ndim != 3 or x.shape[1] != w.shape[1]:
+        raise ValueError(
+            "x must have the axes [rows, d] and w the axes [experts, d, f], got "
+            f"x.shape={x.shape} and w.shape={w.shape}."
+        )
+    experts, rows = w.shape[0], x.shape[0]
+    if experts < 1:
+        raise ValueError(f"w must have at least one expert, got w.shape={w.shape}.")
+    for name, facts in (("group_sizes", group_sizes), ("group_offsets", group_offsets)):
+        if facts is None:
+            continue
+        if not jnp.issubdtype(facts.dtype, jnp.integer):
+            raise TypeError(f"{name} must be of integers, got {name}.dtype={facts.dtype}.")
+        if facts.shape != (experts,):
+            raise ValueError(
+                f"{name} must have shape ({experts},), one number an expert of w, got "
+                f"{name}.shape={facts.shape}."
+            )
+    if block_size is not None and capacity is not None:
+        raise ValueError(
+            "at most one of block_size and capacity may be promised, got "
+            f"block_size={block_size} and capacity={capacity}."
+        )
+    for name, promise in (("block_size", block_size), ("capacity", capacity)):
+        if promise is not None and group_offsets is None:
+            raise ValueError(f"{name} is a promise about group_offsets, which must be given.")
+    if block_size is not None and (block_size < 1 or rows % block_size):
+        raise ValueError(
+            f"block_size must divide the {rows} rows of x, got block_size={block_size}."
+        )
+    if capacity is not None and capacity * experts != rows:
+        raise ValueError(
+            f"capacity times {experts} experts must be the {rows} rows of x, got "
+            f"capacity={capacity}."
+        )
