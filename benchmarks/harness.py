@@ -1,38 +1,48 @@
 """What the benchmarks share: interleaved timing, machine facts, one line of figures."""
 
-import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from calmoe_jax.experiment import describe_environment
+from calmoe_jax._files import to_json, write_whole
+
+_PACKAGES = (
+    "calmoe_jax", "jax", "jaxlib", "jax-triton", "triton", "flax", "optax", "numpy", "scipy"
+)  # fmt: skip
 
 
 class Figure(NamedTuple):
-    """A measured figure and the bound it must keep.
+    """A measured figure and the bounds it must keep.
 
     Attributes:
         name: what was measured.
         value: the figure.
         bound: the largest value allowed, if there is one.
         unit: `s`, `GB`, or empty for a ratio.
+        least: the smallest value allowed, if there is one.
     """
 
     name: str
     value: float
     bound: float | None = None
     unit: str = ""
+    least: float | None = None
 
     @property
     def holds(self) -> bool:
-        """Whether the figure is within its bound."""
-        return self.bound is None or self.value <= self.bound
+        """Whether the figure is within its bounds."""
+        return (self.bound is None or self.value <= self.bound) and (
+            self.least is None or self.value >= self.least
+        )
 
 
 def time_interleaved(
@@ -55,27 +65,86 @@ def ratio(seconds: Mapping[str, list[float]], name: str, to: str) -> float:
     return statistics.median(a / b for a, b in pairs)
 
 
-def report(name: str, figures: list[Figure], out: Path | None, *, check: bool) -> int:
+def environment(commit: str | None = None) -> dict[str, Any]:
+    """What a figure depends on, told without the packages that only `calmoe run` needs.
+
+    Args:
+        commit: commit of the tree, where it is a copy without its repository.
+
+    Returns:
+        Versions, devices, processor, load and commit.
+    """
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "platform": f"{sys.platform} {platform.machine()}",
+        "devices": [f"{len(devices)} x {devices[0].device_kind}"],
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "load": os.getloadavg(),
+        "commit": commit or _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the checkout, `+` where tracked files have changes; None outside of one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        outputs = [
+            subprocess.run(
+                [*git, *arguments], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for arguments in (
+                ("rev-parse", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no", ".."),
+            )
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return outputs[0] + ("+" if outputs[1] else "")
+
+
+def write_json(out: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file whole, and its folder where there is none."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, to_json(content))
+
+
+def report(
+    name: str,
+    figures: list[Figure],
+    out: Path | None,
+    *,
+    check: bool,
+    commit: str | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> int:
     """Prints the figures, writes them as JSON, and returns the exit code.
 
-    The code is 1 with `check` where a figure exceeds its bound; the last line then says all.
+    The code is 1 with `check` where a figure breaks its bound; the last line then says all.
     """
     for figure in figures:
         bound = "" if figure.bound is None else f"   at most {figure.bound:g}"
-        print(f"{figure.name:<52} {figure.value:10.3f} {figure.unit:<3}{bound}")
+        least = "" if figure.least is None else f"   at least {figure.least:g}"
+        print(f"{figure.name:<52} {figure.value:10.3f} {figure.unit:<3}{bound}{least}")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "benchmark": name,
-            "environment": describe_environment(),
-            "processor": platform.processor() or platform.machine(),
-            "load": os.getloadavg(),
+            "environment": environment(commit),
             "figures": [figure._asdict() for figure in figures],
         }
-        out.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(out, content | dict(details or {}))
     if check:
         failed = [figure.name for figure in figures if not figure.holds]
         line = ", ".join(f"{figure.name} {figure.value:.3g}{figure.unit}" for figure in figures)
-        print(f"{'FAILED ' + ', '.join(failed) if failed else 'ok'}: {line}")
+        print(f"{'FAILED ' + ', '.join(failed) if failed else 'ok'}: {line}", flush=True)
         return 1 if failed else 0
     return 0

@@ -219,3 +219,92 @@ def dct_filter(images, quality, quantise=quantise_block):
             grey = np.stack([red, (y - 0.299 * red - 0.114 * blue) / 0.587, blue], axis=-1)
         result[n, :height, :width] = np.clip(grey / 255, 0, 1)
     return result
+
+
+def route_row(logits, bias, k, scores, renormalize, num_groups, groups_per_token):
+    """Expert indices and weights of one token."""
+    experts = len(logits)
+    g = [float(x) for x in logits]
+    b = [0.0] * experts if bias is None else [float(x) for x in bias]
+    unroutable = any(math.isnan(x) or x == math.inf for x in g) or max(g) == -math.inf
+    if unroutable or not all(math.isfinite(x) for x in b):
+        return list(range(k)), [math.nan] * k
+    if scores == "softmax":
+        total = sum(math.exp(x - max(g)) for x in g)
+        s = [math.exp(x - max(g)) / total for x in g]
+    else:
+        s = [float(scipy.special.expit(x)) for x in g]
+    allowed = [e for e in range(experts) if g[e] > -math.inf]
+    if num_groups > 1:
+        size = experts // num_groups
+        worth = {}
+        for e in allowed:
+            worth.setdefault(e // size, []).append(s[e] + b[e])
+        worth = {group: sum(sorted(values)[-2:]) for group, values in worth.items()}
+        best = sorted(worth, key=lambda group: (-worth[group], group))[:groups_per_token]
+        allowed = [e for e in allowed if e // size in best]
+    chosen = sorted(allowed, key=lambda e: (-(s[e] + b[e]), e))[:k]
+    total = sum(s[e] for e in chosen) if renormalize else 1.0
+    surplus = [e for e in range(experts) if e not in chosen][: k - len(chosen)]
+    return chosen + surplus, [s[e] / total for e in chosen] + [0.0] * len(surplus)
+
+
+def gate_statistics(logits, scores):
+    """Mean gate probabilities, logsumexp of each token, number of unroutable tokens."""
+    logits = np.asarray(logits, np.float64)
+    tokens, experts = logits.shape
+    mean, log_sums, unroutable = np.zeros(experts), np.full(tokens, np.nan), 0
+    for t, g in enumerate(logits):
+        if np.isnan(g).any() or (g == np.inf).any() or (g == -np.inf).all():
+            unroutable += 1
+            mean += np.nan
+            continue
+        s = np.exp(g - g.max()) if scores == "softmax" else scipy.special.expit(g)
+        mean += s / s.sum() / tokens
+        log_sums[t] = math.log(sum(math.exp(x - g.max()) for x in g)) + g.max()
+    return mean, log_sums, unroutable
+
+
+def plan(expert_indices, num_experts, capacity, block_size):
+    """`(positions, slot_indices, group_sizes, group_offsets, load)`, slot by slot."""
+    expert_indices = np.asarray(expert_indices)
+    members = [[] for _ in range(num_experts)]
+    for slot, e in enumerate(expert_indices.reshape(-1).tolist()):
+        if 0 <= e < num_experts:
+            members[e].append(slot)
+    slots = expert_indices.size
+    rows = slots
+    if capacity is not None:
+        rows = num_experts * capacity
+    elif block_size is not None:
+        rows = most_padded_rows(slots, num_experts, block_size)
+    positions, slot_indices = np.full(slots, rows), np.full(rows, slots)
+    sizes, offsets, start = [], [], 0
+    for e, group in enumerate(members):
+        if capacity is not None:
+            start, group = e * capacity, group[:capacity]
+        while block_size is not None and start % block_size:
+            start += 1
+        offsets.append(start)
+        sizes.append(len(group))
+        for slot in group:
+            positions[slot], slot_indices[start] = start, slot
+            start += 1
+    load = [len(group) for group in members]
+    return positions.reshape(expert_indices.shape), slot_indices, sizes, offsets, load
+
+
+def most_padded_rows(slots, num_experts, block_size):
+    """One slot for each expert that can have one; of the rest every `block_size` fill a block."""
+    busy = min(num_experts, slots)
+    return busy * block_size + (slots - busy) // block_size * block_size
+
+
+def one_hot_plan(positions, rows):
+    """`[tokens, k, rows]`: 1 where a slot lies in a row."""
+    positions = np.asarray(positions)
+    result = np.zeros((*positions.shape, rows))
+    for t, j in np.ndindex(*positions.shape):
+        if 0 <= positions[t, j] < rows:
+            result[t, j, positions[t, j]] = 1
+    return result
