@@ -35,7 +35,9 @@ def _worst(
         allowed = rounding * size + 1e-5 * scale
     else:  # terms that cancel were rounded before
         allowed = slack * rounding * scale
-    return jnp.max(difference / jnp.maximum(allowed, 1e-30), initial=0)
+    times = difference / jnp.maximum(allowed, 1e-30)
+    # XLA's CPU compiler may lose NaN in a maximum
+    return jnp.max(jnp.where(jnp.isnan(times), jnp.inf, times), initial=0)
 
 
 def disagreements(

@@ -38,7 +38,7 @@ class Measured(NamedTuple):
 def figures(
     problems: list[Problem], measured: Measured, *, platform: str, device: str
 ) -> list[Figure]:
-    """The figures that a device must keep, and how many of them could not be measured.
+    """The figures that a device must keep, and of how many problems one is missing.
 
     Args:
         problems: the problems that were asked for.
@@ -61,7 +61,7 @@ def figures(
             if rival in times and ours in times:
                 values[problem.name] = ratio(times, rival, ours)
             else:
-                missing.append(f"{part} of {problem.name}")
+                missing.append(problem.name)
         return values
 
     if platform == "cpu":
@@ -82,11 +82,11 @@ def figures(
                 everything[f"{part} of {name}"] = value
         found += _worst("fair / None, any part", everything, least=1 - _NOISE)
     memory = {name: value for name, value in measured.memory.items() if value is not None}
-    missing += [f"memory of {p.name}" for p in problems if p.name not in memory]
+    missing += [problem.name for problem in problems if problem.name not in memory]
     found += _worst("memory of dispatch and combine / needed", memory, bound=_MEMORY)
-    absent = sorted(set(missing))
-    listed = f": {', '.join(absent)}" if absent else ""
-    return [*found, Figure(f"bounds not measured{listed}", len(absent), 0)]
+    absent = list(dict.fromkeys(missing))
+    listed = f" ({', '.join(absent)})" if absent else ""
+    return [*found, Figure(f"problems not wholly measured{listed}", len(absent), 0)]
 
 
 def _worst(
@@ -113,7 +113,7 @@ def _route_times(
         if name in names and "None" in times:
             found.append(Figure(f"route of {name}", median(times["None"]) * 1e6, most, "us"))
         elif name in names:
-            missing.append(f"route of {name}")
+            missing.append(name)
     return found
 
 
@@ -125,7 +125,7 @@ def _per_cents(problem: Problem, measured: Measured, missing: list[str]) -> list
             value = per_cent(problem, part, median(times["None"]), measured.bandwidth)
             found.append(Figure(f"{part} of {problem.name}", value, None, "%", least))
         else:
-            missing.append(f"{part} of {problem.name}")
+            missing.append(problem.name)
     return found
 
 

@@ -77,14 +77,46 @@ def grouped_matmul(
     else:
         offsets = jax.lax.stop_gradient(group_offsets).astype(jnp.int32)
     groups = matmul.Groups(sizes, offsets)
-    ends = offsets + sizes
-    checkify.debug_check(
-        jnp.all(sizes >= 0) & jnp.all(ends[:-1] <= offsets[1:]) & (ends[-1] <= x.shape[0]),
-        f"group_sizes must be non-negative, groups one after the other and within {len(x)} rows.",
-    )
     axes = varying_axes(x, w, groups)
     statics = _Statics(block_size, capacity, implementation)
     return _grouped_matmul(statics, *vary_along((x, w, groups), axes))
+
+
+def check_groups(
+    group_sizes: Int[Array, " experts"],
+    group_offsets: Int[Array, " experts"] | None = None,
+    *,
+    num_rows: int,
+) -> None:
+    """Reports groups that do not fit, in functions that are run under `checkify`.
+
+    Without `checkify` it does nothing, and `grouped_matmul`, which does not call it, never reads
+    beyond its arrays.
+
+    Args:
+        group_sizes: rows of each expert; must not be negative.
+        group_offsets: first row of each expert; a group must start where the one before ends, or
+            later.
+        num_rows: where the last group must end, or earlier.
+
+    Example:
+        >>> from jax.experimental import checkify
+        >>> def checked(sizes):
+        ...     check_groups(sizes, num_rows=3)
+        ...     return grouped_matmul(jnp.ones((3, 1)), jnp.ones((2, 1, 1)), sizes)
+        >>> error, _ = checkify.checkify(checked, errors=checkify.user_checks)(jnp.array([1, 5]))
+        >>> error.get().split(".")[0]
+        'group_sizes must be non-negative, and groups one after the other within 3 rows'
+    """
+    offsets = group_offsets
+    if offsets is None:
+        offsets = jnp.cumsum(group_sizes) - group_sizes
+    ends = offsets + group_sizes
+    fit = jnp.all(group_sizes >= 0) & jnp.all(ends[:-1] <= offsets[1:]) & (ends[-1] <= num_rows)
+    checkify.debug_check(
+        fit,
+        f"group_sizes must be non-negative, and groups one after the other within {num_rows} rows.",
+    )
 
 
 def _rows(

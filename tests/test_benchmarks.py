@@ -246,7 +246,7 @@ def test_bounds_of_an_h100():
 def test_what_was_not_measured_fails_too():
     nothing = bounds.Measured({}, {}, 1.0)
     found = bounds.figures([PROBLEMS["tiny"]], nothing, platform="cpu", device="cpu")
-    assert failing(found) == ["bounds not measured: forward_backward of tiny, memory of tiny"]
+    assert failing(found) == ["problems not wholly measured (tiny)"]
 
 
 def test_the_loop_of_dependent_calls_runs_and_counts():
@@ -305,7 +305,7 @@ def test_the_command_from_end_to_end(tmp_path):
     last = done.stdout.splitlines()[-1]
     assert re.match("ok: |FAILED ", last), done.stdout + done.stderr
     assert done.returncode == (0 if last.startswith("ok") else 1)
-    assert "bounds not measured 0" in last
+    assert "problems not wholly measured 0" in last
     assert picture.stat().st_size > 10_000
     written = json.loads(out.read_text())
     assert written["complete"]

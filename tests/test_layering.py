@@ -15,6 +15,7 @@ LAYERS = [
     {"_checks", "_numerics", "_files", "_kernels"},
     {"routing"},
     {"dispatch", "matmul", "mixture", "calibration", "reweighting"},
+    {"experts"},
     {"nn", "data"},
     {"training"},
     {"evaluation"},

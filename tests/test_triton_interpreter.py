@@ -1,4 +1,4 @@
-"""The Triton kernels pass the suite of dispatch, run by Triton's interpreter."""
+"""The Triton kernels pass the suites of what they implement, run by Triton's interpreter."""
 
 import os
 import subprocess
@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
+SUITES = ["tests/test_dispatch.py", "tests/test_matmul.py", "tests/test_experts.py"]
+
 
 @pytest.mark.slow
-def test_the_suite_of_dispatch_holds_for_interpreted_kernels():
+def test_the_suites_hold_for_interpreted_kernels():
     pytest.importorskip("triton")
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this is the process that interprets")
     # the variable must be set before Triton is imported
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "triton", "tests/test_dispatch.py"],
+        [sys.executable, "-m", "pytest", "-q", "-k", "triton", *SUITES],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,

@@ -9,13 +9,16 @@ Three forms of each:
 * `blocks`: a loop over blocks of rows of one expert. Groups that start at multiples of a block lie
   so already; others are moved there and back. The fastest on CPU.
 * `batched`: every expert has as many rows (a plan with a capacity), which is one batched product.
-* `ragged_dot`: XLA's own, which is made for TPU.
+* `ragged_dot`: XLA's own, which is made for TPU. Under `vmap` one after the other: JAX 0.10 has no
+  rule for all of its arguments.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
 
 from calmoe_kernels.varying import vary_along, varying_axes
 
@@ -191,10 +194,9 @@ def ragged_dot_rows(x: jax.Array, w: jax.Array, groups: Groups, *, transposed: b
     Returns:
         `[rows, f]`, at least float32.
     """
+    product = partial(jax.lax.ragged_dot, preferred_element_type=_wide(x.dtype))
     matrices = w.swapaxes(1, 2) if transposed else w
-    result = jax.lax.ragged_dot(
-        x, matrices, _spans(groups, x.shape[0]), preferred_element_type=_wide(x.dtype)
-    )
+    result = sequential_vmap(product)(x, matrices, _spans(groups, x.shape[0]))
     return jnp.where(_held(groups, x.shape[0])[:, None], result, 0)
 
 
@@ -215,12 +217,13 @@ def ragged_dot_matrices(x: jax.Array, y: jax.Array, groups: Groups) -> jax.Array
         lhs_ragged_dimensions=[0],
         rhs_group_dimensions=[],
     )
-    return jax.lax.ragged_dot_general(
-        jnp.where(held, x, 0),
-        jnp.where(held, y, 0),
-        _spans(groups, x.shape[0]),
-        contracting,
+    product = partial(
+        jax.lax.ragged_dot_general,
+        ragged_dot_dimension_numbers=contracting,
         preferred_element_type=_wide(x.dtype),
+    )
+    return sequential_vmap(product)(
+        jnp.where(held, x, 0), jnp.where(held, y, 0), _spans(groups, x.shape[0])
     )
 
 

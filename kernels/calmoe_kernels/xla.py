@@ -139,6 +139,24 @@ def combine_backward(
     """
     taken = _coarse(_take(cotangent, slot_indices // positions.shape[1]))
     weight = _take(_coarse(weights).reshape(-1), slot_indices)
-    dots = jnp.sum(taken * _coarse(rows), axis=1)
     to_rows = (taken * weight[:, None]).astype(rows.dtype)
-    return to_rows, _take(dots, positions).astype(weights.dtype)
+    to_weights = jax.lax.platform_dependent(
+        cotangent, rows, positions, slot_indices, cpu=_dots_of_slots, default=_dots_of_rows
+    )
+    return to_rows, to_weights.astype(weights.dtype)
+
+
+def _dots_of_rows(
+    cotangent: jax.Array, rows: jax.Array, positions: jax.Array, slot_indices: jax.Array
+) -> jax.Array:
+    """Products of tokens with the rows of their slots, row by row: one pass with `to_rows`."""
+    taken = _coarse(_take(cotangent, slot_indices // positions.shape[1]))
+    return _take(jnp.sum(taken * _coarse(rows), axis=1), positions)
+
+
+def _dots_of_slots(
+    cotangent: jax.Array, rows: jax.Array, positions: jax.Array, slot_indices: jax.Array
+) -> jax.Array:
+    """The same token by token: on CPU, where what two sums share is written out in float32."""
+    del slot_indices
+    return jnp.einsum("td,tkd->tk", _coarse(cotangent), _coarse(_take(rows, positions)))

@@ -3,7 +3,8 @@
 A tile of the result belongs to one expert: a program finds which from the sizes of the groups,
 which are device values, so groups may be of any size and start anywhere. Rows of a tile beyond
 its group are computed on repeated rows and not written; rows that no group holds are cleared by
-programs of their own, in the same launch.
+programs of their own, in the same launch. (`WIDEN` is for Triton's interpreter, which has no
+arithmetic of bfloat16.)
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 
 from calmoe_kernels.gpu.configs import matmul_config
-from calmoe_kernels.gpu.launch import Launch, launch
+from calmoe_kernels.gpu.launch import INTERPRETED, Launch, launch
 from calmoe_kernels.matmul import Groups
 
 
@@ -47,6 +48,7 @@ def _rows_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
     EVEN: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):
     """`out[r] = x[r] @ w[e]`, or `x[r] @ w[e].T`, for the rows `r` of each expert `e`."""
     program = tl.program_id(0)
@@ -82,6 +84,9 @@ def _rows_kernel(
                 else:
                     a = tl.load(rows, mask=(done + k < D)[None, :], other=0)
                     b = tl.load(weights, mask=(done + k < D)[:, None], other=0)
+                if WIDEN:
+                    a = a.to(tl.float32)
+                    b = b.to(tl.float32)
                 total = tl.dot(a, b, total, input_precision="tf32x3")
                 rows += BK
                 if TRANSPOSED:
@@ -116,6 +121,7 @@ def _matrices_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):
     """`out[e] = sum_r x[r]^T y[r]` over the rows of each expert; zeros for an empty group."""
     expert = tl.program_id(1)
@@ -138,6 +144,9 @@ def _matrices_kernel(
             mask=live[:, None] & (n < F)[None, :],
             other=0,
         )
+        if WIDEN:
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
         total = tl.dot(a, b, total, input_precision="tf32x3")
     target = out + expert.to(tl.int64) * D * F + m[:, None] * F + n[None, :]
     mask = (m < D)[:, None] & (n < F)[None, :]
@@ -194,6 +203,7 @@ def rows(x: jax.Array, w: jax.Array, groups: Groups, *, transposed: bool) -> jax
                 "BK": config.depth,
                 "GROUP": 8,
                 "EVEN": d % config.depth == 0,
+                "WIDEN": INTERPRETED,
             },
             num_warps=config.num_warps,
             num_stages=config.num_stages,
@@ -233,6 +243,7 @@ def matrices(x: jax.Array, y: jax.Array, groups: Groups) -> jax.Array:
                 "BM": config.rows,
                 "BN": config.columns,
                 "BK": config.depth,
+                "WIDEN": INTERPRETED,
             },
             num_warps=config.num_warps,
             num_stages=config.num_stages,

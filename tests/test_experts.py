@@ -1,0 +1,182 @@
+"""The sparse layer against experts that are all computed, in loops."""
+
+import math
+import os
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import calmoe_jax as cm
+from calmoe_jax.dispatch import PLAN_NAME
+from calmoe_jax.experts import ExpertParams, expert_mlp, sparse_layer
+
+NO_TRITON = jax.default_backend() != "gpu" and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+@pytest.fixture(params=[None, "triton"], scope="module")
+def implementation(request):
+    if request.param == "triton" and NO_TRITON:
+        pytest.skip("needs a GPU, or Triton's interpreter (TRITON_INTERPRET=1)")
+    return request.param
+
+
+def problem(seed=0, tokens=23, experts=4, d=6, hidden=10, activation="gelu"):
+    rng = np.random.RandomState(seed)
+    columns = hidden * (2 if activation == "swiglu" else 1)
+    params = ExpertParams(
+        jnp.asarray(rng.randn(experts, d, columns), jnp.float32),
+        jnp.asarray(rng.randn(experts, hidden, d), jnp.float32),
+    )
+    x = jnp.asarray(rng.randn(tokens, d), jnp.float32)
+    return x, jnp.asarray(rng.randn(tokens, experts), jnp.float32), params
+
+
+def act(h, activation):
+    if activation == "relu":
+        return np.maximum(h, 0)
+    if activation == "gelu":
+        return np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in h])
+    gate, value = np.split(h, 2)
+    return gate / (1 + np.exp(-gate)) * value
+
+
+def loop(x, logits, params, k, activation):
+    w_in, w_out = (np.asarray(w, np.float64) for w in params)
+    result = np.zeros(x.shape)
+    for t, token in enumerate(np.asarray(x, np.float64)):
+        row = np.asarray(logits[t], np.float64)
+        best = np.argsort(-row, kind="stable")[:k]
+        weights = np.exp(row[best]) / np.exp(row[best]).sum()
+        for e, weight in zip(best, weights, strict=True):
+            result[t] += weight * (act(token @ w_in[e], activation) @ w_out[e])
+    return result
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_layer_equals_a_loop(k, activation, implementation):
+    x, logits, params = problem(activation=activation)
+    out = sparse_layer(x, logits, params, k=k, activation=activation, implementation=implementation)
+    np.testing.assert_allclose(
+        out.output, loop(x, logits, params, k, activation), rtol=1e-4, atol=1e-4
+    )
+
+
+def dense(x, logits, params):
+    hidden = jax.nn.gelu(jnp.einsum("td,edh->teh", x, params.w_in), approximate=False)
+    outputs = jnp.einsum("teh,ehd->ted", hidden, params.w_out)
+    return jnp.einsum("te,ted->td", jax.nn.softmax(logits), outputs)
+
+
+def test_all_experts_are_the_dense_layer_with_its_gradients(implementation):
+    x, logits, params = problem(1)
+
+    def loss(layer, *args):
+        return jnp.sum(jnp.sin(layer(*args)))
+
+    def sparse(*args):
+        return sparse_layer(*args, k=4, implementation=implementation).output
+
+    got = jax.grad(partial(loss, sparse), argnums=(0, 1, 2))(x, logits, params)
+    want = jax.grad(partial(loss, dense), argnums=(0, 1, 2))(x, logits, params)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_enough_capacity_drops_nothing(implementation):
+    x, logits, params = problem(2)
+    call = partial(sparse_layer, x, logits, params, k=2, implementation=implementation)
+    roomy = call(capacity=len(x))
+    np.testing.assert_allclose(roomy.output, call().output, rtol=1e-5, atol=1e-5)
+    assert roomy.routed.plan.num_dropped == 0
+
+
+def test_dropped_slots_count_as_zeros():
+    x, logits, params = problem(3)
+    out = sparse_layer(x, logits, params, k=2, capacity=3)
+    kept = jnp.where(out.routed.plan.dropped, 0, out.routed.routing.combine_weights)
+    weights = cm.routing_weights(out.routed.routing._replace(combine_weights=kept), num_experts=4)
+    hidden = jax.nn.gelu(jnp.einsum("td,edh->teh", x, params.w_in), approximate=False)
+    outputs = jnp.einsum("teh,ehd->ted", hidden, params.w_out)
+    want = jnp.einsum("te,ted->td", weights, outputs)
+    assert out.routed.plan.num_dropped > 0
+    np.testing.assert_allclose(out.output, want, rtol=1e-4, atol=1e-4)
+
+
+def test_permuted_tokens_and_experts():
+    x, logits, params = problem(4)
+    y = sparse_layer(x, logits, params, k=2).output
+    tokens = np.random.RandomState(5).permutation(len(x))
+    np.testing.assert_allclose(
+        sparse_layer(x[tokens], logits[tokens], params, k=2).output, y[tokens], rtol=1e-5, atol=1e-5
+    )
+    experts = np.array([2, 0, 3, 1])
+    relabelled = jax.tree.map(lambda w: w[experts], params)
+    np.testing.assert_allclose(
+        sparse_layer(x, logits[:, experts], relabelled, k=2).output, y, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_an_unroutable_token_is_nan_and_alone():
+    x, logits, params = problem(6)
+    out = sparse_layer(x, logits.at[5, 1].set(jnp.nan), params, k=2)
+    assert jnp.isnan(out.output[5]).all()
+    assert jnp.isfinite(jnp.delete(out.output, 5, axis=0)).all()
+    assert out.routed.statistics.num_unroutable == 1
+
+
+def test_no_tokens():
+    x, logits, params = problem(7, tokens=0)
+    assert sparse_layer(x, logits, params, k=2).output.shape == (0, 6)
+
+
+def test_jit_vmap_and_remat():
+    x, logits, params = problem(8, tokens=12)
+    names = jax.checkpoint_policies.save_only_these_names(PLAN_NAME)
+
+    def loss(x, logits, params):
+        return jnp.sum(jnp.sin(sparse_layer(x, logits, params, k=2).output))
+
+    eager = jax.grad(loss, argnums=(0, 1, 2))(x, logits, params)
+    remat = jax.jit(jax.grad(jax.checkpoint(loss, policy=names), argnums=(0, 1, 2)))
+    for a, b in zip(jax.tree.leaves(remat(x, logits, params)), jax.tree.leaves(eager), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    both = jax.vmap(lambda x, logits: sparse_layer(x, logits, params, k=2).output)(
+        jnp.stack([x, 2 * x]), jnp.stack([logits, -logits])
+    )
+    np.testing.assert_allclose(
+        both[1], sparse_layer(2 * x, -logits, params, k=2).output, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "change"),
+    [
+        ("activation", {"activation": "tanh"}),
+        ("must have 20 columns for swiglu", {"activation": "swiglu"}),
+        ("23 tokens of x", {"gate_logits": jnp.zeros((3, 4))}),
+        ("5 experts of gate_logits", {"gate_logits": jnp.zeros((23, 5))}),
+    ],
+    ids=["name", "width", "tokens", "experts"],
+)
+def test_bad_input(words, change, monkeypatch):
+    import jaxtyping
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    x, logits, params = problem(9)
+    arguments = {"gate_logits": logits, "params": params, "k": 2} | change
+    with pytest.raises(ValueError, match=words):
+        sparse_layer(x, **arguments)
+
+
+def test_expert_mlp_of_rows_of_no_group_is_zero():
+    _, _, params = problem(10)
+    plan = cm.plan_dispatch(jnp.array([[1], [3]]), num_experts=4, block_size=8)
+    rows = jnp.ones((plan.slot_indices.shape[0], 6))
+    y = expert_mlp(rows, plan, params, block_size=8)
+    empty = plan.slot_indices == 2
+    assert (y[empty] == 0).all()
+    assert (y[~empty] != 0).all()
