@@ -928,6 +928,29 @@ def test_shards_do_not_gather(mesh, implementation):
     assert "all-to-all" not in text
 
 
+def tokens_over(mesh):
+    spec = jax.NamedSharding(mesh, jax.P("d"))
+    return [jax.device_put(a, spec) for a in layer_inputs(tokens=8 * mesh.size)[:2]]
+
+
+def test_sharded_tokens_without_shard_map(mesh, implementation):
+    def layer(x, logits):
+        routed = cm.route(logits, k=2, implementation=implementation)
+        rows = cm.dispatch(x, routed.plan, implementation=implementation)
+        weights = routed.routing.combine_weights
+        return cm.combine(rows, routed.plan, weights, implementation=implementation)
+
+    x, logits = map(jnp.asarray, layer_inputs(tokens=8 * mesh.size)[:2])
+    if implementation == "triton":
+        with pytest.raises(jax.errors.JaxRuntimeError, match=r"inside jax\.shard_map"):
+            jax.jit(layer)(*tokens_over(mesh))
+        return
+    compiled = jax.jit(layer).lower(*tokens_over(mesh)).compile()
+    gathered = re.findall(r"= (\w+)\[.*? all-gather", compiled.as_text())
+    assert set(gathered) <= {"s32", "u32"}  # indices, and neither tokens nor logits
+    close(compiled(*tokens_over(mesh)), layer(x, logits))
+
+
 def saving(implementation):
     policy = jax.checkpoint_policies.save_only_these_names(PLAN_NAME, ROUTING_NAME)
     return jax.checkpoint(
