@@ -18,6 +18,8 @@ from calmoe_kernels import selection  # noqa: E402
 from calmoe_kernels.availability import Implementation  # noqa: E402
 from calmoe_kernels.gpu import launch as launching  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32"}
 
 

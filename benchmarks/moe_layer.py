@@ -1,0 +1,309 @@
+"""The sparse layer and its products against what one would use instead.
+
+`python -m benchmarks.moe_layer [--check] [--problems NAME ...] [--out FILE] [--commit SHA]`
+
+* products: `grouped_matmul` and its two gradients against one batched product of equal groups
+  with the same number of operations, for balanced, Zipf and partly empty groups.
+* layer: forward + backward of `sparse_layer` against the same layer on `ragged_dot`, with a
+  capacity of 1.25 and batched products (which drops slots, so it is no equal), and with all
+  experts.
+
+Before anything is timed, the dropless layers must agree with the one that computes all experts, its
+weights masked. Device time on a GPU or TPU, wall time of interleaved rounds on a CPU.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import calmoe_jax as cm
+from benchmarks import clocks
+from benchmarks.harness import Figure, ratio, report
+
+
+class Products(NamedTuple):
+    """Grouped products.
+
+    Attributes:
+        rows: rows in all.
+        experts: groups.
+        d: columns of the rows.
+        f: columns of the result.
+        load: `balanced`, `zipf` or `empty` (every second group).
+        least: of the batched product's rate, on an H100; gradients get `least_gradient`.
+        least_gradient: the same for gradients.
+    """
+
+    rows: int
+    experts: int
+    d: int
+    f: int
+    load: str
+    least: float
+    least_gradient: float = 0.8
+
+
+class Layer(NamedTuple):
+    """A layer of experts with one hidden layer and GELU.
+
+    Attributes:
+        tokens: tokens.
+        experts: experts.
+        k: experts per token.
+        d: width.
+        hidden: hidden units.
+        load: `balanced`, `zipf` or `one_expert`.
+        dtype: of tokens and experts.
+        with_dense: whether the layer that computes all experts fits and is timed.
+    """
+
+    tokens: int
+    experts: int
+    k: int
+    d: int
+    hidden: int
+    load: str = "balanced"
+    dtype: str = "bfloat16"
+    with_dense: bool = False
+
+
+PRODUCTS = {
+    "64 groups": Products(32768, 64, 2048, 1024, "balanced", 0.9),
+    "64 groups, zipf": Products(32768, 64, 2048, 1024, "zipf", 0.8),
+    "64 groups, half empty": Products(32768, 64, 2048, 1024, "empty", 0.8),
+    "8 groups": Products(65536, 8, 4096, 4096, "balanced", 0.95),
+}
+LAYERS = {
+    # the size that the bound for CPUs names
+    "small": Layer(4096, 16, 2, 256, 512, dtype="float32", with_dense=True),
+    "small_zipf": Layer(4096, 16, 2, 256, 512, "zipf", "float32", with_dense=True),
+    "small_one_expert": Layer(4096, 16, 2, 256, 512, "one_expert", "float32", with_dense=True),
+    "mixtral_8x7b": Layer(8192, 8, 2, 4096, 14336),
+    "qwen3_moe": Layer(16384, 128, 8, 2048, 768),
+    "qwen3_moe_zipf": Layer(16384, 128, 8, 2048, 768, "zipf"),
+}
+_ON_CPU = ("small", "small_zipf", "small_one_expert")
+
+
+def group_sizes(problem: Products) -> np.ndarray:
+    """Rows of each group; they sum to the rows of the problem."""
+    share = np.ones(problem.experts)
+    if problem.load == "zipf":
+        share = 1 / (1 + np.random.RandomState(0).permutation(problem.experts))
+    elif problem.load == "empty":
+        share[::2] = 0
+    sizes = np.floor(problem.rows * share / share.sum()).astype(np.int32)
+    sizes[np.argmax(sizes)] += problem.rows - sizes.sum()
+    return sizes
+
+
+def measure_products(problem: Products, seconds: Callable[..., dict[str, list[float]]]) -> Any:
+    """Seconds of the grouped and the batched product and their gradients."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (problem.rows, problem.d), jnp.bfloat16)
+    w = jax.random.normal(keys[1], (problem.experts, problem.d, problem.f), jnp.bfloat16) / 45
+    dy = jax.random.normal(keys[2], (problem.rows, problem.f), jnp.bfloat16)
+    sizes = jnp.asarray(group_sizes(problem))
+
+    def grouped(x: jax.Array, w: jax.Array) -> jax.Array:
+        return cm.grouped_matmul(x, w, sizes)
+
+    def batched(x: jax.Array, w: jax.Array) -> jax.Array:
+        parts = x.reshape(problem.experts, -1, problem.d)
+        return jnp.einsum("erd,edf->erf", parts, w).reshape(problem.rows, problem.f)
+
+    def to_x(f: Any, x: jax.Array, w: jax.Array, dy: jax.Array) -> Any:
+        return jax.vjp(lambda x: f(x, w), x)[1](dy)
+
+    def to_w(f: Any, x: jax.Array, w: jax.Array, dy: jax.Array) -> Any:
+        return jax.vjp(lambda w: f(x, w), w)[1](dy)
+
+    programs = {}
+    for name, f in (("grouped", grouped), ("batched", batched)):
+        programs[name] = clocks.Program(f, (x, w))
+        programs[f"{name} to x"] = clocks.Program(partial(to_x, f), (x, w, dy))
+        programs[f"{name} to w"] = clocks.Program(partial(to_w, f), (x, w, dy))
+    return seconds(programs)
+
+
+class Arrays(NamedTuple):
+    """Arguments of a layer."""
+
+    x: jax.Array
+    gate_logits: jax.Array
+    params: cm.ExpertParams
+
+
+def make_arrays(problem: Layer) -> Arrays:
+    """Tokens, logits with the load of the problem, and parameters."""
+    keys = jax.random.split(jax.random.key(1), 4)
+    shape = problem.experts, problem.d, problem.hidden
+    preference = {
+        "balanced": jnp.zeros(problem.experts),
+        "zipf": -jnp.log1p(jnp.arange(problem.experts)),
+        "one_expert": jnp.zeros(problem.experts).at[0].set(16.0),
+    }[problem.load]
+    logits = jax.random.normal(keys[1], (problem.tokens, problem.experts)) + preference[None]
+    w_in = jax.random.normal(keys[2], shape) / problem.d**0.5
+    w_out = jax.random.normal(keys[3], (shape[0], shape[2], shape[1])) / problem.hidden**0.5
+    x = jax.random.normal(keys[0], (problem.tokens, problem.d))
+    params = cm.ExpertParams(w_in.astype(problem.dtype), w_out.astype(problem.dtype))
+    return Arrays(x.astype(problem.dtype), logits, params)
+
+
+def layers(problem: Layer) -> dict[str, Callable[..., jax.Array]]:
+    """The layer and its rivals, as functions of `Arrays`."""
+
+    def sparse(x: jax.Array, logits: jax.Array, params: cm.ExpertParams) -> jax.Array:
+        return cm.sparse_layer(x, logits, params, k=problem.k).output
+
+    def ragged(x: jax.Array, logits: jax.Array, params: cm.ExpertParams) -> jax.Array:
+        routed = cm.route(logits, k=problem.k)
+        rows = cm.dispatch(x, routed.plan)
+        outputs = cm.expert_mlp(rows, routed.plan, params, implementation="ragged_dot")
+        return cm.combine(outputs, routed.plan, routed.routing.combine_weights)
+
+    def capacity(x: jax.Array, logits: jax.Array, params: cm.ExpertParams) -> jax.Array:
+        room = cm.expert_capacity(
+            num_tokens=problem.tokens, k=problem.k, num_experts=problem.experts,
+            capacity_factor=1.25,
+        )  # fmt: skip
+        return cm.sparse_layer(x, logits, params, k=problem.k, capacity=room).output
+
+    found = {"sparse": sparse, "ragged_dot": ragged, "capacity": capacity}
+    return found | ({"dense": partial(dense, problem)} if problem.with_dense else {})
+
+
+def dense(problem: Layer, x: jax.Array, logits: jax.Array, params: cm.ExpertParams) -> jax.Array:
+    """The layer that computes all experts, and masks those that were not chosen."""
+    routing = cm.top_k_routing(logits, k=problem.k)
+    weights = cm.routing_weights(routing, num_experts=problem.experts)
+    hidden = jnp.einsum("td,edh->eth", x, params.w_in)
+    outputs = jnp.einsum("eth,ehd->etd", jax.nn.gelu(hidden, approximate=False), params.w_out)
+    return jnp.einsum("etd,te->td", outputs, weights.astype(x.dtype))
+
+
+def gradient(layer: Callable[..., jax.Array], *arrays: Any) -> Any:
+    """Gradient of a loss to tokens, logits and parameters: forward and backward."""
+
+    def loss(*arrays: Any) -> jax.Array:
+        return jnp.sum(jnp.square(layer(*arrays).astype(jnp.float32)))
+
+    return jax.grad(loss, argnums=(0, 1, 2))(*arrays)
+
+
+def disagreement(problem: Layer, layer: Callable[..., jax.Array], arrays: Arrays) -> float:
+    """Largest difference of a layer's output from the dense one's, in units of its largest."""
+    some = min(problem.tokens, 512)  # all experts of all tokens may not fit
+    cut = Arrays(arrays.x[:some], arrays.gate_logits[:some], arrays.params)
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), cut)
+    got = jax.jit(layer)(*cut).astype(jnp.float32)
+    want = jax.jit(partial(dense, problem))(*wide)
+    worst = jnp.max(jnp.abs(got - want)) / jnp.max(jnp.abs(want))
+    return float(worst) if bool(jnp.isfinite(got).all()) else float("inf")
+
+
+def memory_ratio(problem: Layer, arrays: Arrays) -> float | None:
+    """Peak memory of the gradient, in units of the bytes that must exist."""
+    layer = layers(problem)["sparse"]
+    analysis = jax.jit(partial(gradient, layer)).lower(*arrays).compile().memory_analysis()
+    if analysis is None:
+        return None
+    size = jnp.dtype(problem.dtype).itemsize
+    slots = problem.tokens * problem.k
+    # rows in and out and their cotangents; hidden units before and after, and a cotangent
+    needed = slots * (4 * problem.d + 3 * problem.hidden) * size
+    given = sum(a.nbytes for a in jax.tree.leaves(arrays))
+    return (analysis.temp_size_in_bytes + 2 * given) / (needed + 2 * given)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Checks, times and reports."""
+    on_cpu = jax.default_backend() == "cpu"
+    h100 = "H100" in jax.devices()[0].device_kind
+
+    def seconds(programs: dict[str, clocks.Program]) -> dict[str, list[float]]:
+        timers = clocks.compile_timers(programs, device=not on_cpu)
+        if on_cpu:
+            return clocks.wall_seconds(timers, target=6.0)
+        return clocks.device_seconds(timers, target=0.015)
+
+    figures: list[Figure] = []
+    details: dict[str, Any] = {}
+    names = arguments.problems or [
+        name for name in (*PRODUCTS, *LAYERS) if not on_cpu or name in _ON_CPU
+    ]
+    for name in names:
+        if name in PRODUCTS:
+            problem = PRODUCTS[name]
+            times = measure_products(problem, seconds)
+            for suffix in ("", " to x", " to w"):
+                least = problem.least_gradient if suffix else problem.least
+                value = ratio(times, f"batched{suffix}", f"grouped{suffix}")
+                label = f"{name}{suffix}: rate / batched product's"
+                figures.append(Figure(label, value, least=least if h100 else None))
+            operations = 2 * problem.rows * problem.d * problem.f
+            for each, rounds in times.items():
+                rate = operations / median(rounds) / 1e12
+                print(f"{name:<24}{each:<16}{median(rounds) * 1e6:12.1f} us {rate:8.1f} TF/s")
+        else:
+            times = _measure_layer(name, LAYERS[name], seconds, figures, on_cpu=on_cpu, h100=h100)
+        details[name] = times
+    return report(
+        "moe_layer", figures, arguments.out, check=arguments.check, commit=arguments.commit,
+        details={"seconds": details},
+    )  # fmt: skip
+
+
+def _measure_layer(
+    name: str,
+    problem: Layer,
+    seconds: Callable[..., dict[str, list[float]]],
+    figures: list[Figure],
+    *,
+    on_cpu: bool,
+    h100: bool,
+) -> dict[str, list[float]]:
+    arrays, every = make_arrays(problem), layers(problem)
+    tolerance = 1e-4 if problem.dtype == "float32" else 2e-2
+    for rival in ("sparse", "ragged_dot"):
+        worst = disagreement(problem, every[rival], arrays)
+        figures.append(Figure(f"{name}: {rival} differs from dense by", worst, tolerance))
+    programs = {each: clocks.Program(partial(gradient, f), arrays) for each, f in every.items()}
+    times = seconds(programs)
+    # two products of each slot, and twice as much backward
+    operations = 3 * 2 * 2 * problem.tokens * problem.k * problem.d * problem.hidden
+    for each, rounds in times.items():
+        rate = operations / median(rounds) / 1e12
+        print(f"{name:<24}{each:<16}{median(rounds) * 1e6:12.1f} us {rate:8.3f} TF/s of use")
+    if problem.with_dense:
+        bound = 0.22 if on_cpu and name == "small" else None
+        figures.append(Figure(f"{name}: sparse / dense", ratio(times, "sparse", "dense"), bound))
+    speedup = ratio(times, "ragged_dot", "sparse")
+    figures.append(Figure(f"{name}: ragged_dot / sparse", speedup, least=10 if h100 else 1))
+    memory = memory_ratio(problem, arrays)
+    if memory is not None:
+        figures.append(Figure(f"{name}: memory / what must exist", memory, 1.15))
+    return times
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="exit 1 where a bound is broken")
+    parser.add_argument("--problems", nargs="+", choices=[*PRODUCTS, *LAYERS])
+    parser.add_argument("--out", type=Path, help="where to write everything as JSON")
+    parser.add_argument("--commit", help="commit of a tree without its repository")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run(parse()))
