@@ -247,7 +247,9 @@ def route(
         "triton": triton if tokens else partial(composed, largest),
         "pallas_tpu": partial(composed, kernel("tpu", "top_k")),
     }
-    routing, plan, statistics = selection.run(attempts, implementation, gate_logits, selection_bias)
+    given = gate_logits, selection_bias
+    given = vary_along(given, varying_axes(given))
+    routing, plan, statistics = selection.run(attempts, implementation, *given)
     routing = jax.tree.map(lambda x: checkpoint_name(x, ROUTING_NAME), routing)
     return Routed(routing, _named_plan(plan), statistics)
 

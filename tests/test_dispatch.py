@@ -899,6 +899,19 @@ def test_gradients_where_devices_share_an_argument(check_vma, shared, mesh, impl
         close(result, np.stack(parts) if spec else sum(np.asarray(part) for part in parts))
 
 
+def test_route_of_shared_logits_with_a_bias_of_each_device(mesh, implementation):
+    logits, bias = jnp.asarray(normal(58, 6, 4)), jnp.asarray(normal(59, mesh.size, 4))
+
+    def weights(logits, bias):
+        routed = cm.route(logits, bias, k=2, renormalize=False, implementation=implementation)
+        return jnp.sum(routed.routing.combine_weights)
+
+    mapped = sharded(weights, mesh, True, [None, "d"])
+    found = jax.jit(jax.grad(lambda logits: jnp.sum(mapped(logits, bias))))(logits)
+    alone = jax.grad(lambda logits: sum(weights(logits, b) for b in bias))
+    close(found, alone(logits))
+
+
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_gradients_with_constant_weights_under_shard_map(check_vma, mesh, implementation):
     x, logits, _ = layer_inputs(mesh.size)
