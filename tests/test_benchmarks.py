@@ -19,6 +19,8 @@ from benchmarks.problems import LOADS, PROBLEMS, Problem, cut, make_inputs
 from benchmarks.rivals import FAIR, NAIVE
 from benchmarks.roofline import bytes_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SMALL = Problem("small", 40, 16, 8, 2)
 

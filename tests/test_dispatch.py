@@ -611,6 +611,15 @@ def test_gradients_equal_those_of_a_product_with_a_one_hot(tokens, k, room, impl
     close(found, expected_results(plan, x, rows, weights)[1:])
 
 
+@pytest.mark.parametrize("form", [xla._dots_of_rows, xla._dots_of_slots])
+@rooms
+def test_gradients_to_weights_in_the_form_of_each_platform(form, room):
+    plan = plan_of(35, 9, 2, 4, implementation="xla", **room)
+    x, rows = normal(36, 9, 3), normal(37, len(plan.slot_indices), 3)
+    found = jax.jit(form)(x, rows, plan.positions, plan.slot_indices)
+    close(found, expected_results(plan, x, rows, np.ones((9, 2)))[3])
+
+
 def test_gradients_equal_finite_differences(implementation):
     plan = plan_of(39, 5, 2, 3, capacity=3, implementation=implementation)
 
@@ -754,6 +763,7 @@ def each(f, x, logits, scale):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *results)
 
 
+@pytest.mark.slow
 def test_jit_is_eager(implementation):
     x, logits, _ = (jnp.asarray(a) for a in layer_inputs())
     options = {"k": 2, "capacity": 3, "implementation": implementation}
@@ -1068,6 +1078,7 @@ some_rooms = st.integers(0, len(ROOMS) - 1)
 laws = settings(max_examples=20, deadline=None, derandomize=True)
 
 
+@pytest.mark.slow
 @laws
 @given(seed=seeds, room=some_rooms)
 def test_positions_and_slots_are_inverse(implementation, seed, room):
@@ -1094,6 +1105,7 @@ def test_sizes_sum(implementation, seed, room):
     assert ends[-1] <= len(plan.slot_indices)
 
 
+@pytest.mark.slow
 @laws
 @given(seed=seeds, room=some_rooms)
 def test_permuted_experts_are_relabelled(implementation, seed, room):
