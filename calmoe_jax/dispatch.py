@@ -206,7 +206,8 @@ def route(
     Returns:
         A `Routed`. Gradients flow to the logits from the weights, the mean gate probabilities and
         the logsumexp. Tokens that cannot be routed have experts `0, ..., k - 1`, NaN weights, and
-        are counted in `statistics.num_unroutable`.
+        are counted in `statistics.num_unroutable`; a bias that is not finite makes all weights NaN
+        and is not counted.
 
     Raises:
         ValueError: where `top_k_routing` or `plan_dispatch` raise it.
@@ -233,7 +234,11 @@ def route(
     def composed(
         top_k: Any, logits: jax.Array, bias: jax.Array | None
     ) -> tuple[Routing, DispatchPlan, GateStatistics]:
-        routing = top_k_routing_by(top_k, logits, bias, renormalize=renormalize, **choice)
+        def named(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+            top, indices = top_k(values, k)
+            return checkpoint_name(top, ROUTING_NAME), checkpoint_name(indices, ROUTING_NAME)
+
+        routing = top_k_routing_by(named, logits, bias, renormalize=renormalize, **choice)
         plan = xla.plan(routing.expert_indices, num_experts=num_experts, **rooms)
         return routing, DispatchPlan(*plan), gate_statistics(logits, scores=scores)
 

@@ -245,3 +245,15 @@ def test_offsets_of_many_rows():
     expected = np.arange(8) * capacity
     assert layout.groups(load, capacity=capacity, block_size=None)[1].tolist() == expected.tolist()
     assert layout.groups(load, capacity=None, block_size=None)[1].tolist() == expected.tolist()
+
+
+def test_a_kernel_beside_what_only_runs_everywhere_else(machine):
+    machine("gpu")
+    assert selection.run(attempts("triton", "ragged_dot"), None, 0) in (2, 6)
+
+
+@pytest.mark.parametrize("name", ["capacity", "block_size", "num_experts"])
+def test_sizes_beyond_int32_are_refused(name):
+    sizes = {"num_experts": 2, "capacity": None, "block_size": None} | {name: 2**40}
+    with pytest.raises(ValueError, match=f"{name}={2**40}"):
+        layout.check_layout(0, 1, **sizes)

@@ -16,6 +16,8 @@ def check_layout(
                         ("block_size", block_size)):  # fmt: skip
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {name}={value}.")
+        if value is not None and value >= 2**31:
+            raise ValueError(f"{name} must be less than 2**31, got {name}={value}.")
     if capacity is not None and block_size is not None:
         raise ValueError(
             "at most one of capacity and block_size may be given (make the capacity itself a "

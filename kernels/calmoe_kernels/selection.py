@@ -54,7 +54,8 @@ def run(attempts: Mapping[str, Callable[..., Any]], implementation: str | None, 
             if name not in _PLATFORM:
                 return attempts[name](*args)
             # the platform is that of the compiled program, which may be for this machine's CPU
-            other = next(attempts[each] for each in _PREFERENCE["cpu"] if each in attempts)
+            everywhere = (*_PREFERENCE["cpu"], "ragged_dot")
+            other = next(attempts[each] for each in everywhere if each in attempts)
             here = {_PLATFORM[name]: attempts[name]}
             return jax.lax.platform_dependent(*args, default=other, **here)
         except NotImplementedError:
