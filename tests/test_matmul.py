@@ -91,6 +91,7 @@ def test_products_and_gradients_equal_loops(layout, implementation):
     check(layout, implementation)
 
 
+@pytest.mark.parametrize("layout", ["blocks", "capacity"], indirect=True)
 def test_what_none_picks_equals_loops(layout):
     check(layout, None)
 
