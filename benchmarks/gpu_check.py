@@ -33,7 +33,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_dispatch.py", "test_routing.py", "test_selection.py")
+TESTS = (
+    "test_dispatch_*.py", "test_matmul.py", "test_experts.py", "test_routing.py",
+    "test_selection.py",
+)  # fmt: skip
 _CPU_PROBLEMS = ("tiny", "v_moe")
 _KEPT_LINES = 400
 _SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "0"}
@@ -119,11 +122,14 @@ def choose_tests(folder: Path, *, stood_in: Sequence[str]) -> tuple[list[str], d
         Files, and reasons by file.
     """
     chosen, skipped = [], {}
-    marked = [p.name for p in sorted(folder.glob("test_*.py")) if "mark.gpu" in p.read_text()]
-    for name in dict.fromkeys([*TESTS, *marked]):
-        if not (folder / name).is_file():
-            skipped[name] = "there is no such file"
-            continue
+    names: list[str] = []
+    for pattern in TESTS:
+        found = sorted(path.name for path in folder.glob(pattern))
+        names += found
+        if not found:
+            skipped[pattern] = "there is no such file"
+    names += [p.name for p in sorted(folder.glob("test_*.py")) if "mark.gpu" in p.read_text()]
+    for name in dict.fromkeys(names):
         missing = sorted(missing_modules(folder / name).difference(stood_in))
         if missing:
             skipped[name] = f"{', '.join(missing)} not installed"
@@ -271,9 +277,6 @@ def plan_stages(
 
 def _test_parts(tests: Sequence[str]) -> tuple[Part, ...]:
     command, variables = [sys.executable, *_PYTEST, *tests], dict(_SHARED_GPU)
-    if missing_modules(ROOT / "tests" / "conftest.py"):
-        command.append("--noconftest")  # and its settings by the environment
-        variables |= {"JAX_NUMPY_RANK_PROMOTION": "raise", "JAX_NUM_CPU_DEVICES": "4"}
     shards = max(1, min(6, (os.cpu_count() or 1) // 2))
     return tuple(
         Part(

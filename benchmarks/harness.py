@@ -3,21 +3,15 @@
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+from calmoe_jax._environment import describe_environment
 from calmoe_jax._files import to_json, write_whole
-
-_PACKAGES = (
-    "calmoe_jax", "jax", "jaxlib", "jax-triton", "triton", "flax", "optax", "numpy", "scipy"
-)  # fmt: skip
 
 
 class Figure(NamedTuple):
@@ -66,7 +60,7 @@ def ratio(seconds: Mapping[str, list[float]], name: str, to: str) -> float:
 
 
 def environment(commit: str | None = None) -> dict[str, Any]:
-    """What a figure depends on, told without the packages that only `calmoe run` needs.
+    """What a figure depends on.
 
     Args:
         commit: commit of the tree, where it is a copy without its repository.
@@ -74,42 +68,12 @@ def environment(commit: str | None = None) -> dict[str, Any]:
     Returns:
         Versions, devices, processor, load and commit.
     """
-    devices = jax.devices()
-    return {
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
-        "platform": f"{sys.platform} {platform.machine()}",
-        "devices": [f"{len(devices)} x {devices[0].device_kind}"],
-        "cores": os.cpu_count(),
+    known = describe_environment()
+    return known | {
         "processor": platform.processor() or platform.machine(),
         "load": os.getloadavg(),
-        "commit": commit or _commit(),
+        "commit": commit or known["commit"],
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Commit of the checkout, `+` where tracked files have changes; None outside of one."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        outputs = [
-            subprocess.run(
-                [*git, *arguments], capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-            for arguments in (
-                ("rev-parse", "HEAD"),
-                ("status", "--porcelain", "--untracked-files=no", ".."),
-            )
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return outputs[0] + ("+" if outputs[1] else "")
 
 
 def write_json(out: Path, content: Mapping[str, Any]) -> None:

@@ -108,7 +108,7 @@ class Doctor:
 
     def __call__(self) -> int:
         """Tells."""
-        from calmoe_jax.experiment import describe_environment
+        from calmoe_jax._environment import describe_environment
         from calmoe_kernels import implementations
 
         env = describe_environment()

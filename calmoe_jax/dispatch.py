@@ -26,15 +26,9 @@ from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least
+from calmoe_jax._choice import check_top_k, choose, largest
 from calmoe_jax._kernels import kernel
-from calmoe_jax.routing import (
-    GateStatistics,
-    Routing,
-    check_top_k,
-    gate_statistics,
-    largest,
-    top_k_routing_by,
-)
+from calmoe_jax.routing import GateStatistics, Routing, gate_statistics
 from calmoe_kernels import layout, selection, xla
 from calmoe_kernels.varying import vary_along, varying_axes
 
@@ -164,7 +158,7 @@ def plan_dispatch(
     }
     attempts = {
         "xla": partial(xla.plan, **statics),
-        "triton": partial(kernel("gpu.route", "plan"), **statics),
+        "triton": partial(kernel("gpu.plan", "plan"), **statics),
     }
     indices = jax.lax.stop_gradient(expert_indices)
     if indices.dtype.itemsize > 4:
@@ -238,7 +232,7 @@ def route(
             top, indices = top_k(values, k)
             return checkpoint_name(top, ROUTING_NAME), checkpoint_name(indices, ROUTING_NAME)
 
-        routing = top_k_routing_by(named, logits, bias, renormalize=renormalize, **choice)
+        routing = Routing(*choose(named, logits, bias, renormalize=renormalize, **choice))
         plan = xla.plan(routing.expert_indices, num_experts=num_experts, **rooms)
         return routing, DispatchPlan(*plan), gate_statistics(logits, scores=scores)
 
@@ -370,14 +364,9 @@ def combine(
     return _combine(implementation, rows, combine_weights, plan)
 
 
-def _scatter_rows(
-    implementation: str | None, x: jax.Array, plan: DispatchPlan, weights: jax.Array | None
-) -> jax.Array:
-    attempts = {
-        "xla": xla.scatter_rows,
-        "triton": kernel("gpu.permute", "scatter_rows"),
-    }
-    args = x, plan.positions, plan.slot_indices, weights
+def _scatter_rows(implementation: str | None, x: jax.Array, plan: DispatchPlan) -> jax.Array:
+    attempts = {"xla": xla.scatter_rows, "triton": kernel("gpu.permute", "scatter_rows")}
+    args = x, plan.positions, plan.slot_indices
     result: jax.Array = selection.run(attempts, implementation, *args)
     return result
 
@@ -392,7 +381,7 @@ def _gather_rows(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dispatch(implementation: str | None, x: jax.Array, plan: DispatchPlan) -> jax.Array:
-    return _scatter_rows(implementation, x, plan, None)
+    return _scatter_rows(implementation, x, plan)
 
 
 def _dispatch_forward(

@@ -21,7 +21,6 @@ What `k = 1` does to the router's gradient:
   `hard_routing` for prediction.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -29,10 +28,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_choice, check_same_size
+from calmoe_jax._choice import choose, largest, log_scores_of, routable_logits
 from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
-
-# More rounds than these take longer than a sort.
-_MOST_ROUNDS = 8
 
 
 class Routing(NamedTuple):
@@ -45,21 +42,6 @@ class Routing(NamedTuple):
 
     expert_indices: Int[Array, "*tokens k"]
     combine_weights: Float[Array, "*tokens k"]
-
-
-def _routable(gate_logits: Float[Array, "*tokens experts"]) -> Bool[Array, "*tokens"]:
-    """Rows in which no logit is NaN or +inf and at least one expert is not masked."""
-    wrong = jnp.isnan(gate_logits) | jnp.isposinf(gate_logits)
-    return jnp.any(gate_logits > -jnp.inf, axis=-1) & ~jnp.any(wrong, axis=-1)
-
-
-def _routable_logits(
-    gate_logits: Float[Array, "*tokens experts"],
-) -> tuple[Float[Array, "*tokens experts"], Bool[Array, "*tokens"]]:
-    """Float32 logits with unroutable rows set to 0, and which rows are routable."""
-    logits = at_least_float32(gate_logits)
-    routable = _routable(logits)
-    return jnp.where(routable[..., None], logits, 0), routable
 
 
 def gate_probabilities(
@@ -79,7 +61,7 @@ def gate_probabilities(
         Array([[0.5, 0. , 0.5]], dtype=float32)
     """
     check_at_least("num_experts", gate_logits.shape[-1], 1)
-    logits, routable = _routable_logits(gate_logits)
+    logits, routable = routable_logits(gate_logits)
     return jnp.where(routable[..., None], jax.nn.softmax(logits, axis=-1), jnp.nan)
 
 
@@ -153,181 +135,18 @@ def top_k_routing(
         Shazeer et al., Outrageously Large Neural Networks, 2017; DeepSeek-AI, DeepSeek-V3
         Technical Report, 2024 (sigmoid scores, bias, groups).
     """
-    return top_k_routing_by(
-        largest,
-        gate_logits,
-        selection_bias,
-        k=k,
-        scores=scores,
-        renormalize=renormalize,
-        num_groups=num_groups,
-        groups_per_token=groups_per_token,
+    return Routing(
+        *choose(
+            largest,
+            gate_logits,
+            selection_bias,
+            k=k,
+            scores=scores,
+            renormalize=renormalize,
+            num_groups=num_groups,
+            groups_per_token=groups_per_token,
+        )
     )
-
-
-def largest(
-    values: Float[Array, "tokens experts"], k: int
-) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"]]:
-    """The `k` largest values of each row and their indices, largest first: a quick `top_k`.
-
-    For small `k` in rounds of `argmax` over integers in the order of the floats, whose least
-    strikes out what was taken. Unlike a sort, XLA fuses them, and cuts them along tokens.
-
-    Args:
-        values: no NaN and no -0.
-        k: in `[1, experts]`.
-
-    Returns:
-        What `jax.lax.top_k` returns: ties go to the lower index, also among `-inf`.
-
-    Example:
-        >>> largest(jnp.array([[0.0, 2.0, 2.0]]), 2)[1]
-        Array([[1, 2]], dtype=int32)
-    """
-    if k > _MOST_ROUNDS:
-        top, indices = jax.lax.top_k(values, k)
-        return top, indices
-    integers = jnp.int64 if values.dtype == jnp.float64 else jnp.int32
-    limits = jnp.iinfo(integers)
-    bits = jax.lax.bitcast_convert_type(values, integers)
-    keys = jnp.where(bits < 0, bits ^ limits.max, bits)
-    experts = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
-    chosen = []
-    for _ in range(k):
-        chosen.append(jnp.argmax(keys, axis=1).astype(jnp.int32))
-        keys = jnp.where(experts == chosen[-1][:, None], limits.min, keys)
-    stacked = jnp.stack(chosen, axis=1)
-    return jnp.take_along_axis(values, stacked, axis=1), stacked
-
-
-def check_top_k(
-    gate_logits: Float[Array, "*tokens experts"],
-    selection_bias: Float[Array, " experts"] | None,
-    *,
-    k: int,
-    scores: str,
-    num_groups: int,
-    groups_per_token: int,
-) -> None:
-    """Raises `ValueError` where the static arguments of `top_k_routing` break a rule."""
-    num_experts = gate_logits.shape[-1]
-    check_choice("scores", scores, ("softmax", "sigmoid"))
-    if not 1 <= k <= num_experts:
-        raise ValueError(f"k must be in [1, num_experts={num_experts}], got k={k}.")
-    if num_groups < 1 or num_experts % num_groups:
-        raise ValueError(
-            f"num_groups must divide num_experts={num_experts}, got num_groups={num_groups}."
-        )
-    if not 1 <= groups_per_token <= num_groups:
-        raise ValueError(
-            f"groups_per_token must be in [1, num_groups={num_groups}], "
-            f"got groups_per_token={groups_per_token}."
-        )
-    available = groups_per_token * (num_experts // num_groups)
-    if k > available:
-        raise ValueError(
-            f"k must be at most the {available} experts of groups_per_token={groups_per_token} "
-            f"groups, got k={k}."
-        )
-    if selection_bias is not None and selection_bias.shape != (num_experts,):
-        raise ValueError(
-            f"selection_bias must have shape ({num_experts},), one number an expert, got "
-            f"selection_bias.shape={selection_bias.shape}."
-        )
-
-
-def top_k_routing_by(
-    top_k: Callable[[Float[Array, "tokens experts"], int], tuple[jax.Array, jax.Array]],
-    gate_logits: Float[Array, "*tokens experts"],
-    selection_bias: Float[Array, " experts"] | None,
-    *,
-    k: int,
-    scores: str,
-    renormalize: bool,
-    num_groups: int,
-    groups_per_token: int,
-) -> Routing:
-    """`top_k_routing` with the choice made by another `top_k(values, k)` than `largest`.
-
-    Args:
-        top_k: largest values of each row and their indices, ties to the lower index; never NaN.
-        gate_logits: as in `top_k_routing`.
-        selection_bias: as in `top_k_routing`.
-        k: as in `top_k_routing`.
-        scores: as in `top_k_routing`.
-        renormalize: as in `top_k_routing`.
-        num_groups: as in `top_k_routing`.
-        groups_per_token: as in `top_k_routing`.
-
-    Returns:
-        The routing of `top_k_routing`.
-    """
-    check_top_k(
-        gate_logits, selection_bias, k=k, scores=scores, num_groups=num_groups,
-        groups_per_token=groups_per_token,
-    )  # fmt: skip
-    # top-k of two axes: what XLA has a fast form for
-    flat, routable = _routable_logits(gate_logits.reshape(-1, gate_logits.shape[-1]))
-    log_scores = _log_scores(flat, scores)
-    if scores == "softmax" and (selection_bias is not None or num_groups > 1 or not renormalize):
-        log_scores = jax.nn.log_softmax(log_scores, axis=-1)
-    if selection_bias is not None:
-        bias = at_least_float32(jax.lax.stop_gradient(selection_bias))
-        routable &= jnp.isfinite(bias).all()
-    if selection_bias is None and num_groups == 1:
-        # in the order of the logits: scores may underflow
-        indices = top_k(_without_negative_zero(flat), k)[1]
-        top = jnp.take_along_axis(log_scores, indices, axis=-1)
-    else:
-        values = jnp.exp(log_scores)
-        if selection_bias is not None:
-            values += bias[None]
-        values = _without_negative_zero(values)
-        values = jnp.where(jnp.isneginf(flat), -jnp.inf, values)
-        values = jnp.where(routable[:, None], values, 0)
-        if num_groups > 1:
-            values = _in_best_groups(values, num_groups, groups_per_token)
-        chosen, indices = top_k(values, k)
-        top = jnp.take_along_axis(log_scores, indices, axis=-1)
-        top = jnp.where(jnp.isneginf(chosen), -jnp.inf, top)
-    weights = jax.nn.softmax(top, axis=-1) if renormalize else jnp.exp(top)
-    weights = jnp.where(routable[:, None], weights, jnp.nan)
-    shape = (*gate_logits.shape[:-1], k)
-    return Routing(indices.reshape(shape), weights.reshape(shape))
-
-
-def _without_negative_zero(
-    values: Float[Array, "tokens experts"],
-) -> Float[Array, "tokens experts"]:
-    """Values to compare, where -0 is 0 (adding 0 would do, if compilers did not leave it out)."""
-    values = jax.lax.stop_gradient(values)
-    return jnp.where(values == 0, 0, values)
-
-
-def _log_scores(
-    logits: Float[Array, "tokens experts"], scores: str
-) -> Float[Array, "tokens experts"]:
-    """What the weights are a softmax of: the logits, or the logarithms of their sigmoids."""
-    if scores == "softmax":
-        return logits
-    masked = jnp.isneginf(logits)
-    return jnp.where(masked, -jnp.inf, jax.nn.log_sigmoid(jnp.where(masked, 0, logits)))
-
-
-def _in_best_groups(
-    values: Float[Array, "tokens experts"], num_groups: int, groups_per_token: int
-) -> Float[Array, "tokens experts"]:
-    """The values of the best groups' experts, and -inf for those of the others."""
-    grouped = values.reshape(values.shape[0], num_groups, -1)
-    best = jnp.max(grouped, axis=-1)
-    # the largest of the others: a top-k of so many short rows is slow on CPU
-    first = jnp.argmax(grouped, axis=-1, keepdims=True)
-    others = jnp.arange(grouped.shape[-1])[None, None] != first
-    second = jnp.max(grouped, axis=-1, where=others, initial=-jnp.inf)
-    worth = best + jnp.where(jnp.isneginf(second), 0, second)
-    chosen = largest(worth, groups_per_token)[1]
-    kept = jax.nn.one_hot(chosen, num_groups, dtype=bool).any(axis=-2)
-    return jnp.where(kept[..., None], grouped, -jnp.inf).reshape(values.shape)
 
 
 class GateStatistics(NamedTuple):
@@ -369,8 +188,8 @@ def gate_statistics(
     """
     check_choice("scores", scores, ("softmax", "sigmoid"))
     check_at_least("num_experts", gate_logits.shape[-1], 1)
-    logits, routable = _routable_logits(gate_logits)
-    probs = jax.nn.softmax(_log_scores(logits, scores), axis=-1)
+    logits, routable = routable_logits(gate_logits)
+    probs = jax.nn.softmax(log_scores_of(logits, scores), axis=-1)
     probs = jnp.where(routable[:, None], probs, jnp.nan)
     log_sums = jnp.where(routable, jax.nn.logsumexp(logits, axis=-1), jnp.nan)
     return GateStatistics(
@@ -589,7 +408,7 @@ def router_z_loss(
         Zoph et al., ST-MoE, 2022.
     """
     check_at_least("num_experts", gate_logits.shape[-1], 1)
-    logits, routable = _routable_logits(gate_logits)
+    logits, routable = routable_logits(gate_logits)
     squares = jnp.where(routable, jnp.square(jax.nn.logsumexp(logits, axis=-1)), jnp.nan)
     if where is not None:
         check_same_size("where", where, 0, gate_logits.shape[0], "tokens")

@@ -4,11 +4,48 @@ import os
 from pathlib import Path
 
 import jax
+import jaxtyping
+import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 os.environ["MPLBACKEND"] = "agg"
+
+NO_TRITON = jax.default_backend() != "gpu" and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+def skip_without(name: str | None) -> str | None:
+    """The name of an implementation, or a skip where its kernels cannot run."""
+    if name == "triton" and NO_TRITON:
+        pytest.skip("needs a GPU, or Triton's interpreter (TRITON_INTERPRET=1)")
+    return name
+
+
+@pytest.fixture(params=["xla", "triton"], scope="module")
+def implementation(request):
+    """An implementation of dispatch."""
+    return skip_without(request.param)
+
+
+@pytest.fixture(params=["blocks", "ragged_dot", "triton"], scope="module")
+def product(request):
+    """An implementation of grouped products."""
+    return skip_without(request.param)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    """All devices in a row."""
+    if len(jax.devices()) < 2:
+        pytest.skip("one device is no mesh")
+    return jax.sharding.Mesh(np.array(jax.devices()), ("d",))
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Without the hook that checks types before the library does."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="session")

@@ -324,13 +324,15 @@ def test_the_command_from_end_to_end(tmp_path):
 
 def test_what_cannot_be_collected_is_skipped_and_named(tmp_path):
     (tmp_path / "helper.py").write_text("import jax, absent_too\n")
-    (tmp_path / "test_dispatch.py").write_text("import pytest, helper\nfrom absent import x\n")
+    (tmp_path / "test_dispatch_plan.py").write_text("import pytest, helper\nfrom absent import x\n")
     (tmp_path / "test_routing.py").write_text("import hypothetical\nimport calmoe_jax\n")
     (tmp_path / "test_marked.py").write_text("import pytest\n\n@pytest.mark.gpu\ndef test(): ...\n")
     chosen, skipped = gpu_check.choose_tests(tmp_path, stood_in=("hypothetical",))
     assert chosen == [f"{tmp_path.name}/test_routing.py", f"{tmp_path.name}/test_marked.py"]
     assert skipped == {
-        "test_dispatch.py": "absent, absent_too not installed",
+        "test_dispatch_plan.py": "absent, absent_too not installed",
+        "test_matmul.py": "there is no such file",
+        "test_experts.py": "there is no such file",
         "test_selection.py": "there is no such file",
     }
 

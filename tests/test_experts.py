@@ -1,7 +1,6 @@
 """The sparse layer against experts that are all computed, in loops."""
 
 import math
-import os
 from functools import partial
 
 import jax
@@ -12,15 +11,6 @@ import pytest
 import calmoe_jax as cm
 from calmoe_jax.dispatch import PLAN_NAME
 from calmoe_jax.experts import ExpertParams, expert_mlp, sparse_layer
-
-NO_TRITON = jax.default_backend() != "gpu" and os.environ.get("TRITON_INTERPRET") != "1"
-
-
-@pytest.fixture(params=[None, "triton"], scope="module")
-def implementation(request):
-    if request.param == "triton" and NO_TRITON:
-        pytest.skip("needs a GPU, or Triton's interpreter (TRITON_INTERPRET=1)")
-    return request.param
 
 
 def problem(seed=0, tokens=23, experts=4, d=6, hidden=10, activation="gelu"):
@@ -162,10 +152,7 @@ def test_jit_vmap_and_remat():
     ],
     ids=["name", "width", "tokens", "experts"],
 )
-def test_bad_input(words, change, monkeypatch):
-    import jaxtyping
-
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_bad_input(words, change, unchecked):
     x, logits, params = problem(9)
     arguments = {"gate_logits": logits, "params": params, "k": 2} | change
     with pytest.raises(ValueError, match=words):

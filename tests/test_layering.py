@@ -12,7 +12,8 @@ PACKAGE = ROOT / "calmoe_jax"
 
 # A module may import those of lower layers and of its own folder.
 LAYERS = [
-    {"_checks", "_numerics", "_files", "_kernels"},
+    {"_checks", "_environment", "_files", "_kernels", "_numerics"},
+    {"_choice"},
     {"routing"},
     {"dispatch", "matmul", "mixture", "calibration", "reweighting"},
     {"experts"},
@@ -28,9 +29,11 @@ PURE = {
     "_checks",
     "_numerics",
     "_kernels",
+    "_choice",
     "routing",
     "dispatch",
     "matmul",
+    "experts",
     "mixture",
     "calibration",
     "reweighting",

@@ -1,6 +1,5 @@
 """Loops and laws for grouped products, the same for every implementation."""
 
-import os
 from functools import partial
 
 import jax
@@ -8,18 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 import calmoe_jax as cm
-
-NO_TRITON = jax.default_backend() != "gpu" and os.environ.get("TRITON_INTERPRET") != "1"
-
-
-@pytest.fixture(params=["blocks", "ragged_dot", "triton"], scope="module")
-def implementation(request):
-    if request.param == "triton" and NO_TRITON:
-        pytest.skip("needs a GPU, or Triton's interpreter (TRITON_INTERPRET=1)")
-    return request.param
 
 
 def normal(seed, *shape):
@@ -87,8 +77,8 @@ def check(layout, implementation):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
 
 
-def test_products_and_gradients_equal_loops(layout, implementation):
-    check(layout, implementation)
+def test_products_and_gradients_equal_loops(layout, product):
+    check(layout, product)
 
 
 @pytest.mark.parametrize("layout", ["blocks", "capacity"], indirect=True)
@@ -111,14 +101,14 @@ def test_batched_equals_loops_where_a_capacity_is_promised():
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
 
 
-def test_rows_of_no_group_do_not_matter(implementation):
+def test_rows_of_no_group_do_not_matter(product):
     x, w, sizes = normal(6, 9, 4), normal(7, 2, 4, 3), jnp.array([3, 2])
     offsets = jnp.array([1, 6])
     poison = x.at[jnp.array([0, 4, 5, 8])].set(jnp.nan)
 
     def gradients(x):
         y, pull_back = jax.vjp(
-            lambda x, w: cm.grouped_matmul(x, w, sizes, offsets, implementation=implementation),
+            lambda x, w: cm.grouped_matmul(x, w, sizes, offsets, implementation=product),
             x, w,
         )  # fmt: skip
         return y, *pull_back(jnp.ones_like(y))
@@ -129,23 +119,21 @@ def test_rows_of_no_group_do_not_matter(implementation):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_sums_of_coarse_numbers_are_in_float32(dtype, implementation):
+def test_sums_of_coarse_numbers_are_in_float32(dtype, product):
     # 1 + 300 terms of 2^-9: lost one by one in bfloat16, and in float16 if the sum were large
     x = jnp.full((2, 512), 2.0**-9, dtype).at[:, 0].set(1)
-    y = cm.grouped_matmul(
-        x, jnp.ones((1, 512, 1), dtype), jnp.array([2]), implementation=implementation
-    )
+    y = cm.grouped_matmul(x, jnp.ones((1, 512, 1), dtype), jnp.array([2]), implementation=product)
     assert y.dtype == dtype
     np.testing.assert_allclose(np.asarray(y, np.float32), 1 + 511 / 512, rtol=2**-8)
 
 
-def test_jit_vmap_and_scan_equal_eager(implementation):
+def test_jit_vmap_and_scan_equal_eager(product):
     x, w = normal(8, 3, 10, 4), normal(9, 2, 4, 5)
     sizes = jnp.array([[3, 4], [0, 10], [10, 0]])
 
     def gradient(x, sizes):
         def loss(x, w):
-            y = cm.grouped_matmul(x, w, sizes, implementation=implementation)
+            y = cm.grouped_matmul(x, w, sizes, implementation=product)
             return jnp.sum(jnp.sin(y))
 
         return jax.grad(loss, argnums=(0, 1))(x, w)
@@ -161,14 +149,13 @@ def test_jit_vmap_and_scan_equal_eager(implementation):
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_shared_matrices_get_the_sum_of_the_devices_gradients(check_vma, implementation):
-    devices = jax.devices()[:4]
-    mesh, n = Mesh(np.array(devices), ("d",)), len(devices)
+def test_shared_matrices_get_the_sum_of_the_devices_gradients(check_vma, mesh, product):
+    n = mesh.size
     x, w = normal(10, n * 6, 4), normal(11, 3, 4, 5)
     sizes = jnp.asarray(np.random.RandomState(12).multinomial(6, [1 / 3] * 3, n), jnp.int32)
 
     def local(x, w, sizes):
-        y = cm.grouped_matmul(x, w, sizes[0], implementation=implementation)
+        y = cm.grouped_matmul(x, w, sizes[0], implementation=product)
         return jnp.sum(jnp.sin(y))[None]
 
     spec = PartitionSpec("d")
@@ -211,9 +198,9 @@ def test_checkify_reports_groups_that_do_not_fit(sizes, offsets):
     assert "group_sizes" in error.get()
 
 
-def test_groups_beyond_the_rows_touch_no_other_memory(implementation):
+def test_groups_beyond_the_rows_touch_no_other_memory(product):
     x, w = normal(15, 6, 2), normal(16, 2, 2, 3)
-    y = cm.grouped_matmul(x, w, jnp.array([3, 40]), implementation=implementation)
+    y = cm.grouped_matmul(x, w, jnp.array([3, 40]), implementation=product)
     np.testing.assert_allclose(y[:3], x[:3] @ w[0], rtol=1e-5, atol=1e-6)
 
 
@@ -241,9 +228,6 @@ OFFSETS = jnp.array([0, 3])
     ],
     ids=["dtype", "d", "block", "capacity", "both", "promise", "name", "batched"],
 )  # fmt: skip
-def test_bad_input(error, words, call, monkeypatch):
-    import jaxtyping
-
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_bad_input(error, words, call, unchecked):
     with pytest.raises(error, match=words):
         call()

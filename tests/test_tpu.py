@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from calmoe_jax import routing
+from calmoe_jax._choice import choose as pick
 from calmoe_jax.dispatch import route
 from calmoe_kernels import selection, tpu
 from calmoe_kernels.availability import Implementation
@@ -192,7 +193,7 @@ def test_routing_by_it(choice):
 
     def by(choose):
         def weigh(logits):
-            routed = routing.top_k_routing_by(choose, logits, bias, **settings)
+            routed = routing.Routing(*pick(choose, logits, bias, **settings))
             weights = routed.combine_weights * jnp.arange(1.0, 4.0)[None]
             return jnp.where(jnp.isfinite(weights), weights, 0).sum(), routed
 

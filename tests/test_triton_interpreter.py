@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-SUITES = ["tests/test_dispatch.py", "tests/test_matmul.py", "tests/test_experts.py"]
+ROOT = Path(__file__).parents[1]
+SUITES = [
+    *map(str, ROOT.glob("tests/test_dispatch_*.py")),
+    "tests/test_matmul.py",
+    "tests/test_experts.py",
+]
 
 
 @pytest.mark.slow
@@ -18,7 +23,7 @@ def test_the_suites_hold_for_interpreted_kernels():
     # the variable must be set before Triton is imported
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-k", "triton", *SUITES],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

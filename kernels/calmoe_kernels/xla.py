@@ -68,25 +68,18 @@ def _coarse(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def scatter_rows(
-    x: jax.Array, positions: jax.Array, slot_indices: jax.Array, weights: jax.Array | None
-) -> jax.Array:
-    """Copies each token's row to its slots' rows, times their weights where there are any.
+def scatter_rows(x: jax.Array, positions: jax.Array, slot_indices: jax.Array) -> jax.Array:
+    """Copies each token's row to its slots' rows.
 
     Args:
         x: `[tokens, d]`.
         positions: `[tokens, k]`.
         slot_indices: `[rows]`.
-        weights: `[tokens, k]`.
 
     Returns:
         `[rows, d]` in the dtype of `x`; rows that hold no slot are 0.
     """
-    taken = _take(x, slot_indices // positions.shape[1])
-    if weights is None:
-        return taken
-    weight = _take(_coarse(weights).reshape(-1), slot_indices)
-    return (_coarse(taken) * weight[:, None]).astype(x.dtype)
+    return _take(x, slot_indices // positions.shape[1])
 
 
 def gather_rows(rows: jax.Array, positions: jax.Array, weights: jax.Array | None) -> jax.Array:

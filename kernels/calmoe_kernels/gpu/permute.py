@@ -35,10 +35,12 @@ def _scatter_kernel(
     BT: tl.constexpr,
     BD: tl.constexpr,
     SPAN: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    DOTS: tl.constexpr,
+    BACKWARD: tl.constexpr,
 ):
-    """`out[positions[t, j]] = w[t, j] x[t]`, and `dots[t, j] = <x[t], rows[positions[t, j]]>`."""
+    """`out[positions[t, j]] = x[t]`.
+
+    Backward (of a weighted sum) it is `w[t, j] x[t]`, and `dots[t, j] = <x[t], rows[position]>`.
+    """
     program = tl.program_id(0)
     first = tl.program_id(1) * SPAN
     tokens_programs = tl.cdiv(num_tokens, BT)
@@ -48,7 +50,7 @@ def _scatter_kernel(
         live = t < num_tokens
         slot = t.to(tl.int64) * K
         source = x + t.to(tl.int64)[:, None] * D
-        if DOTS:
+        if BACKWARD:
             kk = tl.arange(0, KP)
             sums = tl.zeros((BT, KP), tl.float32)
         for start in range(first, min(first + SPAN, D), BD):
@@ -62,17 +64,18 @@ def _scatter_kernel(
                 there = (position >= 0) & (position < num_rows)
                 target = tl.where(there, position, 0).to(tl.int64)[:, None] * D + column[None, :]
                 mask = there[:, None] & inside[None, :]
-                if WEIGHTED:
+                if BACKWARD:
                     weight = tl.load(weights + slot + j, mask=live, other=0).to(tl.float32)
-                    scaled = values.to(tl.float32) * weight[:, None]
-                    tl.store(out + target, scaled.to(out.dtype.element_ty), mask=mask)
+                    wide = values.to(tl.float32)
+                    tl.store(
+                        out + target, (wide * weight[:, None]).to(out.dtype.element_ty), mask=mask
+                    )
+                    other = tl.load(rows + target, mask=mask, other=0).to(tl.float32)
+                    dot = tl.sum(wide * other, 1)
+                    sums += tl.where(kk[None, :] == j, dot[:, None], 0.0)
                 else:
                     tl.store(out + target, values, mask=mask)
-                if DOTS:
-                    other = tl.load(rows + target, mask=mask, other=0).to(tl.float32)
-                    dot = tl.sum(values.to(tl.float32) * other, 1)
-                    sums += tl.where(kk[None, :] == j, dot[:, None], 0.0)
-        if DOTS:
+        if BACKWARD:
             tl.store(
                 dots + slot[:, None] + kk[None, :],
                 sums,
@@ -134,12 +137,16 @@ def _scatter(
     x: jax.Array,
     positions: jax.Array,
     slot_indices: jax.Array,
-    weights: jax.Array | None,
-    rows: jax.Array | None,
+    backward: tuple[jax.Array, jax.Array] | None,
 ) -> tuple[jax.Array, ...]:
+    """One launch; `backward` holds the rows and the weights of the sum it is the gradient of."""
     (tokens, d), k, num_rows = x.shape, positions.shape[1], slot_indices.shape[0]
-    config = permute_config(d, x.dtype.itemsize, operands=1 if rows is None else 2)
-    span = config.columns if rows is None else d
+    config = permute_config(d, x.dtype.itemsize, operands=1 if backward is None else 2)
+    # the products are of whole rows; copies need not be
+    span = config.columns if backward is None else d
+    # what a copy neither reads nor writes is any array of the right kind
+    rows, weights = (x, positions) if backward is None else backward
+    dots = jax.ShapeDtypeStruct((1,) if backward is None else positions.shape, jnp.float32)
     constants: dict[str, Any] = {
         "D": d,
         "K": k,
@@ -147,22 +154,11 @@ def _scatter(
         "BT": config.tokens,
         "BD": config.columns,
         "SPAN": span,
-        "WEIGHTED": weights is not None,
-        "DOTS": rows is not None,
+        "BACKWARD": backward is not None,
     }
-    # what a variant of the kernel does not read or write is any array of the right kind
-    dots = jax.ShapeDtypeStruct(positions.shape if rows is not None else (1,), jnp.float32)
     one = Launch(
         kernel=_scatter_kernel,
-        inputs=(
-            x,
-            positions,
-            slot_indices,
-            positions if weights is None else weights,
-            x if rows is None else rows,
-            tokens,
-            num_rows,
-        ),
+        inputs=(x, positions, slot_indices, weights, rows, tokens, num_rows),
         outputs=(jax.ShapeDtypeStruct((num_rows, d), x.dtype), dots),
         grid=(
             triton.cdiv(tokens, config.tokens) + triton.cdiv(num_rows, config.tokens),
@@ -174,16 +170,13 @@ def _scatter(
     return launch(one)
 
 
-def scatter_rows(
-    x: jax.Array, positions: jax.Array, slot_indices: jax.Array, weights: jax.Array | None
-) -> jax.Array:
+def scatter_rows(x: jax.Array, positions: jax.Array, slot_indices: jax.Array) -> jax.Array:
     """`calmoe_kernels.xla.scatter_rows` in one launch.
 
     Args:
         x: `[tokens, d]` in float32, bfloat16 or float16.
         positions: `[tokens, k]`.
         slot_indices: `[rows]`.
-        weights: `[tokens, k]`.
 
     Returns:
         `[rows, d]`.
@@ -193,8 +186,8 @@ def scatter_rows(
     """
     _check_dtype(x)
     if x.size == 0 or slot_indices.size == 0:
-        return xla.scatter_rows(x, positions, slot_indices, weights)
-    return _scatter(x, positions, slot_indices, weights, None)[0]
+        return xla.scatter_rows(x, positions, slot_indices)
+    return _scatter(x, positions, slot_indices, None)[0]
 
 
 def gather_rows(rows: jax.Array, positions: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -258,5 +251,5 @@ def combine_backward(
     _check_dtype(rows)
     if cotangent.size == 0 or rows.size == 0:
         return xla.combine_backward(cotangent, rows, positions, slot_indices, weights)
-    to_rows, dots = _scatter(cotangent, positions, slot_indices, weights, rows)
+    to_rows, dots = _scatter(cotangent, positions, slot_indices, (rows, weights))
     return to_rows, dots.astype(weights.dtype)
