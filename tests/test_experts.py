@@ -12,6 +12,8 @@ import calmoe_jax as cm
 from calmoe_jax.dispatch import PLAN_NAME
 from calmoe_jax.experts import ExpertParams, expert_mlp, sparse_layer
 
+jitted = jax.jit(sparse_layer, static_argnames=("k", "activation", "capacity", "implementation"))
+
 
 def problem(seed=0, tokens=23, experts=4, d=6, hidden=10, activation="gelu"):
     rng = np.random.RandomState(seed)
@@ -49,7 +51,7 @@ def loop(x, logits, params, k, activation):
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_layer_equals_a_loop(k, activation, implementation):
     x, logits, params = problem(activation=activation)
-    out = sparse_layer(x, logits, params, k=k, activation=activation, implementation=implementation)
+    out = jitted(x, logits, params, k=k, activation=activation, implementation=implementation)
     np.testing.assert_allclose(
         out.output, loop(x, logits, params, k, activation), rtol=1e-4, atol=1e-4
     )
@@ -68,17 +70,17 @@ def test_all_experts_are_the_dense_layer_with_its_gradients(implementation):
         return jnp.sum(jnp.sin(layer(*args)))
 
     def sparse(*args):
-        return sparse_layer(*args, k=4, implementation=implementation).output
+        return jitted(*args, k=4, implementation=implementation).output
 
-    got = jax.grad(partial(loss, sparse), argnums=(0, 1, 2))(x, logits, params)
-    want = jax.grad(partial(loss, dense), argnums=(0, 1, 2))(x, logits, params)
+    got = jax.jit(jax.grad(partial(loss, sparse), argnums=(0, 1, 2)))(x, logits, params)
+    want = jax.jit(jax.grad(partial(loss, dense), argnums=(0, 1, 2)))(x, logits, params)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_enough_capacity_drops_nothing(implementation):
     x, logits, params = problem(2)
-    call = partial(sparse_layer, x, logits, params, k=2, implementation=implementation)
+    call = partial(jitted, x, logits, params, k=2, implementation=implementation)
     roomy = call(capacity=len(x))
     np.testing.assert_allclose(roomy.output, call().output, rtol=1e-5, atol=1e-5)
     assert roomy.routed.plan.num_dropped == 0
@@ -86,7 +88,7 @@ def test_enough_capacity_drops_nothing(implementation):
 
 def test_dropped_slots_count_as_zeros():
     x, logits, params = problem(3)
-    out = sparse_layer(x, logits, params, k=2, capacity=3)
+    out = jitted(x, logits, params, k=2, capacity=3)
     kept = jnp.where(out.routed.plan.dropped, 0, out.routed.routing.combine_weights)
     weights = cm.routing_weights(out.routed.routing._replace(combine_weights=kept), num_experts=4)
     hidden = jax.nn.gelu(jnp.einsum("td,edh->teh", x, params.w_in), approximate=False)
@@ -98,21 +100,21 @@ def test_dropped_slots_count_as_zeros():
 
 def test_permuted_tokens_and_experts():
     x, logits, params = problem(4)
-    y = sparse_layer(x, logits, params, k=2).output
+    y = jitted(x, logits, params, k=2).output
     tokens = np.random.RandomState(5).permutation(len(x))
     np.testing.assert_allclose(
-        sparse_layer(x[tokens], logits[tokens], params, k=2).output, y[tokens], rtol=1e-5, atol=1e-5
+        jitted(x[tokens], logits[tokens], params, k=2).output, y[tokens], rtol=1e-5, atol=1e-5
     )
     experts = np.array([2, 0, 3, 1])
     relabelled = jax.tree.map(lambda w: w[experts], params)
     np.testing.assert_allclose(
-        sparse_layer(x, logits[:, experts], relabelled, k=2).output, y, rtol=1e-5, atol=1e-5
+        jitted(x, logits[:, experts], relabelled, k=2).output, y, rtol=1e-5, atol=1e-5
     )
 
 
 def test_an_unroutable_token_is_nan_and_alone():
     x, logits, params = problem(6)
-    out = sparse_layer(x, logits.at[5, 1].set(jnp.nan), params, k=2)
+    out = jitted(x, logits.at[5, 1].set(jnp.nan), params, k=2)
     assert jnp.isnan(out.output[5]).all()
     assert jnp.isfinite(jnp.delete(out.output, 5, axis=0)).all()
     assert out.routed.statistics.num_unroutable == 1
@@ -120,7 +122,7 @@ def test_an_unroutable_token_is_nan_and_alone():
 
 def test_no_tokens():
     x, logits, params = problem(7, tokens=0)
-    assert sparse_layer(x, logits, params, k=2).output.shape == (0, 6)
+    assert jitted(x, logits, params, k=2).output.shape == (0, 6)
 
 
 def test_jit_vmap_and_remat():
@@ -134,11 +136,11 @@ def test_jit_vmap_and_remat():
     remat = jax.jit(jax.grad(jax.checkpoint(loss, policy=names), argnums=(0, 1, 2)))
     for a, b in zip(jax.tree.leaves(remat(x, logits, params)), jax.tree.leaves(eager), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-    both = jax.vmap(lambda x, logits: sparse_layer(x, logits, params, k=2).output)(
+    both = jax.jit(jax.vmap(lambda x, logits: sparse_layer(x, logits, params, k=2).output))(
         jnp.stack([x, 2 * x]), jnp.stack([logits, -logits])
     )
     np.testing.assert_allclose(
-        both[1], sparse_layer(2 * x, -logits, params, k=2).output, rtol=1e-4, atol=1e-4
+        both[1], jitted(2 * x, -logits, params, k=2).output, rtol=1e-4, atol=1e-4
     )
 
 
