@@ -38,6 +38,11 @@ TESTS = (
     "test_selection.py",
 )  # fmt: skip
 _CPU_PROBLEMS = ("tiny", "v_moe")
+_RAGGED = ("64 groups", "qwen3_moe")
+_RAGGED_FLAGS = (
+    "xla_gpu_experimental_use_ragged_dot_fusion",
+    "xla_gpu_experimental_use_ragged_dot_grouped_gemm",
+)
 _KEPT_LINES = 400
 _SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "0"}
 
@@ -269,10 +274,21 @@ def plan_stages(
         print("skipped: compute-sanitizer is not on the PATH", flush=True)
     stages.append(Stage((part,), 0.2))
     out = folder / "dispatch.json"
-    command = [*benchmark, "--check", "--out", str(out), "--seconds", "{seconds}"]
-    command += ["--commit", commit] if commit else []
+    timed = ["--check", "--seconds", "{seconds}", *(["--commit", commit] if commit else [])]
+    command = [*benchmark, *timed, "--out", str(out)]
     command += [] if on_gpu else ["--problems", *_CPU_PROBLEMS]
-    return [*stages, Stage((Part("dispatch", tuple(command), out=out),), 1.0)]
+    stages.append(Stage((Part("dispatch", tuple(command), out=out),), 0.5))
+    layer, out = (sys.executable, "-m", "benchmarks.moe_layer"), folder / "moe_layer.json"
+    command = [*layer, *timed, "--out", str(out), *([] if on_gpu else ["--problems", "small"])]
+    stages.append(Stage((Part("moe_layer", tuple(command), out=out),), 0.7 if on_gpu else 1.0))
+    if on_gpu:
+        # a report, not a bound: what the flags do for the rival
+        out = folder / "ragged_flags.json"
+        command = [*layer, "--seconds", "{seconds}", "--problems", *_RAGGED, "--out", str(out)]
+        flags = " ".join(f"--{name}=true" for name in _RAGGED_FLAGS)
+        variables = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
+        stages.append(Stage((Part("ragged_flags", tuple(command), variables, out),), 1.0))
+    return stages
 
 
 def _test_parts(tests: Sequence[str]) -> tuple[Part, ...]:

@@ -1,21 +1,26 @@
 """The sparse layer and its products against what one would use instead.
 
-`python -m benchmarks.moe_layer [--check] [--problems NAME ...] [--out FILE] [--commit SHA]`
+`python -m benchmarks.moe_layer [--check] [--problems NAME ...] [--seconds N] [--out FILE]
+[--commit SHA]`
 
 * products: `grouped_matmul` and its two gradients against one batched product of equal groups
-  with the same number of operations, for balanced, Zipf and partly empty groups.
-* layer: forward + backward of `sparse_layer` against the same layer on `ragged_dot`, with a
-  capacity of 1.25 and batched products (which drops slots, so it is no equal), and with all
-  experts.
+  with the same number of operations, for balanced, Zipf and partly empty groups, and `ragged_dot`.
+* layer: `sparse_layer`, forward and forward + backward, against the same layer on `ragged_dot`,
+  with a capacity of 1.25 and batched products (which drops slots, so it is no equal), and with all
+  experts; and its parts. `products` are those of equal groups alone, batched, with the activation:
+  what no layer can beat. tokamax is a rival too where it is installed.
 
 Before anything is timed, the dropless layers must agree with the one that computes all experts, its
-weights masked. Device time on a GPU or TPU, wall time of interleaved rounds on a CPU.
+weights masked. Device time on a GPU or TPU, wall time of interleaved rounds on a CPU. What XLA's
+own flags for ragged products change is seen by running it with them in XLA_FLAGS.
 """
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -116,6 +121,9 @@ def measure_products(problem: Products, seconds: Callable[..., dict[str, list[fl
     def grouped(x: jax.Array, w: jax.Array) -> jax.Array:
         return cm.grouped_matmul(x, w, sizes)
 
+    def ragged(x: jax.Array, w: jax.Array) -> jax.Array:
+        return cm.grouped_matmul(x, w, sizes, implementation="ragged_dot")
+
     def batched(x: jax.Array, w: jax.Array) -> jax.Array:
         parts = x.reshape(problem.experts, -1, problem.d)
         return jnp.einsum("erd,edf->erf", parts, w).reshape(problem.rows, problem.f)
@@ -127,7 +135,7 @@ def measure_products(problem: Products, seconds: Callable[..., dict[str, list[fl
         return jax.vjp(lambda w: f(x, w), w)[1](dy)
 
     programs = {}
-    for name, f in (("grouped", grouped), ("batched", batched)):
+    for name, f in (("grouped", grouped), ("batched", batched), ("ragged_dot", ragged)):
         programs[name] = clocks.Program(f, (x, w))
         programs[f"{name} to x"] = clocks.Program(partial(to_x, f), (x, w, dy))
         programs[f"{name} to w"] = clocks.Program(partial(to_w, f), (x, w, dy))
@@ -165,10 +173,10 @@ def layers(problem: Layer) -> dict[str, Callable[..., jax.Array]]:
     def sparse(x: jax.Array, logits: jax.Array, params: cm.ExpertParams) -> jax.Array:
         return cm.sparse_layer(x, logits, params, k=problem.k).output
 
-    def ragged(x: jax.Array, logits: jax.Array, params: cm.ExpertParams) -> jax.Array:
+    def built_on(name: str, x: jax.Array, logits: jax.Array, params: cm.ExpertParams) -> jax.Array:
         routed = cm.route(logits, k=problem.k)
         rows = cm.dispatch(x, routed.plan)
-        outputs = cm.expert_mlp(rows, routed.plan, params, implementation="ragged_dot")
+        outputs = cm.expert_mlp(rows, routed.plan, params, implementation=name)
         return cm.combine(outputs, routed.plan, routed.routing.combine_weights)
 
     def capacity(x: jax.Array, logits: jax.Array, params: cm.ExpertParams) -> jax.Array:
@@ -178,8 +186,37 @@ def layers(problem: Layer) -> dict[str, Callable[..., jax.Array]]:
         )  # fmt: skip
         return cm.sparse_layer(x, logits, params, k=problem.k, capacity=room).output
 
-    found = {"sparse": sparse, "ragged_dot": ragged, "capacity": capacity}
+    found: dict[str, Callable[..., jax.Array]] = {"sparse": sparse, "capacity": capacity}
+    found |= {name: partial(built_on, name) for name in dropless_rivals()}
     return found | ({"dense": partial(dense, problem)} if problem.with_dense else {})
+
+
+def dropless_rivals() -> list[str]:
+    """Layers other than ours with the same result that are built on somebody's product."""
+    return ["ragged_dot"] + (["tokamax"] if find_spec("tokamax") else [])
+
+
+def equal_products(x: jax.Array, gate_logits: jax.Array, params: cm.ExpertParams) -> jax.Array:
+    """The experts' products and activation for equal groups, without routing and dispatch."""
+    rows = x.reshape(gate_logits.shape[1], -1, x.shape[1])
+    inner = jax.nn.gelu(jnp.einsum("erd,edf->erf", rows, params.w_in), approximate=False)
+    return jnp.einsum("erf,efd->erd", inner, params.w_out)
+
+
+def parts(problem: Layer, arrays: Arrays) -> dict[str, clocks.Program]:
+    """What the layer does one after the other, each as a program of its own."""
+    block_size = cm.preferred_block_size()
+    route = partial(cm.route, k=problem.k, block_size=block_size)
+    routed = jax.jit(route)(arrays.gate_logits)
+    rows = jax.jit(cm.dispatch)(arrays.x, routed.plan)
+    experts = partial(cm.expert_mlp, block_size=block_size)
+    weights = routed.routing.combine_weights
+    return {
+        "route": clocks.Program(route, (arrays.gate_logits,)),
+        "dispatch": clocks.Program(cm.dispatch, (arrays.x, routed.plan)),
+        "experts": clocks.Program(experts, (rows, routed.plan, arrays.params)),
+        "combine": clocks.Program(cm.combine, (rows, routed.plan, weights)),
+    }
 
 
 def dense(problem: Layer, x: jax.Array, logits: jax.Array, params: cm.ExpertParams) -> jax.Array:
@@ -233,7 +270,7 @@ def run(arguments: argparse.Namespace) -> int:
     def seconds(programs: dict[str, clocks.Program]) -> dict[str, list[float]]:
         timers = clocks.compile_timers(programs, device=not on_cpu)
         if on_cpu:
-            return clocks.wall_seconds(timers, target=6.0)
+            return clocks.wall_seconds(timers, target=5.0)
         return clocks.device_seconds(timers, target=0.015)
 
     figures: list[Figure] = []
@@ -241,7 +278,11 @@ def run(arguments: argparse.Namespace) -> int:
     names = arguments.problems or [
         name for name in (*PRODUCTS, *LAYERS) if not on_cpu or name in _ON_CPU
     ]
+    start = time.perf_counter()
     for name in names:
+        if time.perf_counter() - start > arguments.seconds:
+            print(f"{name}: no time left", flush=True)
+            continue
         if name in PRODUCTS:
             problem = PRODUCTS[name]
             times = measure_products(problem, seconds)
@@ -253,7 +294,7 @@ def run(arguments: argparse.Namespace) -> int:
             operations = 2 * problem.rows * problem.d * problem.f
             for each, rounds in times.items():
                 rate = operations / median(rounds) / 1e12
-                print(f"{name:<24}{each:<16}{median(rounds) * 1e6:12.1f} us {rate:8.1f} TF/s")
+                print(f"{name:<24}{each:<20}{median(rounds) * 1e6:12.1f} us {rate:8.1f} TF/s")
         else:
             times = _measure_layer(name, LAYERS[name], seconds, figures, on_cpu=on_cpu, h100=h100)
         details[name] = times
@@ -274,19 +315,39 @@ def _measure_layer(
 ) -> dict[str, list[float]]:
     arrays, every = make_arrays(problem), layers(problem)
     tolerance = 1e-4 if problem.dtype == "float32" else 2e-2
-    for rival in ("sparse", "ragged_dot"):
+    rivals = dropless_rivals()
+    for rival in ("sparse", *rivals):
         worst = disagreement(problem, every[rival], arrays)
         figures.append(Figure(f"{name}: {rival} differs from dense by", worst, tolerance))
+    slots = jnp.concatenate([arrays.x] * problem.k)
+    equal = arrays._replace(x=slots)
     programs = {each: clocks.Program(partial(gradient, f), arrays) for each, f in every.items()}
+    programs["products"] = clocks.Program(partial(gradient, equal_products), equal)
     times = seconds(programs)
+    forward = {each: clocks.Program(f, arrays) for each, f in every.items()}
+    forward["products"] = clocks.Program(equal_products, equal)
+    times |= {f"{each} forward": t for each, t in seconds(forward).items()}
+    of_parts = seconds(parts(problem, arrays))
     # two products of each slot, and twice as much backward
     operations = 3 * 2 * 2 * problem.tokens * problem.k * problem.d * problem.hidden
     for each, rounds in times.items():
-        rate = operations / median(rounds) / 1e12
-        print(f"{name:<24}{each:<16}{median(rounds) * 1e6:12.1f} us {rate:8.3f} TF/s of use")
+        done = operations / 3 if each.endswith("forward") else operations
+        rate = done / median(rounds) / 1e12
+        print(f"{name:<24}{each:<20}{median(rounds) * 1e6:12.1f} us {rate:8.3f} TF/s of use")
+    for each, rounds in of_parts.items():
+        print(f"{name:<24}{'part: ' + each:<20}{median(rounds) * 1e6:12.1f} us")
+    times |= {f"part: {each}": rounds for each, rounds in of_parts.items()}
     if problem.with_dense:
         bound = 0.22 if on_cpu and name == "small" else None
         figures.append(Figure(f"{name}: sparse / dense", ratio(times, "sparse", "dense"), bound))
+        rivals = [*rivals, "dense"]
+    for suffix in ("", " forward"):
+        best = min(rivals, key=lambda rival: median(times[rival + suffix]))
+        value = ratio(times, f"sparse{suffix}", best + suffix)
+        # 2 % for the noise of two medians
+        figures.append(Figure(f"{name}: sparse / best rival{suffix}", value, 1.02))
+        reached = 100 * ratio(times, f"products{suffix}", f"sparse{suffix}")
+        figures.append(Figure(f"{name}: of equal products' rate{suffix}", reached, unit="%"))
     speedup = ratio(times, "ragged_dot", "sparse")
     figures.append(Figure(f"{name}: ragged_dot / sparse", speedup, least=10 if h100 else 1))
     memory = memory_ratio(problem, arrays)
@@ -300,6 +361,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="exit 1 where a bound is broken")
     parser.add_argument("--problems", nargs="+", choices=[*PRODUCTS, *LAYERS])
+    parser.add_argument(
+        "--seconds", type=float, default=1200, help="begin no problem after that long"
+    )
     parser.add_argument("--out", type=Path, help="where to write everything as JSON")
     parser.add_argument("--commit", help="commit of a tree without its repository")
     return parser.parse_args(arguments)

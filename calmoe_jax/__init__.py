@@ -35,14 +35,17 @@ from calmoe_jax.dispatch import check_plan as check_plan
 from calmoe_jax.dispatch import combine as combine
 from calmoe_jax.dispatch import dispatch as dispatch
 from calmoe_jax.dispatch import expert_capacity as expert_capacity
+from calmoe_jax.dispatch import gather_slots as gather_slots
 from calmoe_jax.dispatch import plan_dispatch as plan_dispatch
 from calmoe_jax.dispatch import route as route
 from calmoe_jax.experts import ExpertParams as ExpertParams
 from calmoe_jax.experts import SparseOutput as SparseOutput
+from calmoe_jax.experts import expert_linear as expert_linear
 from calmoe_jax.experts import expert_mlp as expert_mlp
 from calmoe_jax.experts import sparse_layer as sparse_layer
 from calmoe_jax.matmul import check_groups as check_groups
 from calmoe_jax.matmul import grouped_matmul as grouped_matmul
+from calmoe_jax.matmul import preferred_block_size as preferred_block_size
 from calmoe_jax.mixture import Configuration as Configuration
 from calmoe_jax.mixture import MixtureLosses as MixtureLosses
 from calmoe_jax.mixture import configuration as configuration

@@ -346,14 +346,8 @@ def combine(
         >>> combine(jnp.array([[10.0], [20.0]]), plan, jnp.array([[0.75, 0.25]])).tolist()
         [[17.5]]
     """
-    _check_floats("rows", rows)
+    _check_rows(rows, plan)
     _check_floats("combine_weights", combine_weights)
-    _check_axes("rows", rows, 2, "rows, d")
-    if rows.shape[0] != plan.slot_indices.shape[0]:
-        raise ValueError(
-            f"rows must have the plan's {plan.slot_indices.shape[0]} rows, got "
-            f"rows.shape={rows.shape}."
-        )
     if combine_weights.shape != plan.positions.shape:
         raise ValueError(
             f"combine_weights must have the plan's shape {plan.positions.shape}, got "
@@ -362,6 +356,38 @@ def combine(
     axes = varying_axes(rows, combine_weights, plan)
     rows, combine_weights, plan = vary_along((rows, combine_weights, plan), axes)
     return _combine(implementation, rows, combine_weights, plan)
+
+
+def gather_slots(
+    rows: Float[Array, "rows d"], plan: DispatchPlan, *, implementation: str | None = None
+) -> Float[Array, "tokens k d"]:
+    """Brings the experts' outputs back without summing them: `y[t, j] = rows[positions[t, j]]`.
+
+    For what is not a weighted sum of outputs: probabilities are mixed after each slot's softmax.
+
+    Args:
+        rows: outputs of the experts, a row for each of the plan's.
+        plan: where the slots lie.
+        implementation: see the module.
+
+    Returns:
+        Each slot's output, in the dtype of `rows`; 0 for dropped slots.
+
+    Raises:
+        TypeError: if the rows are not of floats.
+        ValueError: if `rows` has not two axes, or not the plan's number of rows.
+        NotImplementedError: if the implementation declines.
+
+    Example:
+        >>> plan = plan_dispatch(jnp.array([[1, 0]]), num_experts=2)
+        >>> gather_slots(jnp.array([[10.0], [20.0]]), plan).tolist()
+        [[[20.0], [10.0]]]
+    """
+    _check_rows(rows, plan)
+    rows, plan = vary_along((rows, plan), varying_axes(rows, plan))
+    # each slot as a token of one slot
+    alone = plan._replace(positions=plan.positions.reshape(-1, 1))
+    return _gather_slots(implementation, rows, alone).reshape(*plan.positions.shape, rows.shape[1])
 
 
 def _scatter_rows(implementation: str | None, x: jax.Array, plan: DispatchPlan) -> jax.Array:
@@ -397,6 +423,26 @@ def _dispatch_backward(
 
 
 _dispatch.defvjp(_dispatch_forward, _dispatch_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather_slots(implementation: str | None, rows: jax.Array, plan: DispatchPlan) -> jax.Array:
+    return _gather_rows(implementation, rows, plan, None)
+
+
+def _gather_slots_forward(
+    implementation: str | None, rows: jax.Array, plan: DispatchPlan
+) -> tuple[jax.Array, DispatchPlan]:
+    return _gather_slots(implementation, rows, plan), plan
+
+
+def _gather_slots_backward(
+    implementation: str | None, plan: DispatchPlan, cotangent: jax.Array
+) -> tuple[jax.Array, None]:
+    return _scatter_rows(implementation, cotangent, plan), None
+
+
+_gather_slots.defvjp(_gather_slots_forward, _gather_slots_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -450,6 +496,16 @@ def _check_axes(name: str, array: jax.Array, number: int, axes: str) -> None:
         raise ValueError(
             f"{name} must have the axes [{axes}] (reshape and vmap others), got "
             f"{name}.shape={array.shape}."
+        )
+
+
+def _check_rows(rows: jax.Array, plan: DispatchPlan) -> None:
+    _check_floats("rows", rows)
+    _check_axes("rows", rows, 2, "rows, d")
+    if rows.shape[0] != plan.slot_indices.shape[0]:
+        raise ValueError(
+            f"rows must have the plan's {plan.slot_indices.shape[0]} rows, got "
+            f"rows.shape={rows.shape}."
         )
 
 

@@ -32,10 +32,11 @@ _CHUNK = 1024
 
 
 class Outputs(NamedTuple):
-    """What the networks of all seeds say of a split."""
+    """What the networks of all seeds say of a split: of all experts, or of the chosen ones."""
 
-    expert_log_probs: Float[Array, "seeds examples experts classes"]
-    routing_weights: Float[Array, "seeds examples experts"]
+    expert_log_probs: Float[Array, "seeds examples slots classes"]
+    routing_weights: Float[Array, "seeds examples slots"]
+    expert_indices: Int[Array, "seeds examples slots"]
 
 
 class Temperatures(NamedTuple):
@@ -70,23 +71,30 @@ class Evaluation(NamedTuple):
     per_example: dict[str, np.ndarray]
 
 
-def predict(trained: TrainedSeeds, inputs: np.ndarray) -> Outputs:
-    """Predictions of all seeds, in evaluation mode, in chunks of a fixed size."""
+def predict(trained: TrainedSeeds, inputs: np.ndarray, *, sparse: bool = False) -> Outputs:
+    """Predictions of all seeds, in evaluation mode, in chunks of a fixed size.
+
+    Args:
+        trained: networks and their parameters.
+        inputs: inputs.
+        sparse: whether the chosen experts will do.
+    """
     chunks = []
     for start in range(0, len(inputs), _CHUNK):
         chunk = inputs[start : start + _CHUNK]
         missing = np.zeros((_CHUNK - len(chunk), *chunk.shape[1:]), chunk.dtype)
         padded = np.concatenate([chunk, missing])
-        outputs = _predict_chunk(trained.network.apply, trained.state, jnp.asarray(padded))
+        outputs = _predict_chunk(trained.network.apply, sparse, trained.state, jnp.asarray(padded))
         chunks.append(Outputs(*(x[:, : len(chunk)] for x in outputs)))
     return Outputs(*(jnp.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True)))
 
 
-@partial(jax.jit, static_argnums=0)
-def _predict_chunk(apply: Any, state: Any, inputs: jax.Array) -> Outputs:
+@partial(jax.jit, static_argnums=(0, 1))
+def _predict_chunk(apply: Any, sparse: bool, state: Any, inputs: jax.Array) -> Outputs:
     def one_seed(params: Any, statistics: Any) -> Outputs:
-        prediction, _ = apply(params, statistics, inputs, False)
-        return Outputs(prediction.expert_log_probs, prediction.routing_weights)
+        prediction, _ = apply(params, statistics, inputs, train=False, sparse=sparse)
+        indices, weights = prediction.routing
+        return Outputs(prediction.expert_log_probs, weights, indices)
 
     return over_seeds(one_seed)(state.params, state.statistics)
 
@@ -95,7 +103,10 @@ def _predict_chunk(apply: Any, state: Any, inputs: jax.Array) -> Outputs:
 def _fit(
     outputs: Outputs, labels: Int[Array, " examples"]
 ) -> dict[str, calibration.TemperatureFit]:
-    """Fits every temperature that a method or a calibrator needs, for every seed."""
+    """Fits every temperature that a method or a calibrator needs, for every seed.
+
+    The outputs must be of all experts, in their order.
+    """
 
     def one_seed(
         expert_log_probs: Float[Array, "examples experts classes"],
@@ -109,7 +120,7 @@ def _fit(
             "per_expert": fit_experts(expert_log_probs, labels, routing_weights=weights),
         }
 
-    return over_seeds(one_seed)(*outputs)
+    return over_seeds(one_seed)(outputs.expert_log_probs, outputs.routing_weights)
 
 
 def _usable(fit: calibration.TemperatureFit) -> Float[Array, "*batch"]:
@@ -125,7 +136,8 @@ def _usable(fit: calibration.TemperatureFit) -> Float[Array, "*batch"]:
 
 @jax.jit
 def _scale_experts(outputs: Outputs, temperatures: Float[Array, "seeds experts"]) -> Outputs:
-    scaled = calibration.scale_log_probs(outputs.expert_log_probs, temperatures[:, None, :])
+    of_slots = jax.vmap(lambda t, indices: t[indices])(temperatures, outputs.expert_indices)
+    scaled = calibration.scale_log_probs(outputs.expert_log_probs, of_slots)
     return outputs._replace(expert_log_probs=scaled)
 
 
@@ -137,11 +149,13 @@ def _score(
     where: Bool[Array, " examples"],
 ) -> Scores:
     def one_seed(
-        expert_log_probs: Float[Array, "examples experts classes"],
-        weights: Float[Array, "examples experts"],
+        expert_log_probs: Float[Array, "examples slots classes"],
+        weights: Float[Array, "examples slots"],
+        expert_indices: Int[Array, "examples slots"],
         temperatures: Temperatures,
     ) -> Scores:
-        scaled = calibration.scale_log_probs(expert_log_probs, temperatures.experts[None, :])
+        of_slots = temperatures.experts[expert_indices]
+        scaled = calibration.scale_log_probs(expert_log_probs, of_slots)
         config = mixture.configuration(scaled, weights)
         log_probs = calibration.scale_log_probs(config.log_probs, temperatures.aggregate[None])
         probs = jnp.exp(log_probs)
@@ -196,7 +210,11 @@ def evaluate(
         for each fitted calibrator and seed, with `converged: false` where no finite temperature
         is optimal (see `_usable`).
     """
-    raw = {split.name: predict(trained, split.inputs) for split in task.splits[1:]}
+    # of the split that calibrators are fitted on all experts, whatever was chosen
+    raw = {
+        split.name: predict(trained, split.inputs, sparse=split is not task.calibration)
+        for split in task.splits[1:]
+    }
     single = trained.network.num_experts == 1
     longest = max(len(split) for split in task.evaluation)
     for name in methods:

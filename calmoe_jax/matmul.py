@@ -1,7 +1,8 @@
 """Products of groups of rows with a matrix each: what experts are made of.
 
 `implementation=` is `None` or one of `"triton"` (NVIDIA GPUs), `"batched"` (plans with a capacity),
-`"blocks"` (a loop over blocks of rows: the fastest on CPU) and `"ragged_dot"` (XLA's own, for TPU).
+`"blocks"` (a loop over blocks of rows: the fastest on CPU), `"ragged_dot"` (XLA's own, for TPU) and
+`"tokamax"` (where it is installed; only when asked for, since nothing of it was measured).
 Figures that decide what `None` means are in `kernels/README.md`.
 """
 
@@ -17,6 +18,10 @@ from jaxtyping import Array, Float, Int
 from calmoe_jax._kernels import kernel
 from calmoe_kernels import matmul, selection
 from calmoe_kernels.varying import vary_along, varying_axes
+
+_RAGGED = {"ragged_dot": matmul.jax_lax, "tokamax": matmul.tokamax}
+# Rows of a block on CPU: 32 to 256 were tried.
+_CPU_BLOCK = 64
 
 
 class _Statics(NamedTuple):
@@ -82,6 +87,31 @@ def grouped_matmul(
     return _grouped_matmul(statics, *vary_along((x, w, groups), axes))
 
 
+def preferred_block_size(
+    *, capacity: int | None = None, implementation: str | None = None
+) -> int | None:
+    """The `block_size` to plan with where the products of the plan's rows are to be fast.
+
+    On CPU the products are a loop over blocks of one expert's rows; a plan that keeps groups at
+    multiples of a block spares them a copy.
+
+    Args:
+        capacity: capacity of the plan, if it has one; it then needs no blocks.
+        implementation: of the products.
+
+    Returns:
+        A block size for `plan_dispatch` or `route`, and `grouped_matmul`; `None` for none.
+
+    Example:
+        >>> preferred_block_size(capacity=8) is None
+        True
+    """
+    looped = implementation == "blocks" or (
+        implementation is None and jax.default_backend() == "cpu"
+    )
+    return _CPU_BLOCK if looped and capacity is None else None
+
+
 def check_groups(
     group_sizes: Int[Array, " experts"],
     group_offsets: Int[Array, " experts"] | None = None,
@@ -126,7 +156,10 @@ def _rows(
     attempts: dict[str, Callable[..., jax.Array]] = {
         "triton": partial(kernel("gpu.matmul", "rows"), transposed=transposed),
         "blocks": partial(matmul.blocks_rows, transposed=transposed, block_size=block_size),
-        "ragged_dot": partial(matmul.ragged_dot_rows, transposed=transposed),
+        **{
+            name: partial(matmul.ragged_rows, transposed=transposed, library=library)
+            for name, library in _RAGGED.items()
+        },
     }
     if statics.capacity is not None:
         attempts["batched"] = partial(matmul.batched_rows, transposed=transposed)
@@ -138,7 +171,10 @@ def _matrices(statics: _Statics, x: jax.Array, y: jax.Array, groups: matmul.Grou
     attempts: dict[str, Callable[..., jax.Array]] = {
         "triton": kernel("gpu.matmul", "matrices"),
         "blocks": partial(matmul.blocks_matrices, block_size=statics.block_size),
-        "ragged_dot": matmul.ragged_dot_matrices,
+        **{
+            name: partial(matmul.ragged_matrices, library=library)
+            for name, library in _RAGGED.items()
+        },
     }
     if statics.capacity is not None:
         attempts["batched"] = matmul.batched_matrices

@@ -1,6 +1,7 @@
 """Settings of the whole suite: four CPU devices, and no silent broadcasting between ranks."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -19,6 +20,8 @@ def skip_without(name: str | None) -> str | None:
     """The name of an implementation, or a skip where its kernels cannot run."""
     if name == "triton" and NO_TRITON:
         pytest.skip("needs a GPU, or Triton's interpreter (TRITON_INTERPRET=1)")
+    if name == "tokamax" and find_spec("tokamax") is None:
+        pytest.skip("needs tokamax")
     return name
 
 
@@ -28,7 +31,7 @@ def implementation(request):
     return skip_without(request.param)
 
 
-@pytest.fixture(params=["blocks", "ragged_dot", "triton"], scope="module")
+@pytest.fixture(params=["blocks", "ragged_dot", "triton", "tokamax"], scope="module")
 def product(request):
     """An implementation of grouped products."""
     return skip_without(request.param)

@@ -1,10 +1,18 @@
 """A task small enough to train in a blink, with a shift that hurts."""
 
+import jax.numpy as jnp
 import numpy as np
 
+import calmoe_jax as cm
 from calmoe_jax.data import Split, Task, check_task
 
 CLASSES = ("a", "b", "c")
+
+
+def all_experts(weights):
+    """Weights of all experts as a routing with a slot for each."""
+    experts = jnp.arange(weights.shape[-1], dtype=jnp.int32)[None]
+    return cm.Routing(jnp.broadcast_to(experts, weights.shape), weights)
 
 
 def split(name, kind, size, seed, *, noise=0.7, clusters=None, series=None, position=None):

@@ -346,11 +346,20 @@ def test_the_stages_of_a_gpu_check(tmp_path, monkeypatch):
         names[backend] = [[part.name for part in stage.parts] for stage in stages]
         commands[backend] = [stage.parts[0].command for stage in stages]
         assert stages[0].parts[1].variables["CALMOE_SHARD"] == "2/2"
-    assert names["gpu"] == [["tests 1/2", "tests 2/2"], ["sanitizer"], ["dispatch"]]
-    assert names["cpu"] == [["tests 1/2", "tests 2/2"], ["agreement"], ["dispatch"]]
+    assert names["gpu"] == [
+        ["tests 1/2", "tests 2/2"],
+        ["sanitizer"],
+        ["dispatch"],
+        ["moe_layer"],
+        ["ragged_flags"],
+    ]
+    assert names["cpu"] == [["tests 1/2", "tests 2/2"], ["agreement"], ["dispatch"], ["moe_layer"]]
     assert commands["gpu"][1][0] == "compute-sanitizer"
     assert "--problems" not in commands["gpu"][2]
     assert "--problems" in commands["cpu"][2]
+    assert commands["cpu"][3][-2:] == ("--problems", "small")
+    assert "--problems" not in commands["gpu"][3]
+    assert "ragged_dot" in stages[-1].parts[0].variables["XLA_FLAGS"]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
-from small import small_task, split
+from small import all_experts, small_task, split
 
 import calmoe_jax as cm
 from calmoe_jax import comparison, evaluation, training
-from calmoe_jax.training.models import Network
+from calmoe_jax.training.models import Network, build_network
 from calmoe_jax.training.step import TrainState
 
 SEEDS = (1, 2)
@@ -18,11 +18,11 @@ SEEDS = (1, 2)
 def fake_network(experts):
     """A network that is a linear map, and a seed's parameters."""
 
-    def apply(params, statistics, inputs, train):
+    def apply(params, statistics, inputs, *, train, sparse=False):
         assert not train
         log_probs = jax.nn.log_softmax(jnp.einsum("nd,dec->nec", inputs, params["experts"]))
         gate = inputs @ params["gate"]
-        prediction = training.models.Prediction(log_probs, gate, jax.nn.softmax(gate))
+        prediction = training.models.Prediction(log_probs, gate, all_experts(jax.nn.softmax(gate)))
         return prediction, statistics
 
     rng = np.random.RandomState(0)
@@ -53,8 +53,8 @@ def evaluated():
 
 def outputs_of(trained, inputs, seed):
     params = jax.tree.map(lambda x: x[seed], trained.state.params)
-    prediction, _ = trained.network.apply(params, {}, jnp.asarray(inputs), False)
-    return np.asarray(prediction.expert_log_probs), np.asarray(prediction.routing_weights)
+    prediction, _ = trained.network.apply(params, {}, jnp.asarray(inputs), train=False)
+    return np.asarray(prediction.expert_log_probs), np.asarray(prediction.routing.combine_weights)
 
 
 def test_every_combination_is_recorded_once(evaluated):
@@ -138,6 +138,26 @@ def test_per_expert_weights_by_the_router_and_mocae_does_not(evaluated):
     np.testing.assert_allclose(fits["vanilla", "per_expert"], on_view.temperature, rtol=1e-4)
     np.testing.assert_allclose(fits["mocae", "mocae"], on_all.temperature, rtol=1e-4)
     assert np.abs(np.array(on_view.temperature) - np.array(on_all.temperature)).max() > 0.01
+
+
+@pytest.mark.parametrize("routing", ["top_k", "hard"])
+def test_records_do_not_depend_on_how_experts_are_computed(routing, monkeypatch):
+    task, methods = small_task(), ("vanilla", "mocae")
+    model = training.ModelConfig(width=8, depth=1, experts=3, routing=routing, k=2)
+    network = build_network(model, single=False, input_shape=task.input_shape, num_classes=3)
+    params, statistics = jax.vmap(network.init)(jax.random.split(jax.random.key(0), 2))
+    state = TrainState(params, statistics, ())
+    trained = training.TrainedSeeds(network, state, np.full((2, 3), 1 / 3))
+    sparse = list(evaluation.evaluate(task, trained, methods, SEEDS))
+    predict = evaluation.predict
+    monkeypatch.setattr(evaluation, "predict", lambda t, x, *, sparse: predict(t, x, sparse=False))
+    dense = list(evaluation.evaluate(task, trained, methods, SEEDS))
+    assert predict(trained, task.evaluation[0].inputs, sparse=True).expert_indices.shape[2] < 3
+    for (left, left_fits), (right, right_fits) in zip(sparse, dense, strict=True):
+        assert left_fits == right_fits
+        for a, b in zip(left, right, strict=True):
+            for one, other in zip(a.records, b.records, strict=True):
+                assert one == pytest.approx(other, abs=1e-5)
 
 
 def test_a_single_classifier_has_no_disagreement_to_report():

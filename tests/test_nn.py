@@ -62,8 +62,8 @@ def test_predictions_are_distributions(kind):
     for train in (True, False):
         prediction = model(X, train=train)
         np.testing.assert_allclose(jnp.exp(prediction.expert_log_probs).sum(-1), 1, rtol=1e-5)
-        np.testing.assert_allclose(prediction.routing_weights.sum(-1), 1, rtol=1e-5)
-    chosen = (model(X).routing_weights > 0).sum(-1)
+        np.testing.assert_allclose(prediction.routing.combine_weights.sum(-1), 1, rtol=1e-5)
+    chosen = (model(X).routing.combine_weights > 0).sum(-1)
     assert set(chosen.tolist()) == {{"dense": 4, "top_k": 2}.get(kind, 1)}
 
 
@@ -71,14 +71,14 @@ def test_kinds_of_routing_choose_from_the_same_gate():
     dense = moe("dense")
     gate = dense(X).gate_logits
     for kind, k in (("top_k", 1), ("top_k", 2), ("hard", 1), ("hardened", 1)):
-        weights = moe(kind, k=k)(X).routing_weights
+        weights = moe(kind, k=k)(X).routing.combine_weights
         expected = cm.routing_weights(cm.top_k_routing(gate, k=k), num_experts=4)
         np.testing.assert_allclose(weights, expected, rtol=1e-6)
     np.testing.assert_allclose(
-        moe("top_k", k=4)(X).routing_weights, dense(X).routing_weights, rtol=1e-5
+        moe("top_k", k=4)(X).routing.combine_weights, dense(X).routing.combine_weights, rtol=1e-5
     )
-    trained = moe("hardened")(X, train=True).routing_weights
-    np.testing.assert_allclose(trained, dense(X).routing_weights, rtol=1e-6)
+    trained = moe("hardened")(X, train=True).routing.combine_weights
+    np.testing.assert_allclose(trained, dense(X).routing.combine_weights, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "learns"), [("dense", True), ("top_k", False), ("hard", True)])
@@ -89,12 +89,45 @@ def test_what_the_router_learns_with_one_expert_a_token(kind, learns):
         prediction = nnx.merge(graph, params)(X, train=True)
         labels = jnp.arange(6) % 5
         return cm.mixture_losses(
-            prediction.expert_log_probs, prediction.routing_weights, labels
+            prediction.expert_log_probs, prediction.routing.combine_weights, labels
         ).loss.sum()
 
     gradient = nnx.to_pure_dict(jax.grad(loss)(params))
     size = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient["router"]))
     assert (size > 1e-4) == learns
+
+
+@pytest.mark.parametrize("hidden", [0, 7])
+@pytest.mark.parametrize(("kind", "k", "train"), [
+    ("top_k", 1, True), ("top_k", 2, True), ("top_k", 4, False), ("hard", 1, False),
+    ("hardened", 1, False),
+])  # fmt: skip
+def test_chosen_experts_alone_are_the_masked_dense_mixture(kind, k, train, hidden):
+    graph, params = nnx.split(moe(kind, k=k, expert_hidden=hidden))
+
+    def loss(params, sparse):
+        prediction = nnx.merge(graph, params)(X, train=train, sparse=sparse)
+        mixed = cm.mix_log_probs(prediction.expert_log_probs, prediction.routing.combine_weights)
+        return -mixed[jnp.arange(6), jnp.arange(6) % 5].sum(), prediction
+
+    values = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    (masked, dense), wanted = values(params, False)
+    (got, prediction), gradient = values(params, True)
+    assert prediction.expert_log_probs.shape == (6, k, 5)
+    np.testing.assert_allclose(got, masked, rtol=1e-6)
+    np.testing.assert_allclose(
+        cm.routing_weights(prediction.routing, num_experts=4), dense.routing.combine_weights,
+        rtol=1e-6,
+    )  # fmt: skip
+    if kind == "top_k":  # the gate's straight-through gradient is of training
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradient, wanted
+        )
+
+
+def test_all_experts_are_computed_where_all_are_needed():
+    for kind, train in (("dense", True), ("hard", True), ("hardened", True), ("dense", False)):
+        assert moe(kind)(X, train=train, sparse=True).expert_log_probs.shape == (6, 4, 5)
 
 
 def test_experts_equal_a_loop():
@@ -112,8 +145,8 @@ def test_a_single_classifier_is_a_mixture_of_one():
     single = nn.SingleClassifier(nn.MLP(10, (16,), rngs=rngs), 3, rngs=rngs)
     prediction = single(X)
     assert prediction.expert_log_probs.shape == (6, 1, 3)
-    assert (prediction.routing_weights == 1).all()
-    mixed = cm.mix_log_probs(prediction.expert_log_probs, prediction.routing_weights)
+    assert (prediction.routing.combine_weights == 1).all()
+    mixed = cm.mix_log_probs(prediction.expert_log_probs, prediction.routing.combine_weights)
     np.testing.assert_allclose(mixed, prediction.expert_log_probs[:, 0], rtol=1e-6)
 
 
@@ -142,7 +175,8 @@ def test_half_precision_backbones_keep_a_float32_router():
     backbone = nn.MLP(10, (16,), dtype=jnp.bfloat16, rngs=rngs)
     assert backbone(X).dtype == jnp.bfloat16
     prediction = nn.MoEClassifier(backbone, 3, rngs=rngs)(X)
-    assert {x.dtype for x in prediction} == {jnp.dtype("float32")}
+    floats = *prediction[:2], prediction.routing.combine_weights
+    assert {x.dtype for x in floats} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize(

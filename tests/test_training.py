@@ -1,12 +1,14 @@
 """Training: gradients as claimed, seeds alike however mapped, bit-equal resumption."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import references
-from small import small_images, small_task
+from small import all_experts, small_images, small_task
 
 import calmoe_jax as cm
 from calmoe_jax import training
@@ -60,7 +62,7 @@ def test_the_loss_of_a_batch_equals_its_oracle(method):
     prediction = step.Prediction(
         jnp.asarray(np.log(probs), jnp.float32),
         jnp.zeros((20, experts)),
-        jnp.asarray(weights, jnp.float32),
+        all_experts(jnp.asarray(weights, jnp.float32)),
     )
     mixed = -np.log(references.mix(probs, weights)[np.arange(20), labels])
     regret = mixed + np.log(probs[np.arange(20), :, labels]).max(axis=1)
@@ -102,8 +104,8 @@ def test_a_step_follows_the_objective_written_out(method):
     network, params, gradient, (inputs, labels) = one_step(method, small_task())
 
     def losses(params):
-        prediction, _ = network.apply(params, {}, inputs, True)
-        probs = jnp.exp(prediction.expert_log_probs) * prediction.routing_weights[..., None]
+        prediction, _ = network.apply(params, {}, inputs, train=True)
+        probs = jnp.exp(prediction.expert_log_probs) * prediction.routing.combine_weights[..., None]
         mixed = probs.sum(axis=1)
         return -jnp.log(mixed[jnp.arange(len(labels)), labels]), mixed
 
@@ -124,6 +126,52 @@ def test_a_step_follows_the_objective_written_out(method):
         expected = cm.rectify_gradient(expected, jax.grad(calibration)(params))
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "fgr_robust"])
+def test_chosen_experts_alone_train_as_the_masked_dense_ones(method):
+    model = dataclasses.replace(MODEL, routing="top_k", k=2)
+    task, recipe = small_task(), training.METHODS[method].recipe
+    network = build_network(model, single=False, input_shape=task.input_shape, num_classes=3)
+    widths = []
+
+    def masked(*args, sparse, **kwargs):
+        widths.append(sparse)
+        return network.apply(*args, sparse=False, **kwargs)
+
+    params, statistics = network.init(jax.random.key(0))
+    optimizer = optax.adamw(1e-2)
+    state = TrainState(params, statistics, optimizer.init(params))
+    results = [
+        jax.jit(make_epoch(each, recipe, OBJECTIVE, optimizer, batch_size=16))(
+            state, jnp.int32(0), jnp.int32(0), task.train.inputs, task.train.labels
+        )
+        for each in (network, network._replace(apply=masked))
+    ]
+    assert all(widths)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        *((state.params, log.means) for state, log in results),
+    )
+
+
+def test_regret_is_against_all_experts():
+    task, model = small_task(), dataclasses.replace(MODEL, routing="top_k", k=1)
+    network = build_network(model, single=False, input_shape=task.input_shape, num_classes=3)
+    recipe, seen = training.METHODS["robust_filtered"].recipe, []
+
+    def watched(*args, sparse, **kwargs):
+        seen.append(sparse)
+        return network.apply(*args, sparse=sparse, **kwargs)
+
+    optimizer = optax.sgd(0.1)
+    params, statistics = network.init(jax.random.key(0))
+    state = TrainState(params, statistics, optimizer.init(params))
+    watching = network._replace(apply=watched)
+    epoch = make_epoch(watching, recipe, OBJECTIVE, optimizer, batch_size=16)
+    jax.eval_shape(epoch, state, jnp.int32(0), jnp.int32(0), task.train.inputs, task.train.labels)
+    assert seen
+    assert not any(seen)
 
 
 def test_the_warm_up_is_vanilla_for_every_mixture(tmp_path):

@@ -11,6 +11,9 @@ from jaxtyping import Array, Float
 from calmoe_jax import routing
 from calmoe_jax._checks import check_at_least, check_choice
 from calmoe_jax._numerics import at_least_float32
+from calmoe_jax.dispatch import DispatchPlan, dispatch, gather_slots, route
+from calmoe_jax.experts import expert_linear
+from calmoe_jax.matmul import preferred_block_size
 
 RoutingKind = Literal["dense", "top_k", "hard", "hardened"]
 ROUTING_KINDS: tuple[str, ...] = get_args(RoutingKind)
@@ -20,14 +23,16 @@ class Prediction(NamedTuple):
     """What a classifier says of a batch; a single classifier is a mixture of one expert.
 
     Attributes:
-        expert_log_probs: each expert's log probabilities, in nats.
+        expert_log_probs: log probabilities of each slot's expert, in nats.
         gate_logits: the router's logits, before any choice; 0 for a single classifier.
-        routing_weights: the weights that mix the experts; each row sums to one.
+        routing: expert and weight of each slot; a token's weights sum to one. Where all experts
+            were computed a slot is an expert, in their order, and the weight of those that were
+            not chosen is 0.
     """
 
-    expert_log_probs: Float[Array, "tokens experts classes"]
+    expert_log_probs: Float[Array, "tokens slots classes"]
     gate_logits: Float[Array, "tokens experts"]
-    routing_weights: Float[Array, "tokens experts"]
+    routing: routing.Routing
 
 
 @runtime_checkable
@@ -100,6 +105,22 @@ class Experts(nnx.Module):
             x = jnp.einsum("ted,edf->tef", jax.nn.relu(x), kernel[...]) + bias[...][None]
         return x
 
+    def of_chosen(
+        self, features: Float[Array, "tokens d"], plan: DispatchPlan, *, block_size: int | None
+    ) -> Float[Array, "tokens k classes"]:
+        """Logits of the chosen experts alone.
+
+        Args:
+            features: features of each token.
+            plan: a dropless plan of the choice.
+            block_size: the plan's.
+        """
+        rows = dispatch(features, plan)
+        for layer, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
+            rows = jax.nn.relu(rows) if layer else rows
+            rows = expert_linear(rows, plan, kernel[...], bias[...], block_size=block_size)
+        return gather_slots(rows, plan)
+
 
 class MoEClassifier(nnx.Module):
     """A backbone, a router, and a mixture of expert heads; mixes probabilities, not logits."""
@@ -143,17 +164,31 @@ class MoEClassifier(nnx.Module):
         self.routing_kind = routing_kind
         self.k = k
 
-    def __call__(self, x: Float[Array, "tokens ..."], *, train: bool = False) -> Prediction:
-        """Predicts a batch: every expert's probabilities, and the weights to mix them with.
+    def __call__(
+        self, x: Float[Array, "tokens ..."], *, train: bool = False, sparse: bool = False
+    ) -> Prediction:
+        """Predicts a batch: experts' probabilities, and the weights to mix them with.
 
         Args:
             x: a batch of inputs.
             train: whether batch statistics are used and updated, and `hardened` routes densely.
+            sparse: whether the chosen experts will do. The aggregate and its gradients are the
+                same; a slot is then a chosen expert, not every one. All are computed all the same
+                where all are needed: for dense routing, and in the training of hard routing,
+                whose router learns from what the other experts would have said.
         """
         features = at_least_float32(self.backbone(x, train=train))
         gate_logits = self.router(features)
-        log_probs = jax.nn.log_softmax(self.experts(features), axis=-1)
-        return Prediction(log_probs, gate_logits, self._weights(gate_logits, train))
+        hard = self.routing_kind in ("hard", "hardened") and not train
+        if sparse and (hard or self.routing_kind == "top_k"):
+            block_size = preferred_block_size()
+            routed = route(gate_logits, k=1 if hard else self.k, block_size=block_size)
+            logits = self.experts.of_chosen(features, routed.plan, block_size=block_size)
+            chosen = routed.routing
+        else:
+            logits = self.experts(features)
+            chosen = _all_experts(self._weights(gate_logits, train))
+        return Prediction(jax.nn.log_softmax(logits, axis=-1), gate_logits, chosen)
 
     def _weights(
         self, gate_logits: Float[Array, "tokens experts"], train: bool
@@ -178,12 +213,21 @@ class SingleClassifier(nnx.Module):
         self.backbone = backbone
         self.head = nnx.Linear(backbone.num_features, num_classes, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "tokens ..."], *, train: bool = False) -> Prediction:
-        """Predicts a batch, with one expert of weight 1."""
+    def __call__(
+        self, x: Float[Array, "tokens ..."], *, train: bool = False, sparse: bool = False
+    ) -> Prediction:
+        """Predicts a batch, with one expert of weight 1, whether `sparse` or not."""
+        del sparse
         features = at_least_float32(self.backbone(x, train=train))
         log_probs = jax.nn.log_softmax(self.head(features), axis=-1)[:, None, :]
         shape = log_probs.shape[:2]
-        return Prediction(log_probs, jnp.zeros(shape), jnp.ones(shape))
+        return Prediction(log_probs, jnp.zeros(shape), _all_experts(jnp.ones(shape)))
+
+
+def _all_experts(weights: Float[Array, "tokens experts"]) -> routing.Routing:
+    """Weights of all experts as a routing with a slot for each."""
+    experts = jnp.arange(weights.shape[-1], dtype=jnp.int32)[None]
+    return routing.Routing(jnp.broadcast_to(experts, weights.shape), weights)
 
 
 def count_parameters(module: nnx.Module) -> int:

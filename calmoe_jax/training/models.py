@@ -25,12 +25,13 @@ class Network(NamedTuple):
 
     Attributes:
         init: a key to `(parameters, statistics)`, nested dictionaries of arrays.
-        apply: `(parameters, statistics, inputs, train)` to `(prediction, statistics)`.
+        apply: `(parameters, statistics, inputs, *, train, sparse=False)` to
+            `(prediction, statistics)`; see `MoEClassifier`.
         num_experts: number of experts; 1 for a single classifier.
     """
 
     init: Callable[[jax.Array], tuple[PyTree, PyTree]]
-    apply: Callable[[PyTree, PyTree, jax.Array, bool], tuple[Prediction, PyTree]]
+    apply: Callable[..., tuple[Prediction, PyTree]]
     num_experts: int
 
 
@@ -88,11 +89,16 @@ def build_network(
         return params, statistics
 
     def apply(
-        params: PyTree, statistics: PyTree, inputs: jax.Array, train: bool
+        params: PyTree,
+        statistics: PyTree,
+        inputs: jax.Array,
+        *,
+        train: bool,
+        sparse: bool = False,
     ) -> tuple[Prediction, PyTree]:
         states = [_filled(t, v) for t, v in zip(templates, (params, statistics), strict=True)]
         model = nnx.merge(graph, *states)
-        prediction = model(as_float(inputs), train=train)
+        prediction = model(as_float(inputs), train=train, sparse=sparse)
         return prediction, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     return Network(init, apply, 1 if single else config.experts)

@@ -150,7 +150,9 @@ def make_epoch(
     def forward(
         params: PyTree, statistics: PyTree, inputs: Shaped[Array, "batch ..."]
     ) -> tuple[Prediction, PyTree]:
-        return network.apply(params, statistics, inputs, True)
+        # the regret is against all experts
+        sparse = recipe.objective != "robust_filtered"
+        return network.apply(params, statistics, inputs, train=True, sparse=sparse)
 
     def gradient_of_batch(
         state: TrainState,
@@ -207,7 +209,7 @@ def batch_loss(
     labels: Int[Array, " batch"],
 ) -> BatchLog:
     """The recipe's loss of a batch, and what to log of it."""
-    weights = prediction.routing_weights
+    weights = prediction.routing.combine_weights
     losses = mixture.mixture_losses(prediction.expert_log_probs, weights, labels)
     config = mixture.configuration(prediction.expert_log_probs, weights)
     mean = reweighting.erm_loss(losses.loss)
@@ -234,24 +236,24 @@ def batch_loss(
         effective = jnp.where(relevant.any(), tilted, size)
     loss = loss + _gate_losses(objective, prediction)
     predicted = jnp.argmax(config.log_probs, axis=-1)
+    num_experts = prediction.gate_logits.shape[-1]
+    all_weights = routing.routing_weights(prediction.routing, num_experts=num_experts)
     return BatchLog(
         loss=loss,
         nll=mean,
         accuracy=jnp.mean((predicted == labels).astype(jnp.float32)),
         effective_sample_size=effective,
-        importance=jnp.mean(weights, axis=0),
+        importance=jnp.mean(all_weights, axis=0),
     )
 
 
 def _gate_losses(objective: Objective, prediction: Prediction) -> Float[Array, ""]:
     total = jnp.float32(0)
     if objective.load_balancing > 0:
-        # every expert is a slot; those of weight 0 do not count as load
-        weights = jax.lax.stop_gradient(prediction.routing_weights)
-        experts = jnp.arange(weights.shape[-1], dtype=jnp.int32)[None]
-        counted = routing.Routing(jnp.broadcast_to(experts, weights.shape), weights)
+        # where every expert is a slot, those of weight 0 do not count as load
         total += objective.load_balancing * routing.load_balancing_loss(
-            routing.gate_probabilities(prediction.gate_logits), counted
+            routing.gate_probabilities(prediction.gate_logits),
+            jax.lax.stop_gradient(prediction.routing),
         )
     if objective.z_loss > 0:
         total += objective.z_loss * routing.router_z_loss(prediction.gate_logits)
@@ -262,7 +264,9 @@ def soft_calibration_error(
     prediction: Prediction, labels: Int[Array, " batch"]
 ) -> Float[Array, ""]:
     """FGR's calibration loss: the soft-binned top-label error of the aggregate."""
-    log_probs = mixture.mix_log_probs(prediction.expert_log_probs, prediction.routing_weights)
+    log_probs = mixture.mix_log_probs(
+        prediction.expert_log_probs, prediction.routing.combine_weights
+    )
     confidence, correct = calibration.top_label(jnp.exp(log_probs), labels)
     return calibration.soft_binned_calibration_error(confidence, correct)
 

@@ -9,12 +9,14 @@ Three forms of each:
 * `blocks`: a loop over blocks of rows of one expert. Groups that start at multiples of a block lie
   so already; others are moved there and back. The fastest on CPU.
 * `batched`: every expert has as many rows (a plan with a capacity), which is one batched product.
-* `ragged_dot`: XLA's own, which is made for TPU. Under `vmap` one after the other: JAX 0.10 has no
-  rule for all of its arguments.
+* `ragged`: by a function that multiplies groups without gaps between them: JAX's own, which is made
+  for TPU, or tokamax's. Under `vmap` one after the other: JAX 0.10 has no rule for all of its
+  arguments.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -182,31 +184,37 @@ def batched_matrices(x: jax.Array, y: jax.Array, groups: Groups) -> jax.Array:
     )
 
 
-def ragged_dot_rows(x: jax.Array, w: jax.Array, groups: Groups, *, transposed: bool) -> jax.Array:
-    """`rows` by `jax.lax.ragged_dot`.
+def ragged_rows(
+    x: jax.Array, w: jax.Array, groups: Groups, *, transposed: bool, library: Callable[[], Any]
+) -> jax.Array:
+    """`rows` by somebody's `ragged_dot`.
 
     Args:
         x: `[rows, d]`.
         w: `[experts, d, f]`, or `[experts, f, d]` if transposed.
         groups: where the rows lie.
         transposed: whether to multiply by the transposes.
+        library: gives what holds `ragged_dot`: `jax_lax` or `tokamax`.
 
     Returns:
         `[rows, f]`, at least float32.
     """
-    product = partial(jax.lax.ragged_dot, preferred_element_type=_wide(x.dtype))
+    product = partial(library().ragged_dot, preferred_element_type=_wide(x.dtype))
     matrices = w.swapaxes(1, 2) if transposed else w
     result = sequential_vmap(product)(x, matrices, _spans(groups, x.shape[0]))
     return jnp.where(_held(groups, x.shape[0])[:, None], result, 0)
 
 
-def ragged_dot_matrices(x: jax.Array, y: jax.Array, groups: Groups) -> jax.Array:
-    """`matrices` by the ragged product that contracts the rows.
+def ragged_matrices(
+    x: jax.Array, y: jax.Array, groups: Groups, *, library: Callable[[], Any]
+) -> jax.Array:
+    """`matrices` by somebody's ragged product that contracts the rows.
 
     Args:
         x: `[rows, d]`.
         y: `[rows, f]`.
         groups: where the rows lie.
+        library: gives what holds `ragged_dot_general`: `jax_lax` or `tokamax`.
 
     Returns:
         `[experts, d, f]`, at least float32.
@@ -218,13 +226,31 @@ def ragged_dot_matrices(x: jax.Array, y: jax.Array, groups: Groups) -> jax.Array
         rhs_group_dimensions=[],
     )
     product = partial(
-        jax.lax.ragged_dot_general,
+        library().ragged_dot_general,
         ragged_dot_dimension_numbers=contracting,
         preferred_element_type=_wide(x.dtype),
     )
     return sequential_vmap(product)(
         jnp.where(held, x, 0), jnp.where(held, y, 0), _spans(groups, x.shape[0])
     )
+
+
+def jax_lax() -> Any:
+    """JAX's own ragged products."""
+    return jax.lax
+
+
+def tokamax() -> Any:
+    """Those of tokamax, which chooses a kernel by itself.
+
+    Raises:
+        NotImplementedError: if it is not installed.
+    """
+    try:
+        import tokamax
+    except ImportError as error:
+        raise NotImplementedError(f"tokamax cannot be imported: {error}.") from error
+    return tokamax
 
 
 def _wide(dtype: jnp.dtype) -> jnp.dtype:

@@ -7,7 +7,7 @@ import jax
 
 from calmoe_kernels.availability import implementations
 
-NAMES = ("xla", "triton", "pallas_tpu", "batched", "blocks", "ragged_dot")
+NAMES = ("xla", "triton", "pallas_tpu", "batched", "blocks", "ragged_dot", "tokamax")
 # What `None` tries on each platform, in order. On TPU that is XLA until a kernel has been measured.
 _PREFERENCE = {
     "gpu": ("triton", "xla", "batched", "ragged_dot"),
