@@ -8,7 +8,7 @@ Figures that decide what `None` means are in `kernels/README.md`.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class _Statics(NamedTuple):
     block_size: int | None
     capacity: int | None
     implementation: str | None
+    dtype: jnp.dtype
 
 
 def grouped_matmul(
@@ -40,6 +41,7 @@ def grouped_matmul(
     *,
     block_size: int | None = None,
     capacity: int | None = None,
+    preferred_element_type: Any = None,
     implementation: str | None = None,
 ) -> Float[Array, "rows f"]:
     """Multiplies the rows of each expert by its matrix: `y[r] = x[r] @ w[e]` for `r` of group `e`.
@@ -57,13 +59,16 @@ def grouped_matmul(
             `plan_dispatch(block_size=...)`; spares a copy on CPU.
         capacity: a promise that the group of expert `e` starts at `e * capacity`, as with
             `plan_dispatch(capacity=...)`.
+        preferred_element_type: dtype of the result; by default that of `x`. Gradients are in the
+            dtype of `x`, to which the cotangent is rounded first.
         implementation: see the module.
 
     Returns:
-        The products in the dtype of `x`; 0 for rows that are in no group.
+        The products; 0 for rows that are in no group.
 
     Raises:
-        TypeError: if `x` and `w` are not of floats of one dtype, or the sizes not of integers.
+        TypeError: if `x` and `w` are not of floats of one dtype, the sizes not of integers, or the
+            result not to be of floats.
         ValueError: if shapes do not fit, or a promise cannot be true of them.
         NotImplementedError: if the implementation declines.
 
@@ -83,7 +88,13 @@ def grouped_matmul(
         offsets = jax.lax.stop_gradient(group_offsets).astype(jnp.int32)
     groups = matmul.Groups(sizes, offsets)
     axes = varying_axes(x, w, groups)
-    statics = _Statics(block_size, capacity, implementation)
+    dtype = jnp.dtype(x.dtype if preferred_element_type is None else preferred_element_type)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            "preferred_element_type must be a dtype of floats, got "
+            f"preferred_element_type={preferred_element_type}."
+        )
+    statics = _Statics(block_size, capacity, implementation, dtype)
     return _grouped_matmul(statics, *vary_along((x, w, groups), axes))
 
 
@@ -150,11 +161,17 @@ def check_groups(
 
 
 def _rows(
-    statics: _Statics, x: jax.Array, w: jax.Array, groups: matmul.Groups, *, transposed: bool
+    statics: _Statics,
+    dtype: jnp.dtype,
+    x: jax.Array,
+    w: jax.Array,
+    groups: matmul.Groups,
+    *,
+    transposed: bool,
 ) -> jax.Array:
     block_size = statics.block_size
     attempts: dict[str, Callable[..., jax.Array]] = {
-        "triton": partial(kernel("gpu.matmul", "rows"), transposed=transposed),
+        "triton": partial(kernel("gpu.matmul", "rows"), transposed=transposed, dtype=dtype),
         "blocks": partial(matmul.blocks_rows, transposed=transposed, block_size=block_size),
         **{
             name: partial(matmul.ragged_rows, transposed=transposed, library=library)
@@ -163,13 +180,12 @@ def _rows(
     }
     if statics.capacity is not None:
         attempts["batched"] = partial(matmul.batched_rows, transposed=transposed)
-    result: jax.Array = selection.run(attempts, statics.implementation, x, w, groups)
-    return result.astype(x.dtype)
+    return _run(attempts, statics, dtype, x, w, groups)
 
 
 def _matrices(statics: _Statics, x: jax.Array, y: jax.Array, groups: matmul.Groups) -> jax.Array:
     attempts: dict[str, Callable[..., jax.Array]] = {
-        "triton": kernel("gpu.matmul", "matrices"),
+        "triton": partial(kernel("gpu.matmul", "matrices"), dtype=x.dtype),
         "blocks": partial(matmul.blocks_matrices, block_size=statics.block_size),
         **{
             name: partial(matmul.ragged_matrices, library=library)
@@ -178,15 +194,29 @@ def _matrices(statics: _Statics, x: jax.Array, y: jax.Array, groups: matmul.Grou
     }
     if statics.capacity is not None:
         attempts["batched"] = matmul.batched_matrices
-    result: jax.Array = selection.run(attempts, statics.implementation, x, y, groups)
-    return result.astype(x.dtype)
+    return _run(attempts, statics, x.dtype, x, y, groups)
+
+
+def _run(
+    attempts: dict[str, Callable[..., jax.Array]],
+    statics: _Statics,
+    dtype: jnp.dtype,
+    *args: Any,
+) -> jax.Array:
+    def rounded(attempt: Callable[..., jax.Array], *args: Any) -> jax.Array:
+        return attempt(*args).astype(dtype)
+
+    # each by itself: a program for several platforms needs branches of one dtype
+    every = {name: partial(rounded, attempt) for name, attempt in attempts.items()}
+    result: jax.Array = selection.run(every, statics.implementation, *args)
+    return result
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _grouped_matmul(
     statics: _Statics, x: jax.Array, w: jax.Array, groups: matmul.Groups
 ) -> jax.Array:
-    return _rows(statics, x, w, groups, transposed=False)
+    return _rows(statics, statics.dtype, x, w, groups, transposed=False)
 
 
 def _forward(
@@ -199,7 +229,8 @@ def _backward(
     statics: _Statics, saved: tuple[jax.Array, jax.Array, matmul.Groups], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
     x, w, groups = saved
-    to_x = _rows(statics, cotangent, w, groups, transposed=True)
+    cotangent = cotangent.astype(x.dtype)
+    to_x = _rows(statics, x.dtype, cotangent, w, groups, transposed=True)
     return to_x, _matrices(statics, x, cotangent, groups), None
 
 

@@ -126,6 +126,27 @@ def test_rows_of_no_group_do_not_matter(product):
         assert np.isfinite(got).all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "wanted"), [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16)]
+)
+def test_the_result_may_be_of_another_dtype(dtype, wanted, product):
+    x = jnp.asarray(np.random.RandomState(0).randn(5, 7), dtype)
+    w = jnp.asarray(np.random.RandomState(1).randn(2, 7, 3), dtype)
+    sizes = jnp.array([2, 3])
+
+    def call(x, w):
+        return cm.grouped_matmul(x, w, sizes, preferred_element_type=wanted, implementation=product)
+
+    y, pull_back = jax.vjp(call, x, w)
+    assert y.dtype == wanted
+    exact = np.concatenate([np.asarray(x[:2], float) @ np.asarray(w[0], float),
+                            np.asarray(x[2:], float) @ np.asarray(w[1], float)])  # fmt: skip
+    # float32 sums of bfloat16 numbers are nearly exact; a bfloat16 result is rounded once
+    tolerance = 1e-6 if wanted == jnp.float32 else 2.0**-8
+    np.testing.assert_allclose(np.asarray(y, float), exact, rtol=tolerance, atol=tolerance)
+    assert {g.dtype for g in pull_back(y)} == {jnp.dtype(dtype)}
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_sums_of_coarse_numbers_are_in_float32(dtype, product):
     # 1 + 300 terms of 2^-9: lost one by one in bfloat16, and in float16 if the sum were large
@@ -219,6 +240,8 @@ OFFSETS = jnp.array([0, 3])
 @pytest.mark.parametrize(
     ("error", "words", "call"),
     [
+        (TypeError, "preferred_element_type must be",
+         lambda: cm.grouped_matmul(X, W, SIZES, preferred_element_type=jnp.int32)),
         (TypeError, "w must have the dtype",
          lambda: cm.grouped_matmul(X, W.astype("bfloat16"), SIZES)),
         (ValueError, r"x.shape=\(6, 2\) and w.shape=\(2, 5, 3\)",
@@ -234,7 +257,7 @@ OFFSETS = jnp.array([0, 3])
         (NotImplementedError, "batched",
          lambda: cm.grouped_matmul(X, W, SIZES, implementation="batched")),
     ],
-    ids=["dtype", "d", "block", "capacity", "both", "promise", "name", "batched"],
+    ids=["result", "dtype", "d", "block", "capacity", "both", "promise", "name", "batched"],
 )  # fmt: skip
 def test_bad_input(error, words, call, unchecked):
     with pytest.raises(error, match=words):

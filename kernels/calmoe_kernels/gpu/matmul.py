@@ -162,7 +162,9 @@ def _check(dtype: Any, num_experts: int) -> None:
         )
 
 
-def rows(x: jax.Array, w: jax.Array, groups: Groups, *, transposed: bool) -> jax.Array:
+def rows(
+    x: jax.Array, w: jax.Array, groups: Groups, *, transposed: bool, dtype: jnp.dtype
+) -> jax.Array:
     """`calmoe_kernels.matmul`'s `rows` in one launch.
 
     Args:
@@ -170,9 +172,10 @@ def rows(x: jax.Array, w: jax.Array, groups: Groups, *, transposed: bool) -> jax
         w: `[experts, d, f]`, or `[experts, f, d]` if transposed.
         groups: where the rows lie.
         transposed: whether to multiply by the transposes.
+        dtype: of the result.
 
     Returns:
-        `[rows, f]` in the dtype of `x`.
+        `[rows, f]`.
 
     Raises:
         NotImplementedError: for other dtypes, or more than 1024 experts.
@@ -181,7 +184,7 @@ def rows(x: jax.Array, w: jax.Array, groups: Groups, *, transposed: bool) -> jax
     num_rows, d = x.shape
     _check(x.dtype, num_experts)
     if num_rows == 0 or columns == 0 or d == 0:
-        return jnp.zeros((num_rows, columns), x.dtype)
+        return jnp.zeros((num_rows, columns), dtype)
     config = matmul_config(num_rows // num_experts, columns, x.dtype.itemsize)
     # every expert may leave one tile that is not full
     tiles = num_rows // config.rows + min(num_experts, num_rows)
@@ -190,7 +193,7 @@ def rows(x: jax.Array, w: jax.Array, groups: Groups, *, transposed: bool) -> jax
         Launch(
             kernel=_rows_kernel,
             inputs=(x, w, groups.sizes, groups.offsets, num_rows, tiles),
-            outputs=(jax.ShapeDtypeStruct((num_rows, columns), x.dtype),),
+            outputs=(jax.ShapeDtypeStruct((num_rows, columns), dtype),),
             grid=(products + triton.cdiv(num_rows, config.rows),),
             constants={
                 "E": num_experts,
@@ -211,16 +214,17 @@ def rows(x: jax.Array, w: jax.Array, groups: Groups, *, transposed: bool) -> jax
     )[0]
 
 
-def matrices(x: jax.Array, y: jax.Array, groups: Groups) -> jax.Array:
+def matrices(x: jax.Array, y: jax.Array, groups: Groups, *, dtype: jnp.dtype) -> jax.Array:
     """`calmoe_kernels.matmul`'s `matrices` in one launch.
 
     Args:
         x: `[rows, d]` in float32, bfloat16 or float16.
         y: `[rows, f]`, of the dtype of `x`.
         groups: where the rows lie.
+        dtype: of the result.
 
     Returns:
-        `[experts, d, f]` in the dtype of `x`.
+        `[experts, d, f]`.
 
     Raises:
         NotImplementedError: for other dtypes, or more than 1024 experts.
@@ -228,14 +232,14 @@ def matrices(x: jax.Array, y: jax.Array, groups: Groups) -> jax.Array:
     (num_rows, d), columns, num_experts = x.shape, y.shape[1], groups.sizes.shape[0]
     _check(x.dtype, num_experts)
     if num_rows == 0 or columns == 0 or d == 0:
-        return jnp.zeros((num_experts, d, columns), x.dtype)
+        return jnp.zeros((num_experts, d, columns), dtype)
     config = matmul_config(d, columns, x.dtype.itemsize)
     tiles = triton.cdiv(d, config.rows) * triton.cdiv(columns, config.columns)
     return launch(
         Launch(
             kernel=_matrices_kernel,
             inputs=(x, y, groups.sizes, groups.offsets, num_rows),
-            outputs=(jax.ShapeDtypeStruct((num_experts, d, columns), x.dtype),),
+            outputs=(jax.ShapeDtypeStruct((num_experts, d, columns), dtype),),
             grid=(tiles, num_experts),
             constants={
                 "D": d,
