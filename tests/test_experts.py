@@ -155,20 +155,6 @@ def test_biases_may_be_left_out():
     )
 
 
-@pytest.mark.parametrize(("activation", "arrays"), [("gelu", 4.6), ("swiglu", 7.5)])
-def test_the_backward_pass_keeps_no_factors_of_the_activation(activation, arrays):
-    x, logits, params = problem(12, tokens=1024, d=8, hidden=128, activation=activation)
-
-    def loss(*args):
-        return jnp.sum(jnp.square(sparse_layer(*args, k=2, activation=activation).output))
-
-    program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, logits, params).compile()
-    # what must be held of the hidden units is 4 arrays: before, after, and their cotangents; with
-    # SwiGLU, which has twice as many before, 6. With the factors it would be 6.2 and 8.2.
-    hidden = (2048 + 4 * 64) * 128 * 4
-    assert program.memory_analysis().temp_size_in_bytes < arrays * hidden
-
-
 @pytest.mark.parametrize(
     ("words", "change"),
     [

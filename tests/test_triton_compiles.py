@@ -109,6 +109,22 @@ def products(rows, experts, d, f, dtype=jnp.bfloat16):
     jax.eval_shape(jax.grad(output, argnums=(0, 1)), x, w, sizes)
 
 
+def moments(size, width):
+    """Tilted moments, with and without the second, traced on shapes alone."""
+    from calmoe_kernels.gpu import dual
+
+    columns = jax.ShapeDtypeStruct((width,), jnp.float32)
+    rows, scores = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((size, width), (size,)))
+    for function in (dual.moments, dual.means):
+        # a function of its own: what was traced once is not traced again
+        jax.eval_shape(
+            lambda *args, f=function: f(*args),
+            dual.Columns(rows, columns, columns),
+            scores,
+            columns,
+        )
+
+
 DISPATCH = {
     "_choose_kernel", "_choose_backward_kernel", "_count_kernel", "_scan_kernel",
     "_place_kernel", "_scatter_kernel", "_gather_kernel",
@@ -129,6 +145,10 @@ CASES = {
     "64 products": lambda: products(32768, 64, 2048, 1024),
     "8 products": lambda: products(65536, 8, 4096, 4096),
     "float32 products": lambda: products(8192, 16, 256, 512, jnp.float32),
+    "1e6 x 16 moments": lambda: moments(1_000_000, 16),
+    "1e7 x 64 moments": lambda: moments(10_000_000, 64),
+    "1e5 x 32 moments": lambda: moments(100_000, 32),
+    "few odd moments": lambda: moments(1001, 5),
     "few odd products": lambda: products(100, 16, 30, 20, jnp.float16),
 }
 
@@ -138,7 +158,8 @@ CASES = {
 def test_kernels_compile_and_do_not_spill(case, capability, launches):
     CASES[case]()
     names = {one.kernel.__name__ for one in launches.values()}
-    assert names == (MATMUL if "products" in case else DISPATCH)
+    kinds = {"products": MATMUL, "moments": {"_moments_kernel"}}
+    assert names == next((kind for word, kind in kinds.items() if word in case), DISPATCH)
     for one in launches.values():
         kernel = compiled(one, capability)
         report = assembler_report(kernel.asm["ptx"], capability)

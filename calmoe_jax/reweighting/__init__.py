@@ -1,5 +1,7 @@
 """The adversary: weights over examples, and the objectives built on them."""
 
+from calmoe_jax.reweighting.balance import BalanceSolution as BalanceSolution
+from calmoe_jax.reweighting.balance import entropy_balance as entropy_balance
 from calmoe_jax.reweighting.frequency import dct_filter as dct_filter
 from calmoe_jax.reweighting.objectives import erm_loss as erm_loss
 from calmoe_jax.reweighting.objectives import robust_filtered_loss as robust_filtered_loss

@@ -12,24 +12,26 @@ def tilted_log_weights(
     signal: Float[Array, " examples"],
     *,
     eta: float | Float[Array, ""],
+    weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, " examples"]:
     """Log weights of the adversary that maximises the signal at an entropy price.
 
-    `w = argmax_w <w, s> - (1 / eta) KL(w || uniform)` over the simplex, which is
-    `w_i = exp(eta s_i) / sum_j exp(eta s_j)`.
+    `w = argmax_w <w, s> - (1 / eta) KL(w || q)` over the simplex, which is
+    `w_i = q_i exp(eta s_i) / sum_j q_j exp(eta s_j)`.
 
     Args:
         signal: what the adversary maximises, a loss say, in nats.
         eta: inverse temperature of the adversary, above 0; towards 0 the weights are uniform.
+        weights: base weights `q`, at least 0, need not sum to one; uniform by default.
         where: examples that may get weight; all by default.
         axis_name: device axis over which the weights are normalised, in `pmap` or `shard_map`.
 
     Returns:
         `log w`, at least float32; `-inf` outside `where`, and everywhere where nothing is left.
         A NaN signal inside `where` makes all weights NaN. Several signals of `+inf` share the
-        weight equally.
+        weight as their base weights do.
 
     Raises:
         ValueError: if a plain-number `eta` is not above 0.
@@ -44,6 +46,10 @@ def tilted_log_weights(
     """
     check_positive("eta", eta)
     scores = at_least_float32(signal) * eta
+    log_base = None
+    if weights is not None:
+        log_base = jnp.log(at_least_float32(weights))
+        scores = jnp.where(jnp.isneginf(log_base), -jnp.inf, scores)
     if where is not None:
         scores = jnp.where(where, scores, -jnp.inf)
     peak = jax.lax.stop_gradient(jnp.max(scores, initial=-jnp.inf))
@@ -53,5 +59,7 @@ def tilted_log_weights(
     scores = jnp.where(infinite, jnp.where(scores == peak, 0, -jnp.inf), scores)
     peak = jnp.where(infinite | jnp.isneginf(peak), 0, peak)
     shifted = scores - peak
+    if log_base is not None:
+        shifted += jnp.where(jnp.isneginf(shifted), 0, log_base)
     total = psum(jnp.sum(jnp.exp(shifted)), axis_name)
     return shifted - jnp.log(jnp.where(total == 0, 1, total))

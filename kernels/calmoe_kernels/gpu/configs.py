@@ -43,6 +43,28 @@ class PermuteConfig(NamedTuple):
     num_warps: int
 
 
+class DualConfig(NamedTuple):
+    """Tiles of the kernel of tilted moments.
+
+    Attributes:
+        examples: examples of a tile.
+        tiles: tiles that a program works through.
+        num_warps: warps a program.
+    """
+
+    examples: int
+    tiles: int
+    num_warps: int
+
+
+def dual_config(examples: int, columns: int) -> DualConfig:
+    """Tiles for the moments of so many examples with so many columns."""
+    tile, warps = (128, 4) if columns <= 16 else (64, 8) if columns <= 32 else (32, 8)
+    # half of `_ENOUGH_PROGRAMS`: each leaves sums that are read again
+    tiles = max(1, -(-examples // (tile * _ENOUGH_PROGRAMS // 2)))
+    return DualConfig(tile, tiles, warps)
+
+
 def route_config(tokens: int, padded_experts: int) -> RouteConfig:
     """Tiles for routing `tokens` to a power of two of experts."""
     tile = min(64, max(8, _LOGITS // padded_experts), _power_of_two(tokens))

@@ -1,0 +1,492 @@
+"""Entropy balancing: the adversary's weights under moment constraints, with a certificate."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from calmoe_jax._checks import check_at_least, check_non_negative, check_positive
+from calmoe_jax._numerics import AxisName, psum
+from calmoe_jax.reweighting import _dual, _radius
+from calmoe_jax.reweighting._linear import solve_semidefinite
+from calmoe_jax.reweighting.tilt import tilted_log_weights
+from calmoe_kernels import dual
+
+# Problems of at least this many examples start from the solution for one in so many of them.
+_LARGE = 2**16
+_ONE_IN = 16
+
+
+class BalanceSolution(NamedTuple):
+    """Weights, and how far they can be trusted.
+
+    Attributes:
+        log_weights: `log w`; they sum to one. `-inf` for examples that do not count.
+        potentials: `v`, with `log w_i = log q_i + eta s_i - (a_i - b) v - log Z`, in units of log
+            weight per unit of a constraint. `v / eta` is what a unit of the target is worth.
+        eta: inverse temperature: the given one, or the one that meets the radius.
+        kl: `KL(w || q)`, in nats.
+        effective_sample_size: `1 / sum w^2`.
+        residual: largest violation of optimality among the constraints, in standard deviations
+            of their columns under `q`: without ridge, by how much a target is missed beyond its
+            slack.
+        duality_gap: dual minus primal value, times `eta`, in nats; 0 at the optimum.
+        feasible: False where it is proved that no weights meet the targets (a hyperplane
+            separates them from the examples), or nothing counts, or the radius is too small.
+        converged: whether the residual is within the tolerance, and the radius met.
+        num_steps: passes over the constraints.
+    """
+
+    log_weights: Float[Array, " examples"]
+    potentials: Float[Array, " m"]
+    eta: Float[Array, ""]
+    kl: Float[Array, ""]
+    effective_sample_size: Float[Array, ""]
+    residual: Float[Array, ""]
+    duality_gap: Float[Array, ""]
+    feasible: Bool[Array, ""]
+    converged: Bool[Array, ""]
+    num_steps: Int[Array, ""]
+
+
+class _Task(NamedTuple):
+    """The problem in standard units.
+
+    Attributes:
+        columns: constraints and their units.
+        log_base: log of the base weights.
+        signal: at most 0, in units of `signal_scale`; `-inf` for examples that must not count.
+        signal_scale: its unit.
+    """
+
+    columns: dual.Columns
+    log_base: Float[Array, " examples"]
+    signal: Float[Array, " examples"]
+    signal_scale: Float[Array, ""]
+
+
+def entropy_balance(
+    signal: Float[Array, " examples"],
+    constraints: Float[Array, "examples m"] | None = None,
+    targets: Float[Array, " m"] | None = None,
+    *,
+    eta: float | Float[Array, ""] | None = None,
+    radius: float | Float[Array, ""] | None = None,
+    weights: Float[Array, " examples"] | None = None,
+    where: Bool[Array, " examples"] | None = None,
+    ridge: float | Float[Array, ""] = 0.0,
+    slack: float | Float[Array, " m"] = 0.0,
+    start: Float[Array, " m"] | None = None,
+    implicit: bool = False,
+    tolerance: float | None = None,
+    max_steps: int = 100,
+    axis_name: AxisName = None,
+    implementation: str | None = None,
+) -> BalanceSolution:
+    """Weights that maximise a signal near the base weights, and meet moment constraints exactly.
+
+    `max_w <w, s> - (1 / eta) KL(w || q)` over the simplex with `A^T w = b`. Without constraints it
+    is the tilt `w = q exp(eta s) / Z`, to the last bit that of `tilted_log_weights`; with the
+    indicators of a partition it is a tilt within each part. With a zero signal it is entropy
+    balancing. With `radius` it is `max_w <w, s>` over `KL(w || q) <= radius` instead, and `eta` is
+    found.
+
+    Newton's method on the dual. From 65536 examples on it starts from the solution for every
+    sixteenth; on a CPU it then keeps that Hessian, corrected by secants, as long as it serves.
+
+    Args:
+        signal: what the adversary maximises, a loss say. `-inf` gives weight 0.
+        constraints: columns of `A`; collinear and constant ones are fine.
+        targets: `b`; by default the moments of the base weights, which can always be met.
+        eta: inverse temperature, above 0. Either it or `radius` must be given.
+        radius: divergence in nats, at least 0.
+        weights: base weights `q`, at least 0, need not sum to one; uniform by default.
+        where: examples that count; all by default.
+        ridge: missing a target by `d` standard deviations costs `d^2 / (2 ridge)`; 0 for exact
+            balance.
+        slack: standard deviations by which a target may be missed at no cost.
+        start: potentials to start from, of a solve before.
+        implicit: whether gradients flow to signal, constraints, targets and weights, as the
+            implicit function theorem has it; else the result is a constant for gradients, which is
+            right for `<w, loss>` as long as constraints do not depend on the parameters (Danskin;
+            see `balanced_robust_loss`).
+        tolerance: of the residual; by default 1e-6 in float32 and 1e-10 in float64.
+        max_steps: Newton steps at most, for each inverse temperature that is tried.
+        axis_name: device axis that the examples are spread over, in `pmap` or `shard_map`: a sum of
+            `1 + m + m^2` numbers a step.
+        implementation: of the passes: `None`, `"xla"` or `"triton"`.
+
+    Returns:
+        A `BalanceSolution`, at least float32. Where nothing counts all log weights are `-inf`. NaN
+        in what counts gives NaN. Above the largest divergence that the signal can reach the
+        solution is that of a large `eta`, and counts as converged.
+
+    Raises:
+        ValueError: if not exactly one of `eta` and `radius` is given, shapes do not fit, a plain
+            number is out of range, or `implicit` is asked for with a slack.
+        NotImplementedError: if the implementation declines.
+
+    Example:
+        >>> signal, classes = jnp.array([0.0, 1.0, 5.0]), jnp.array([[1.0], [1.0], [0.0]])
+        >>> jnp.exp(entropy_balance(signal, classes, eta=1.0).log_weights).round(3)
+        Array([0.179, 0.487, 0.333], dtype=float32)
+
+    References:
+        Hainmueller, Entropy Balancing for Causal Effects, 2012; Wong et al., Toward Calibrated
+        Mixture-of-Experts Under Distribution Shift, 2026, for the tilt.
+    """
+    _check(signal, constraints, targets, eta, radius, weights, where, slack, start, implicit)
+    for name, value in (("radius", radius), ("ridge", ridge), ("slack", slack)):
+        check_non_negative(name, value)
+    check_at_least("max_steps", max_steps, 1)
+    if eta is not None:
+        check_positive("eta", eta)
+    if tolerance is not None:
+        check_positive("tolerance", tolerance)
+    floats = [x for x in (signal, constraints, targets, weights) if x is not None]
+    dtype = jnp.result_type(jnp.float32, *floats)
+    size = 0 if constraints is None else constraints.shape[1]
+    columns = jnp.zeros((len(signal), 0)) if constraints is None else constraints
+    inputs = _Inputs(
+        signal.astype(dtype),
+        columns.astype(dtype),
+        None if targets is None else targets.astype(dtype),
+        None if weights is None else weights.astype(dtype),
+        None if eta is None else jnp.asarray(eta, dtype),
+        None if radius is None else jnp.asarray(radius, dtype),
+        jnp.asarray(ridge, dtype),
+        jnp.broadcast_to(jnp.asarray(slack, dtype), (size,)),
+    )
+    options = _Options(
+        tolerance or (1e-6 if dtype == jnp.float32 else 1e-10), max_steps, axis_name, implementation
+    )
+    begin = jnp.zeros(size, dtype) if start is None else start.astype(dtype)
+    fixed = jax.lax.stop_gradient(inputs)
+    solution, found = _solve(fixed, where, jax.lax.stop_gradient(begin), options)
+    if eta is not None and size == 0:
+        log_weights = tilted_log_weights(
+            signal.astype(dtype), eta=eta, weights=weights, where=where, axis_name=axis_name
+        )
+        solution = solution._replace(
+            log_weights=log_weights if implicit else jax.lax.stop_gradient(log_weights)
+        )
+    elif implicit:
+        solution = solution._replace(
+            log_weights=_differentiable(inputs, where, found, solution.eta, axis_name)
+        )
+    return solution
+
+
+class _Inputs(NamedTuple):
+    signal: Float[Array, " examples"]
+    constraints: Float[Array, "examples m"]
+    targets: Float[Array, " m"] | None
+    weights: Float[Array, " examples"] | None
+    eta: Float[Array, ""] | None
+    radius: Float[Array, ""] | None
+    ridge: Float[Array, ""]
+    slack: Float[Array, " m"]
+
+
+class _Options(NamedTuple):
+    tolerance: float
+    max_steps: int
+    axis_name: AxisName
+    implementation: str | None
+
+
+def _standardise(
+    inputs: _Inputs, where: Bool[Array, " examples"] | None, axis_name: AxisName
+) -> _Task:
+    signal, columns = inputs.signal, inputs.constraints
+    log_base = jnp.zeros_like(signal) if inputs.weights is None else jnp.log(inputs.weights)
+    if where is not None:
+        log_base = jnp.where(where, log_base, -jnp.inf)
+        columns = jnp.where(where[:, None], columns, 0)
+        signal = jnp.where(where, signal, -jnp.inf)
+    total = _dual.log_sum(log_base, axis_name)
+    log_base -= jnp.where(jnp.isneginf(total), 0, total)
+
+    # the largest signal becomes 0; several of +inf share the weight
+    counted = ~jnp.isneginf(log_base)
+    top = _over(jax.lax.pmax, jnp.max(signal, where=counted, initial=-jnp.inf), axis_name)
+    infinite = jnp.isposinf(top)
+    signal = jnp.where(infinite, jnp.where(signal == top, 0, -jnp.inf), signal)
+    signal = jnp.where(jnp.isneginf(signal), signal, signal - jnp.where(jnp.isinf(top), 0, top))
+    range_ = jnp.max(-signal, where=counted & ~jnp.isneginf(signal), initial=0)
+    range_ = _over(jax.lax.pmax, range_, axis_name)
+    unit = jax.lax.stop_gradient(jnp.where((range_ > 0) & jnp.isfinite(range_), range_, 1))
+
+    share = jnp.exp(log_base)
+    centre = inputs.targets
+    if centre is None:
+        nothing = jnp.zeros(columns.shape[1], columns.dtype)
+        centre = psum(dual.weighted_sum(share, columns, nothing), axis_name)
+    part, of_part, middle = columns, share, centre
+    if _stride(len(signal)) > 1:  # units need not be exact
+        part, of_part = (x[:: _stride(len(signal))] for x in (columns, share))
+        mass = psum(jnp.sum(of_part), axis_name)
+        of_part /= jnp.where(mass > 0, mass, 1)
+    if part is not columns or inputs.targets is not None:
+        # from the centre on, so that a mean that is large against the deviations costs no digits
+        middle = centre + psum(dual.weighted_sum(of_part, part, centre), axis_name)
+    squares = (part - middle[None]) ** 2
+    spread = psum(dual.weighted_sum(of_part, squares, jnp.zeros_like(middle)), axis_name)
+    spread = jnp.sqrt(jnp.maximum(spread, 0))
+    constant = spread <= 4 * jnp.finfo(spread.dtype).eps * jnp.abs(middle)
+    magnitude = jnp.maximum(jnp.abs(middle), jnp.abs(middle - centre))
+    scale = jnp.where(constant, jnp.where(magnitude > 0, magnitude, 1), spread)
+    scale = jax.lax.stop_gradient(scale)
+    return _Task(dual.Columns(columns, centre, scale), log_base, signal / unit, unit)
+
+
+def _stride(size: int) -> int:
+    """How many examples there are to one of the part that stands for all."""
+    return _ONE_IN if size >= _LARGE else 1
+
+
+def _scores(task: _Task, eta: Float[Array, ""]) -> Float[Array, " examples"]:
+    tilt = jnp.where(jnp.isneginf(task.signal), -jnp.inf, eta * task.signal)
+    return task.log_base + tilt
+
+
+def _solve(
+    inputs: _Inputs,
+    where: Bool[Array, " examples"] | None,
+    start: Float[Array, " m"],
+    options: _Options,
+) -> tuple[BalanceSolution, _dual.Found]:
+    task = _standardise(inputs, where, options.axis_name)
+    begin = start * task.columns.scale
+    stride = _stride(len(task.signal))
+    near: tuple[Float[Array, " m"], Float[Array, ""], Float[Array, "m m"] | None]
+    near = begin, jnp.zeros_like(task.signal_scale), None
+    if stride > 1:
+        part = task._replace(
+            columns=task.columns._replace(rows=task.columns.rows[::stride]),
+            log_base=task.log_base[::stride],
+            signal=task.signal[::stride],
+        )
+        found, eta, _, _ = _find(part, inputs, near, options)
+        known = jnp.isfinite(found.residual)
+        near = jnp.where(known, found.potentials, begin), jnp.where(known, eta, 0), found.second
+    found, eta, num_steps, limited = _find(task, inputs, near, options)
+
+    logits = _scores(task, eta) + dual.shifts(task.columns, found.potentials)
+    total = _dual.log_sum(logits, options.axis_name)
+    some = ~jnp.isneginf(total)
+    log_weights = logits - jnp.where(some, total, 0)
+    kl = _divergence(log_weights, task.log_base, options.axis_name)
+    squares = _dual.log_sum(2 * log_weights, options.axis_name)
+    feasible, converged = some & ~found.separated, found.residual <= options.tolerance
+    if inputs.radius is not None:
+        # 1e-6 nats for a radius of about 0
+        room = 1e-4 * inputs.radius + 1e-6
+        feasible &= kl <= inputs.radius + room
+        converged &= (jnp.abs(kl - inputs.radius) <= room) | limited
+    return (
+        BalanceSolution(
+            log_weights=log_weights,
+            potentials=found.potentials / task.columns.scale,
+            eta=eta / task.signal_scale if inputs.eta is None else inputs.eta,
+            kl=kl,
+            effective_sample_size=jnp.where(some, jnp.exp(-squares), 0),
+            residual=found.residual,
+            duality_gap=_gap(found, inputs, eta, task.signal_scale),
+            feasible=feasible,
+            converged=some & converged & feasible & ~jnp.isnan(kl),
+            num_steps=num_steps,
+        ),
+        found,
+    )
+
+
+def _find(
+    task: _Task,
+    inputs: _Inputs,
+    near: tuple[Float[Array, " m"], Float[Array, ""], Float[Array, "m m"] | None],
+    options: _Options,
+) -> tuple[_dual.Found, Float[Array, ""], Int[Array, ""], Bool[Array, ""]]:
+    """The minimum near given potentials, inverse temperature and Hessian.
+
+    Returns:
+        The minimum, its inverse temperature in standard units, passes over the columns, and
+        whether the radius is met or cannot be reached.
+    """
+    potentials, first, second = near
+
+    def minimum(eta: Float[Array, ""], potentials: Float[Array, " m"]) -> _dual.Found:
+        plain = eta / task.signal_scale
+        problem = _dual.Problem(
+            task.columns,
+            _scores(task, eta),
+            jnp.where(inputs.ridge > 0, inputs.ridge / jnp.where(plain > 0, plain, 1), 0),
+            inputs.slack,
+        )
+        axis_name, implementation = options.axis_name, options.implementation
+        method = partial(_dual.minimise, keep=False)
+        if second is not None and jax.default_backend() == "cpu":
+            method = _dual.minimise_sparingly
+        return method(
+            problem,
+            _dual.begin(problem, potentials, second, axis_name=axis_name),
+            tolerance=options.tolerance,
+            max_steps=options.max_steps,
+            axis_name=axis_name,
+            implementation=implementation,
+        )
+
+    if inputs.radius is None:
+        assert inputs.eta is not None
+        eta = inputs.eta * task.signal_scale
+        found = minimum(eta, potentials)
+        return found, eta, found.num_steps, jnp.ones((), bool)
+
+    def tilted(eta: Float[Array, ""], potentials: Float[Array, " m"]) -> _radius.Tilted:
+        return _tilted(task, eta, minimum(eta, potentials), options.axis_name)
+
+    state = _radius.find_eta(
+        tilted, inputs.radius, first, potentials, tolerance=10 * options.tolerance
+    )
+    return state.tilted.found, state.eta, state.num_steps, state.limited
+
+
+def _tilted(
+    task: _Task, eta: Float[Array, ""], found: _dual.Found, axis_name: AxisName
+) -> _radius.Tilted:
+    logits = _scores(task, eta) + dual.shifts(task.columns, found.potentials)
+    total = _dual.log_sum(logits, axis_name)
+    log_weights = logits - jnp.where(jnp.isneginf(total), 0, total)
+    share = jnp.exp(log_weights)
+    signal = jnp.where(share > 0, task.signal, 0)
+    middle = psum(jnp.sum(share * signal), axis_name)
+    away = share * (signal - middle)
+    common = psum(_standard_sum(away, task.columns), axis_name)
+    drift = solve_semidefinite(found.second, common, jnp.ones(common.shape, bool))
+    variance = psum(jnp.sum(away * (signal - middle)), axis_name) - common @ drift
+    kl = _divergence(log_weights, task.log_base, axis_name)
+    return _radius.Tilted(found, kl, jnp.maximum(variance, 0), drift)
+
+
+def _differentiable(
+    inputs: _Inputs,
+    where: Bool[Array, " examples"] | None,
+    found: _dual.Found,
+    eta: Float[Array, ""],
+    axis_name: AxisName,
+) -> Float[Array, " examples"]:
+    """Log weights whose derivatives are those of the solution.
+
+    One Newton step from the solution, with a Jacobian that is a constant: the step is 0, and its
+    derivative what the implicit function theorem says.
+    """
+    task = _standardise(inputs, where, axis_name)
+    potentials = found.potentials
+    tilt = eta * jax.lax.stop_gradient(task.signal_scale)
+
+    def log_weights_of(potentials: jax.Array, tilt: jax.Array) -> Float[Array, " examples"]:
+        logits = _scores(task, tilt) + dual.shifts(task.columns, potentials)
+        total = _dual.log_sum(logits, axis_name)
+        return logits - jnp.where(jnp.isneginf(total), 0, total)
+
+    def violation(potentials: jax.Array, tilt: jax.Array) -> Float[Array, " unknowns"]:
+        log_weights = log_weights_of(potentials, tilt)
+        mean = psum(_standard_sum(jnp.exp(log_weights), task.columns), axis_name)
+        plain = tilt / jax.lax.stop_gradient(task.signal_scale)
+        stationary = mean - inputs.ridge / jnp.where(plain > 0, plain, 1) * potentials
+        if inputs.radius is None:
+            return stationary
+        kl = _divergence(log_weights, task.log_base, axis_name)
+        return jnp.append(stationary, kl - inputs.radius)
+
+    if inputs.radius is None and inputs.eta is not None:
+        tilt = inputs.eta * jax.lax.stop_gradient(task.signal_scale)
+    # forward derivatives: a column for each unknown
+    jacobian = jax.jacfwd(violation, argnums=(0, 1))(potentials, jax.lax.stop_gradient(tilt))
+    if inputs.radius is None:
+        matrix = jax.lax.stop_gradient(jacobian[0])
+        everywhere = jnp.ones(potentials.shape, bool)
+        step = solve_semidefinite(-matrix, -violation(potentials, tilt), everywhere)
+        return log_weights_of(potentials - step, tilt)
+    matrix = jax.lax.stop_gradient(jnp.concatenate([jacobian[0], jacobian[1][:, None]], axis=1))
+    tilt = jax.lax.stop_gradient(tilt)
+    step = jnp.linalg.lstsq(matrix, violation(potentials, tilt))[0]
+    return log_weights_of(potentials - step[:-1], tilt - step[-1])
+
+
+def _gap(
+    found: _dual.Found, inputs: _Inputs, eta: Float[Array, ""], unit: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Dual minus primal value, times `eta`."""
+    v, mean = found.potentials, found.mean
+    plain = eta / unit
+    ridge = jnp.where(inputs.ridge > 0, inputs.ridge / jnp.where(plain > 0, plain, 1), 0)
+    beyond = jnp.maximum(jnp.abs(mean) - inputs.slack, 0)
+    penalty = jnp.where(ridge > 0, beyond**2 / (2 * jnp.where(ridge > 0, ridge, 1)), 0)
+    return jnp.sum(ridge / 2 * v**2 + inputs.slack * jnp.abs(v) - v * mean + penalty)
+
+
+def _divergence(
+    log_weights: Float[Array, " examples"],
+    log_base: Float[Array, " examples"],
+    axis_name: AxisName,
+) -> Float[Array, ""]:
+    share = jnp.exp(log_weights)
+    counted = (share > 0) | jnp.isnan(share)
+    terms = jnp.where(counted, share, 0) * jnp.where(counted, log_weights - log_base, 0)
+    return psum(jnp.sum(terms), axis_name)
+
+
+def _standard_sum(weights: Float[Array, " examples"], columns: dual.Columns) -> Float[Array, " m"]:
+    return dual.weighted_sum(weights, columns.rows, columns.centre) / columns.scale
+
+
+def _over(collective: Callable[..., jax.Array], x: jax.Array, axis_name: AxisName) -> jax.Array:
+    return x if axis_name is None else collective(x, axis_name)
+
+
+def _check(
+    signal: jax.Array,
+    constraints: jax.Array | None,
+    targets: jax.Array | None,
+    eta: object,
+    radius: object,
+    weights: jax.Array | None,
+    where: jax.Array | None,
+    slack: object,
+    start: jax.Array | None,
+    implicit: bool,
+) -> None:
+    if (eta is None) == (radius is None):
+        raise ValueError(
+            f"exactly one of eta and radius must be given, got eta={eta} and radius={radius}."
+        )
+    if signal.ndim != 1:
+        raise ValueError(f"signal must have one axis, got signal.shape={signal.shape}.")
+    for name, array in (("weights", weights), ("where", where)):
+        if array is not None and array.shape != signal.shape:
+            raise ValueError(
+                f"{name} must have the shape of signal, {signal.shape}, got "
+                f"{name}.shape={array.shape}."
+            )
+    if constraints is None:
+        for name, given in (("targets", targets), ("start", start)):
+            if given is not None:
+                raise ValueError(f"{name} is of constraints, which must be given.")
+    elif constraints.ndim != 2 or len(constraints) != len(signal):
+        raise ValueError(
+            f"constraints must have the axes [{len(signal)} examples, m], got "
+            f"constraints.shape={constraints.shape}."
+        )
+    else:
+        for name, given in (("targets", targets), ("start", start)):
+            if given is not None and given.shape != constraints.shape[1:]:
+                raise ValueError(
+                    f"{name} must have shape {constraints.shape[1:]}, a number for each column of "
+                    f"constraints, got {name}.shape={given.shape}."
+                )
+    if implicit and not (isinstance(slack, int | float) and slack == 0):
+        raise ValueError(f"implicit derivatives need slack to be 0, got slack={slack}.")

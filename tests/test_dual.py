@@ -1,0 +1,119 @@
+"""Moments of tilted examples against sums in float64, for every implementation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from calmoe_kernels import dual
+from calmoe_kernels.dual import Columns
+
+
+def functions(implementation):
+    if implementation == "xla":
+        return dual.moments, dual.means
+    from calmoe_kernels.gpu import dual as gpu
+
+    return gpu.moments, gpu.means
+
+
+def problem(size, width, seed=0, *, far=0.0):
+    rng = np.random.RandomState(seed)
+    rows = rng.randn(size, width) * np.linspace(0.5, 2, width) + far
+    centre, scale = far + 0.1 * rng.randn(width), rng.uniform(0.5, 2, width)
+    scores, slopes = 3 * rng.randn(size), 0.5 * rng.randn(width)
+    columns = Columns(*(jnp.asarray(x, jnp.float32) for x in (rows, centre, scale)))
+    return columns, jnp.asarray(scores, jnp.float32), jnp.asarray(slopes, jnp.float32)
+
+
+def by_hand(columns, scores, slopes):
+    rows, centre, scale, scores, slopes = (
+        np.asarray(x, np.float64) for x in (*columns, scores, slopes)
+    )
+    a = (rows - centre) / scale
+    z = scores - a @ slopes
+    counted = ~np.isneginf(scores)
+    w = np.exp(z - z.max())
+    total = w.sum()
+    return (
+        z.max() + np.log(total),
+        w @ a / total,
+        (a * w[:, None]).T @ a / total,
+        (-(a @ slopes))[counted].max(),
+    )
+
+
+@pytest.mark.parametrize("far", [0.0, 30.0])
+@pytest.mark.parametrize(
+    ("size", "width"), [(1, 1), (7, 3), (1000, 16), (20011, 5), (65536, 2), (3000, 50)]
+)
+def test_moments_equal_sums_in_float64(size, width, far, implementation):
+    given = problem(size, width, far=far)
+    wanted = by_hand(*given)
+    for function in functions(implementation):
+        got = jax.jit(function)(*given)
+        assert (got.second is None) == (function.__name__ == "means")
+        for value, exact in zip(got, wanted, strict=True):
+            if value is not None:
+                np.testing.assert_allclose(value, exact, rtol=2e-5, atol=2e-5 * (1 + far / 10))
+
+
+def test_examples_that_do_not_count(implementation):
+    columns, scores, slopes = problem(500, 4)
+    some = np.random.RandomState(1).rand(500) < 0.3
+    masked = jnp.where(some, scores, -jnp.inf)
+    cut = columns._replace(rows=columns.rows[some])
+    for function in functions(implementation):
+        got, wanted = function(columns, masked, slopes), function(cut, scores[some], slopes)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), got, wanted
+        )
+        nothing = function(columns, jnp.full(500, -jnp.inf), slopes)
+        assert nothing.log_sum == -jnp.inf
+        assert nothing.reach == -jnp.inf
+        assert (nothing.mean == 0).all()
+
+
+def test_large_scores_and_nan(implementation):
+    columns, scores, slopes = problem(3000, 4)
+    for function in functions(implementation):
+        for offset in (1e30, -1e30):
+            got = function(columns, jnp.full(3000, offset), slopes)
+            assert jnp.isfinite(got.log_sum)
+            assert jnp.isfinite(got.mean).all()
+        assert jnp.isnan(function(columns, scores.at[2500].set(jnp.nan), slopes).log_sum)
+
+
+def test_merged_parts_are_the_whole():
+    columns, scores, slopes = problem(900, 5)
+    parts = [
+        dual.moments(columns._replace(rows=columns.rows[some]), scores[some], slopes)
+        for some in (slice(0, 0), slice(0, 123), slice(123, 900))
+    ]
+    merged = dual.merge(dual.merge(parts[0], parts[1]), parts[2])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        merged,
+        dual.moments(columns, scores, slopes),
+    )
+
+
+def test_sums_of_many_examples_lose_no_digits():
+    rows = jnp.ones((1_048_573, 1)).at[::2].set(-1.0)  # a prime number of them
+    for size in (1_048_573, 1_048_572):
+        total = dual.weighted_sum(jnp.full(size, 0.1), rows[:size], jnp.full(1, 3.0))
+        exact = np.float32(0.1) * (np.asarray(rows[:size], np.float64) - 3).sum()
+        np.testing.assert_allclose(total[0], exact, rtol=1e-6)
+
+
+def test_triton_declines_what_it_has_no_kernel_for(implementation):
+    if implementation == "xla":
+        pytest.skip("XLA takes everything")
+    moments, _ = functions(implementation)
+    columns, scores, slopes = problem(10, 3)
+    with pytest.raises(NotImplementedError, match="dtype bfloat16"):
+        moments(columns._replace(rows=columns.rows.astype("bfloat16")), scores, slopes)
+    with pytest.raises(NotImplementedError, match="1 to 64 columns"):
+        moments(*problem(10, 65))
+    with pytest.raises(NotImplementedError, match="0 examples"):
+        moments(columns._replace(rows=columns.rows[:0]), scores[:0], slopes)
