@@ -52,7 +52,9 @@ from calmoe_jax.mixture import configuration as configuration
 from calmoe_jax.mixture import mix as mix
 from calmoe_jax.mixture import mix_log_probs as mix_log_probs
 from calmoe_jax.mixture import mixture_losses as mixture_losses
+from calmoe_jax.reweighting import BalanceSolution as BalanceSolution
 from calmoe_jax.reweighting import dct_filter as dct_filter
+from calmoe_jax.reweighting import entropy_balance as entropy_balance
 from calmoe_jax.reweighting import erm_loss as erm_loss
 from calmoe_jax.reweighting import rectify_gradient as rectify_gradient
 from calmoe_jax.reweighting import robust_filtered_loss as robust_filtered_loss

@@ -308,3 +308,62 @@ def one_hot_plan(positions, rows):
         if 0 <= positions[t, j] < rows:
             result[t, j, positions[t, j]] = 1
     return result
+
+
+def entropy_balance(signal, constraints, targets, eta, weights=None, ridge=0.0):
+    """Log weights of `max <w, s> - KL(w || q) / eta` with `A^T w = b`, by scipy on the primal.
+
+    The ridge is on deviations in base standard deviations; 0 for exact balance.
+    """
+    s, a = np.asarray(signal, np.float64), np.asarray(constraints, np.float64)
+    q = np.ones(len(s)) if weights is None else np.asarray(weights, np.float64)
+    q = q / q.sum()
+    b = q @ a if targets is None else np.asarray(targets, np.float64)
+    spread = np.sqrt(q @ (a - q @ a) ** 2)
+    off = (a - b) / np.where(spread > 0, spread, 1)
+
+    def penalised(w):
+        w = np.maximum(w, 1e-300)
+        miss = off.T @ w
+        value = w @ s - np.sum(w * np.log(w / q)) / eta
+        slope = s - (np.log(w / q) + 1) / eta
+        if ridge:
+            value -= miss @ miss / (2 * ridge)
+            slope = slope - off @ miss / ridge
+        return -value, -slope
+
+    rules = [{"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(len(w))}]
+    if not ridge:
+        rules.append({"type": "eq", "fun": lambda w: off.T @ w, "jac": lambda w: off.T})
+    found = scipy.optimize.minimize(
+        penalised, q, jac=True, bounds=[(1e-14, 1)] * len(s), constraints=rules, method="SLSQP",
+        options={"maxiter": 1000, "ftol": 1e-15},
+    )  # fmt: skip
+    return np.log(found.x), -found.fun
+
+
+def balancing_dual(signal, constraints, targets, eta, weights=None):
+    """The same by BFGS on the dual, to the last digits."""
+    s, a = np.asarray(signal, np.float64), np.asarray(constraints, np.float64)
+    q = np.ones(len(s)) if weights is None else np.asarray(weights, np.float64)
+    q = q / q.sum()
+    b = q @ a if targets is None else np.asarray(targets, np.float64)
+    off = (a - b) / np.sqrt(q @ (a - q @ a) ** 2)
+
+    def dual(v):
+        z = np.log(q) + eta * s - off @ v
+        log_sum = scipy.special.logsumexp(z)
+        w = np.exp(z - log_sum)
+        mean = off.T @ w
+        return log_sum, -mean, (off * w[:, None]).T @ off - np.outer(mean, mean)
+
+    v = np.zeros(a.shape[1])
+    for _ in range(200):
+        value, gradient, hessian = dual(v)
+        step = np.linalg.lstsq(hessian, gradient, rcond=1e-12)[0]
+        size = 1.0
+        while dual(v - size * step)[0] > value + 1e-15 and size > 1e-10:
+            size /= 2
+        v = v - size * step
+    z = np.log(q) + eta * s - off @ v
+    return z - scipy.special.logsumexp(z)

@@ -22,6 +22,8 @@ from calmoe_kernels import dual, selection
 
 # Up to how much longer than the potentials, and one, a step may be.
 _LONGEST = 20.0
+# Share of the tolerance that is aimed at.
+_AIM = 0.2
 # A kernel of its own pays from this many examples on; fewer are XLA's, also under `vmap`.
 _LEAST_FOR_KERNEL = 2**15
 
@@ -132,7 +134,7 @@ def minimise(
         found: where to go on from.
         keep: whether to go on with its Hessian, which secants correct, so that no second moments
             are needed; the search ends where that is not good enough.
-        tolerance: of the residual.
+        tolerance: of the residual; less is aimed at.
         max_steps: passes over the columns, at most.
         axis_name: device axis that the examples are spread over.
         implementation: of the passes.
@@ -198,9 +200,11 @@ def minimise(
         damping = jnp.where(taken & (damping < 0.02 * least), 0, damping)
         # before anything was taken there is a start to go to, and no direction of Newton's
         still = first & ~taken
+        size_left = jnp.where(still, old.size / 4, 1)
+        towards = jnp.where(size_left > 0.01, old.direction, 0)  # else the start is of no use
         return chosen._replace(
-            direction=jnp.where(still, old.direction, aim(chosen, damping)),
-            size=jnp.where(still, old.size / 4, 1),
+            direction=jnp.where(still, towards, aim(chosen, damping)),
+            size=size_left,
             damping=jnp.where(still, 0, damping),
             slow=slow,
             num_steps=old.num_steps + 1,
@@ -279,8 +283,10 @@ def _secant(
 
 def _unfinished(found: Found, tolerance: float) -> Bool[Array, ""]:
     # a direction that must be damped so much leads nowhere
-    stuck = (found.size < 1e-7) | (found.damping > 1e8 * found.residual)
-    return (found.residual > tolerance) & ~found.separated & ~stuck
+    stuck = (found.size < 1e-3) | (found.damping > 1e8 * found.residual)
+    # near enough, and rounding allows no more
+    stuck |= found.slow & (found.residual <= tolerance)
+    return (found.residual > _AIM * tolerance) & ~found.separated & ~stuck
 
 
 def _subgradient(

@@ -10,6 +10,7 @@ What is summed is in float32 at least, block by block, so errors grow with the n
 not with that of the examples.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,9 +20,9 @@ from calmoe_kernels.varying import vary_along, varying_axes
 
 # Rows of a block, at most: 1024 to 65536 were tried on CPU, for 10 and 50 columns.
 _BLOCK = 8192
-# Rows that one product of `weighted_sum` sums, at most; on CPU larger ones are up to six times as
-# slow for some widths.
-_PANEL = 1024
+# Rows that one product of `weighted_sum` sums, at most. On CPU more than a few thousand are up to
+# six times as slow for some widths; few rows leave little rounding where a centre is far from 0.
+_PANEL = 128
 
 
 class Columns(NamedTuple):
@@ -122,7 +123,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(log_sum, of_a * a.mean + of_b * b.mean, second, jnp.maximum(a.reach, b.reach))
 
 
-def over_devices(moments: Moments, axis_name: str | tuple[str, ...]) -> Moments:
+def over_devices(moments: Moments, axis_name: str | Sequence[str]) -> Moments:
     """Moments of the examples of all devices: one sum of `1 + m + m^2` numbers."""
     peak = jax.lax.pmax(moments.log_sum, axis_name)
     peak = jnp.where(jnp.isneginf(peak), 0, peak)
