@@ -157,6 +157,40 @@ def configuration(
     )
 
 
+def configuration_features(config: Configuration) -> Float[Array, "examples features"]:
+    """Statistics of the routing configuration as columns: what weights may depend on.
+
+    Confidence and its square, entropy, margin, disagreement and its root, routing entropy and
+    margin, routing weights, and the experts' confidences.
+
+    Args:
+        config: as from `configuration`.
+
+    Returns:
+        A row for each example. No column depends on a label.
+
+    Example:
+        >>> experts = jnp.log(jnp.full((5, 3, 2), 0.5))
+        >>> configuration_features(configuration(experts, jnp.full((5, 3), 1 / 3))).shape
+        (5, 14)
+    """
+    # the root of 0 has no derivative
+    root = jnp.sqrt(jnp.maximum(jax.lax.stop_gradient(config.disagreement), 0))
+    single = (
+        config.confidence,
+        config.confidence**2,
+        config.entropy,
+        config.margin,
+        config.disagreement,
+        root,
+        config.routing_entropy,
+        config.routing_margin,
+    )
+    return jnp.concatenate(
+        [jnp.stack(single, axis=-1), config.routing_weights, config.expert_confidences], axis=-1
+    )
+
+
 def mixture_losses(
     expert_log_probs: Float[Array, "*examples experts classes"],
     routing_weights: Float[Array, "*examples experts"],

@@ -1,11 +1,32 @@
 """The adversary: weights over examples, and the objectives built on them."""
 
+from calmoe_jax.reweighting.ambiguity import GroupAdversary as GroupAdversary
+from calmoe_jax.reweighting.ambiguity import GroupState as GroupState
+from calmoe_jax.reweighting.ambiguity import WorstCase as WorstCase
+from calmoe_jax.reweighting.ambiguity import chi_square_ball as chi_square_ball
+from calmoe_jax.reweighting.ambiguity import cvar as cvar
+from calmoe_jax.reweighting.ambiguity import group_dro as group_dro
+from calmoe_jax.reweighting.ambiguity import kl_ball as kl_ball
+from calmoe_jax.reweighting.ambiguity import kl_penalty as kl_penalty
 from calmoe_jax.reweighting.balance import BalanceSolution as BalanceSolution
 from calmoe_jax.reweighting.balance import entropy_balance as entropy_balance
+from calmoe_jax.reweighting.cross_batch import CrossBatchAdversary as CrossBatchAdversary
+from calmoe_jax.reweighting.cross_batch import CrossBatchState as CrossBatchState
+from calmoe_jax.reweighting.cross_batch import cross_batch_tilt as cross_batch_tilt
 from calmoe_jax.reweighting.frequency import dct_filter as dct_filter
+from calmoe_jax.reweighting.objectives import balanced_robust_loss as balanced_robust_loss
+from calmoe_jax.reweighting.objectives import configuration_robust_loss as configuration_robust_loss
+from calmoe_jax.reweighting.objectives import danskin_loss as danskin_loss
 from calmoe_jax.reweighting.objectives import erm_loss as erm_loss
+from calmoe_jax.reweighting.objectives import radius_of_fraction as radius_of_fraction
+from calmoe_jax.reweighting.objectives import radius_robust_loss as radius_robust_loss
 from calmoe_jax.reweighting.objectives import robust_filtered_loss as robust_filtered_loss
 from calmoe_jax.reweighting.objectives import robust_loss as robust_loss
 from calmoe_jax.reweighting.objectives import routing_relevance as routing_relevance
+from calmoe_jax.reweighting.objectives import weighted_loss as weighted_loss
 from calmoe_jax.reweighting.rectification import rectify_gradient as rectify_gradient
+from calmoe_jax.reweighting.signals import brier_signal as brier_signal
+from calmoe_jax.reweighting.signals import calibration_witness as calibration_witness
+from calmoe_jax.reweighting.signals import configuration_signal as configuration_signal
+from calmoe_jax.reweighting.signals import excess_loss as excess_loss
 from calmoe_jax.reweighting.tilt import tilted_log_weights as tilted_log_weights

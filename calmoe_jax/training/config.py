@@ -80,6 +80,8 @@ class TrainConfig:
         regret_threshold: of Robust Filtered, in nats.
         disagreement_threshold: of Robust Filtered.
         filter_share: share of a batch's images that FGR filters (at least one).
+        effective_fraction: perplexity of Radius Robust's weights over the batch size.
+        adversary_decay: of the running partition of Cross-batch Robust, less than 1.
         clip_norm: largest norm of the gradient; 0 for no limit; 1 for hard routing and no limit
             otherwise by default.
         load_balancing: coefficient of the load-balancing loss; .1 for top_k and hard routing
@@ -98,6 +100,8 @@ class TrainConfig:
     regret_threshold: float = 1e-6
     disagreement_threshold: float = 0.01
     filter_share: float = 0.05
+    effective_fraction: float = 0.5
+    adversary_decay: float = 0.9
     clip_norm: float | None = None
     load_balancing: float | None = None
     z_loss: float | None = None
@@ -113,6 +117,9 @@ class TrainConfig:
         for name in ("clip_norm", "load_balancing", "z_loss"):
             check_non_negative(name, getattr(self, name))
         check_range("filter_share", self.filter_share, 0, 1)
+        check_positive("effective_fraction", self.effective_fraction)
+        check_range("effective_fraction", self.effective_fraction, 0, 1)
+        check_range("adversary_decay", self.adversary_decay, 0, 1 - 1e-6)
         check_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from calmoe_jax.data import Task
 from calmoe_jax.training.checkpoints import Checkpoints
@@ -16,7 +17,14 @@ from calmoe_jax.training.config import ModelConfig, TrainConfig, with_defaults
 from calmoe_jax.training.log import MetricsLog
 from calmoe_jax.training.methods import Recipe
 from calmoe_jax.training.models import Network, build_network
-from calmoe_jax.training.step import EpochLog, Objective, TrainState, init_key, make_epoch
+from calmoe_jax.training.step import (
+    EpochLog,
+    Objective,
+    TrainState,
+    init_adversary,
+    init_key,
+    make_epoch,
+)
 
 # An expert with less than this part of its fair share of the routing weights is called dead.
 _DEAD_SHARE = 0.05
@@ -135,9 +143,11 @@ def _objective(train: TrainConfig) -> Objective:
     return Objective(**{name: getattr(train, name) for name in Objective._fields})
 
 
-def _init(network: Network, optimizer: optax.GradientTransformation, seed: jax.Array) -> TrainState:
+def _init(
+    network: Network, optimizer: optax.GradientTransformation, adversary: PyTree, seed: jax.Array
+) -> TrainState:
     params, statistics = network.init(init_key(seed))
-    return TrainState(params, statistics, optimizer.init(params))
+    return TrainState(params, statistics, optimizer.init(params), adversary)
 
 
 class _Program(NamedTuple):
@@ -181,7 +191,8 @@ def _program(
     ) -> tuple[TrainState, EpochLog]:
         return over_seeds(lambda s, seed: one_seed(s, seed, epoch, inputs, labels))(state, seeds)
 
-    init = jax.jit(over_seeds(partial(_init, network, optimizer)))
+    adversary = init_adversary(recipe, _objective(train))
+    init = jax.jit(over_seeds(partial(_init, network, optimizer, adversary)))
     return _Program(network, init, epoch_of_seeds)
 
 

@@ -18,7 +18,10 @@ class Recipe(NamedTuple):
 
     name: str
     single: bool = False
-    objective: Literal["erm", "robust", "robust_filtered"] = "erm"
+    objective: Literal[
+        "erm", "robust", "robust_filtered", "balanced_robust", "configuration_robust",
+        "radius_robust", "cross_batch_robust",
+    ] = "erm"  # fmt: skip
     detach: bool = True
     rectified: bool = False
 
@@ -88,6 +91,26 @@ METHODS: dict[str, Method] = {
         "FGR + Robust (released form)",
         "as fgr_robust, with the gradient through the adversary's weights",
         Recipe("fgr_robust_released", objective="robust", detach=False, rectified=True),
+    ),
+    "balanced_robust": Method(
+        "Balanced Robust",
+        "robust, with the shares of classes and experts and mean confidence and entropy kept",
+        Recipe("balanced_robust", objective="balanced_robust"),
+    ),
+    "configuration_robust": Method(
+        "Configuration Robust",
+        "an adversary that sees routing configurations and no labels",
+        Recipe("configuration_robust", objective="configuration_robust"),
+    ),
+    "radius_robust": Method(
+        "Radius Robust",
+        "robust, with a given effective share of the examples instead of a given eta",
+        Recipe("radius_robust", objective="radius_robust"),
+    ),
+    "cross_batch_robust": Method(
+        "Cross-batch Robust",
+        "robust against the data set instead of each batch",
+        Recipe("cross_batch_robust", objective="cross_batch_robust"),
     ),
 }
 

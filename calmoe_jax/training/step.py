@@ -1,5 +1,6 @@
 """One epoch of one recipe as a pure function: gradient, rectification, AdamW, in a scan."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ class Objective(NamedTuple):
         filter_share: share of a batch's images that FGR filters.
         load_balancing: coefficient of the load-balancing loss.
         z_loss: coefficient of the router z-loss.
+        effective_fraction: perplexity of Radius Robust's weights over the batch size.
+        adversary_decay: of the running partition of Cross-batch Robust.
     """
 
     eta: float
@@ -35,14 +38,24 @@ class Objective(NamedTuple):
     filter_share: float
     load_balancing: float
     z_loss: float
+    effective_fraction: float = 0.5
+    adversary_decay: float = 0.9
 
 
 class TrainState(NamedTuple):
-    """All that is needed to go on training one seed, with its number and the epoch."""
+    """All that is needed to go on training one seed, with its number and the epoch.
+
+    Attributes:
+        params: of the network.
+        statistics: of its batch normalisation.
+        opt_state: of the optimiser.
+        adversary: of an adversary that remembers; `()` for the others.
+    """
 
     params: PyTree
     statistics: PyTree
     opt_state: PyTree
+    adversary: PyTree = ()
 
 
 class BatchLog(NamedTuple):
@@ -52,8 +65,8 @@ class BatchLog(NamedTuple):
         loss: the objective that was minimised, with the gate's losses.
         nll: mean log loss of the aggregate on the training batches, in nats.
         accuracy: on the training batches.
-        effective_sample_size: `1 / sum w^2` of the adversary's weights on a batch; the batch size
-            where the objective is the mean.
+        effective_sample_size: `(sum w)^2 / sum w^2` of the adversary's weights on a batch; the
+            batch size where the objective is the mean.
         importance: share of the routing weights that each expert got.
     """
 
@@ -130,12 +143,12 @@ def make_epoch(
         ) -> tuple[TrainState, tuple[BatchLog, Bool[Array, ""]]]:
             number, rows = batch
             step_key = jax.random.fold_in(key, number)
-            gradient, statistics, log = gradient_of_batch(
+            gradient, statistics, log, adversary = gradient_of_batch(
                 state, step_key, inputs[rows], labels[rows]
             )
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            state = TrainState(params, statistics, opt_state)
+            state = TrainState(params, statistics, opt_state, adversary)
             # of the whole state: Adam's moments can overflow while the parameters just stand still
             finite = jnp.isfinite(log.loss) & _all_finite(state)
             return state, (log, finite)
@@ -159,38 +172,38 @@ def make_epoch(
         key: jax.Array,
         inputs: Shaped[Array, "batch ..."],
         labels: Int[Array, " batch"],
-    ) -> tuple[PyTree, PyTree, BatchLog]:
-        """Gradient to the parameters, new batch statistics, and what to log."""
+    ) -> tuple[PyTree, PyTree, BatchLog, PyTree]:
+        """Gradient to the parameters, batch statistics, what to log, and the adversary."""
 
         def losses(
             params: PyTree, inputs: Shaped[Array, "batch ..."]
-        ) -> tuple[Float[Array, " losses"], tuple[PyTree, BatchLog]]:
+        ) -> tuple[Float[Array, " losses"], tuple[PyTree, BatchLog, PyTree]]:
             prediction, statistics = forward(params, state.statistics, inputs)
-            log = batch_loss(recipe, objective, prediction, labels)
+            log, adversary = batch_loss(recipe, objective, prediction, labels, state.adversary)
             values = [log.loss]
             if recipe.rectified:
                 values.append(soft_calibration_error(prediction, labels))
-            return jnp.stack(values), (statistics, log)
+            return jnp.stack(values), (statistics, log, adversary)
 
         def gradient_of(
             chosen: Float[Array, " losses"], inputs: Shaped[Array, "batch ..."]
-        ) -> tuple[PyTree, PyTree, BatchLog]:
-            _, pull_back, (statistics, log) = jax.vjp(
+        ) -> tuple[PyTree, PyTree, BatchLog, PyTree]:
+            _, pull_back, others = jax.vjp(
                 lambda params: losses(params, inputs), state.params, has_aux=True
             )
-            return pull_back(chosen)[0], statistics, log
+            return pull_back(chosen)[0], *others
 
         if not recipe.rectified:
             return gradient_of(jnp.ones(1, jnp.float32), inputs)
         # A loop of two passes of one program: side by side, XLA holds the activations of both
         # (5.3 GB instead of 2.7 for the benchmark's step) and the step takes a fifth longer.
         seen = jnp.stack([filter_some(inputs, key, objective.filter_share), as_float(inputs)])
-        gradients, statistics, logs = jax.lax.map(
+        gradients, *others = jax.lax.map(
             lambda one: gradient_of(*one), (jnp.eye(2, dtype=jnp.float32), seen)
         )
         main, opposed = (jax.tree.map(lambda x, i=i: x[i], gradients) for i in range(2))
-        statistics, log = jax.tree.map(lambda x: x[0], (statistics, logs))
-        return reweighting.rectify_gradient(main, opposed), statistics, log
+        statistics, log, adversary = jax.tree.map(lambda x: x[0], others)
+        return reweighting.rectify_gradient(main, opposed), statistics, log, adversary
 
     return epoch_of_one_seed
 
@@ -202,49 +215,92 @@ def _all_finite(tree: PyTree) -> Bool[Array, ""]:
     )
 
 
+def init_adversary(recipe: Recipe, objective: Objective) -> PyTree:
+    """What the recipe's adversary remembers at the start; `()` for nothing."""
+    if recipe.objective != "cross_batch_robust":
+        return ()
+    return _cross_batch(objective).init()
+
+
+def _cross_batch(objective: Objective) -> reweighting.CrossBatchAdversary:
+    return reweighting.cross_batch_tilt(eta=objective.eta, decay=objective.adversary_decay)
+
+
 def batch_loss(
     recipe: Recipe,
     objective: Objective,
     prediction: Prediction,
     labels: Int[Array, " batch"],
-) -> BatchLog:
-    """The recipe's loss of a batch, and what to log of it."""
+    adversary: PyTree = (),
+) -> tuple[BatchLog, PyTree]:
+    """The recipe's loss of a batch with what to log of it, and the adversary afterwards."""
     weights = prediction.routing.combine_weights
     losses = mixture.mixture_losses(prediction.expert_log_probs, weights, labels)
     config = mixture.configuration(prediction.expert_log_probs, weights)
-    mean = reweighting.erm_loss(losses.loss)
-    size = jnp.asarray(len(labels), jnp.float32)
-    loss, effective = mean, size
-    if recipe.objective != "erm":
-        relevant = jnp.ones(labels.shape, bool)
-        if recipe.objective == "robust":
-            loss = reweighting.robust_loss(losses.loss, eta=objective.eta, detach=recipe.detach)
-        else:
-            relevant = reweighting.routing_relevance(
-                losses.regret,
-                config.disagreement,
-                regret_threshold=objective.regret_threshold,
-                disagreement_threshold=objective.disagreement_threshold,
-            )
-            loss = reweighting.robust_filtered_loss(
-                losses.loss, relevant, eta=objective.eta, detach=recipe.detach
-            )
-        log_weights = reweighting.tilted_log_weights(
-            jax.lax.stop_gradient(losses.loss), eta=objective.eta, where=relevant
-        )
-        tilted = jnp.exp(-jax.nn.logsumexp(2 * log_weights))
-        effective = jnp.where(relevant.any(), tilted, size)
-    loss = loss + _gate_losses(objective, prediction)
-    predicted = jnp.argmax(config.log_probs, axis=-1)
     num_experts = prediction.gate_logits.shape[-1]
     all_weights = routing.routing_weights(prediction.routing, num_experts=num_experts)
-    return BatchLog(
-        loss=loss,
-        nll=mean,
+    loss, log_weights, adversary = _objective_of_batch(
+        recipe, objective, losses, config, all_weights, labels, adversary
+    )
+    total, squares = (jax.nn.logsumexp(factor * log_weights) for factor in (1, 2))
+    predicted = jnp.argmax(config.log_probs, axis=-1)
+    log = BatchLog(
+        loss=loss + _gate_losses(objective, prediction),
+        nll=reweighting.erm_loss(losses.loss),
         accuracy=jnp.mean((predicted == labels).astype(jnp.float32)),
-        effective_sample_size=effective,
+        effective_sample_size=jnp.exp(2 * total - squares),
         importance=jnp.mean(all_weights, axis=0),
     )
+    return log, adversary
+
+
+def _objective_of_batch(
+    recipe: Recipe,
+    objective: Objective,
+    losses: mixture.MixtureLosses,
+    config: mixture.Configuration,
+    all_weights: Float[Array, "batch experts"],
+    labels: Int[Array, " batch"],
+    adversary: PyTree,
+) -> tuple[Float[Array, ""], Float[Array, " batch"], PyTree]:
+    """The objective, the adversary's log weights, and what it remembers."""
+    eta, kind = objective.eta, recipe.objective
+    constant = jax.lax.stop_gradient(losses.loss)
+    even = jnp.full(labels.shape, -math.log(len(labels)), jnp.float32)
+    if kind == "erm":
+        return reweighting.erm_loss(losses.loss), even, adversary
+    if kind == "robust":
+        loss = reweighting.robust_loss(losses.loss, eta=eta, detach=recipe.detach)
+        return loss, reweighting.tilted_log_weights(constant, eta=eta), adversary
+    if kind == "robust_filtered":
+        relevant = reweighting.routing_relevance(
+            losses.regret,
+            config.disagreement,
+            regret_threshold=objective.regret_threshold,
+            disagreement_threshold=objective.disagreement_threshold,
+        )
+        loss = reweighting.robust_filtered_loss(
+            losses.loss, relevant, eta=eta, detach=recipe.detach
+        )
+        tilted = reweighting.tilted_log_weights(constant, eta=eta, where=relevant)
+        return loss, jnp.where(relevant.any(), tilted, even), adversary
+    if kind == "balanced_robust":
+        classes = jax.nn.one_hot(labels, config.log_probs.shape[-1])
+        moments = jnp.stack([config.confidence, config.entropy], axis=-1)
+        constraints = jnp.concatenate([classes, all_weights, moments], axis=-1)
+        solution = reweighting.entropy_balance(losses.loss, constraints, eta=eta)
+        loss = reweighting.danskin_loss(solution, losses.loss, constraints)
+        return loss, jnp.where(solution.converged, solution.log_weights, even), adversary
+    if kind == "configuration_robust":
+        features = mixture.configuration_features(config)
+        signal = reweighting.configuration_signal(losses.loss, features)
+        log_weights = reweighting.tilted_log_weights(signal, eta=eta)
+    elif kind == "radius_robust":
+        radius = reweighting.radius_of_fraction(objective.effective_fraction)
+        log_weights = reweighting.entropy_balance(losses.loss, radius=radius).log_weights
+    else:
+        log_weights, adversary = _cross_batch(objective).update(losses.loss, adversary)
+    return reweighting.weighted_loss(log_weights, losses.loss), log_weights, adversary
 
 
 def _gate_losses(objective: Objective, prediction: Prediction) -> Float[Array, ""]:

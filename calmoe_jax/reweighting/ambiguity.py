@@ -1,0 +1,404 @@
+"""Worst-case weights within a distance of the base weights: sets of adversaries, one interface.
+
+Each function takes a signal (a loss of each example, say) and gives the weights that make its mean
+largest, with a dual value that bounds it from above: what a distributionally robust loss is made
+of. The gradient of `<w, loss>` with the weights constant is that of the worst case (Danskin).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from calmoe_jax._checks import check_at_least, check_positive, check_range
+from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
+from calmoe_jax.reweighting.balance import entropy_balance
+from calmoe_jax.reweighting.tilt import tilted_log_weights
+
+_BISECTIONS = 64
+
+
+class WorstCase(NamedTuple):
+    """The worst weights of a set.
+
+    Attributes:
+        log_weights: `log w`; they sum to one; `-inf` for examples without weight.
+        value: `<w, s>`, less the penalty where there is one.
+        dual_value: an upper bound of it over the set, equal to it but for rounding.
+        effective_sample_size: `1 / sum w^2`.
+        converged: whether the two agree, to rounding, and something counts.
+    """
+
+    log_weights: Float[Array, " examples"]
+    value: Float[Array, ""]
+    dual_value: Float[Array, ""]
+    effective_sample_size: Float[Array, ""]
+    converged: Bool[Array, ""]
+
+
+def kl_penalty(
+    signal: Float[Array, " examples"],
+    *,
+    eta: float | Float[Array, ""],
+    weights: Float[Array, " examples"] | None = None,
+    where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
+) -> WorstCase:
+    """The adversary that pays for its divergence: `max_w <w, s> - KL(w || q) / eta`.
+
+    The weights are `q exp(eta s) / Z` and the value is `log(sum q exp(eta s)) / eta`.
+
+    Args:
+        signal: what the adversary maximises.
+        eta: inverse price, above 0.
+        weights: base weights `q`, at least 0; uniform by default.
+        where: examples that count; all by default.
+        axis_name: device axis that the examples are spread over.
+
+    Returns:
+        A `WorstCase`.
+
+    Raises:
+        ValueError: if a plain-number `eta` is not above 0.
+
+    Example:
+        >>> kl_penalty(jnp.log(jnp.array([1.0, 3.0])), eta=1.0).value.round(4)
+        Array(0.6931, dtype=float32)
+
+    References:
+        Li et al., Tilted Empirical Risk Minimization, 2021.
+    """
+    case = _Case(signal, weights, where, axis_name)
+    log_weights = tilted_log_weights(
+        case.signal, eta=eta, weights=weights, where=where, axis_name=axis_name
+    )
+    share = jnp.exp(log_weights)
+    ratio = jnp.where(share > 0, log_weights, 0) - jnp.where(share > 0, case.log_base, 0)
+    penalty = case.sum(share * ratio) / eta
+    # log Z at the largest signal, which nothing can overflow
+    dual = case.top + jnp.log(case.sum(case.base * jnp.exp(eta * (case.filled - case.top)))) / eta
+    return case.worst(log_weights, dual, penalty)
+
+
+def kl_ball(
+    signal: Float[Array, " examples"],
+    *,
+    radius: float | Float[Array, ""],
+    weights: Float[Array, " examples"] | None = None,
+    where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
+) -> WorstCase:
+    """The worst case among weights with `KL(w || q) <= radius`.
+
+    Its dual value is `min_eta (radius + log sum q exp(eta s)) / eta`, at the `eta` found.
+
+    Args:
+        signal: what the adversary maximises.
+        radius: divergence in nats, at least 0.
+        weights: base weights `q`, at least 0; uniform by default.
+        where: examples that count; all by default.
+        axis_name: device axis that the examples are spread over.
+
+    Returns:
+        A `WorstCase`.
+
+    Raises:
+        ValueError: if a plain-number radius is negative.
+
+    Example:
+        >>> round(float(kl_ball(jnp.array([0.0, 1.0]), radius=0.1).value), 2)
+        0.72
+
+    References:
+        Levy et al., Large-Scale Methods for Distributionally Robust Optimization, 2020.
+    """
+    solution = entropy_balance(
+        signal, radius=radius, weights=weights, where=where, axis_name=axis_name
+    )
+    case = _Case(signal, weights, where, axis_name)
+    eta = solution.eta
+    log_sum = jnp.log(case.sum(case.base * jnp.exp(eta * (case.filled - case.top))))
+    bound = case.top + (radius + log_sum) / jnp.where(eta > 0, eta, 1)
+    dual = jnp.where(eta > 0, bound, case.mean)
+    # beyond the largest divergence that the signal can reach, the bound is its largest value
+    return case.worst(solution.log_weights, jnp.minimum(dual, case.top))
+
+
+def chi_square_ball(
+    signal: Float[Array, " examples"],
+    *,
+    radius: float | Float[Array, ""],
+    weights: Float[Array, " examples"] | None = None,
+    where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
+) -> WorstCase:
+    """The worst case among weights with `sum q (w / q - 1)^2 / 2 <= radius`.
+
+    The weights are `w = q (s - nu)_+ / Z`, the dual value `min_nu nu + sqrt((1 + 2 radius) sum q
+    (s - nu)_+^2)`. Where all examples have weight, `nu` is the mean less `sd / sqrt(2 radius)`.
+
+    Args:
+        signal: what the adversary maximises; finite where it counts.
+        radius: at least 0.
+        weights: base weights `q`, at least 0; uniform by default.
+        where: examples that count; all by default.
+        axis_name: device axis that the examples are spread over.
+
+    Returns:
+        A `WorstCase`. A radius beyond what the largest signal allows gives it all the weight.
+
+    Raises:
+        ValueError: if a plain-number radius is negative.
+
+    Example:
+        >>> jnp.exp(chi_square_ball(jnp.array([0.0, 1.0]), radius=0.125).log_weights)
+        Array([0.25, 0.75], dtype=float32)
+
+    References:
+        Namkoong and Duchi, Variance-based Regularization with Convex Objectives, 2017.
+    """
+    check_range("radius", radius, 0, float("inf"))
+    case = _Case(signal, weights, where, axis_name)
+    level = jnp.asarray(1 + 2 * radius, case.signal.dtype)
+    spread = jnp.sqrt(case.sum(case.base * (case.filled - case.mean) ** 2))
+
+    def above(nu: jax.Array) -> jax.Array:
+        return jnp.maximum(case.filled - nu, 0)
+
+    def too_low(nu: jax.Array) -> jax.Array:
+        first, second = case.sum(case.base * above(nu)), case.sum(case.base * above(nu) ** 2)
+        return second < level * first**2
+
+    # where all examples have weight; nu is never lower
+    low = case.mean - spread / jnp.sqrt(jnp.maximum(level - 1, 1e-12))
+
+    def halve(
+        _: int | jax.Array, bounds: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        middle = (bounds[0] + bounds[1]) / 2
+        raise_ = too_low(middle)
+        return jnp.where(raise_, middle, bounds[0]), jnp.where(raise_, bounds[1], middle)
+
+    nu, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, case.top))
+    mass = case.sum(case.base * above(nu))
+    at_top = case.sum(jnp.where(case.filled == case.top, case.base, 0))
+    # the signal's largest value takes all, or there is nothing to tell examples apart by
+    corner = (level * at_top >= 1) | (mass <= 0)
+    plain = (spread <= 0) | (level <= 1)
+    share = jnp.where(case.filled == case.top, case.base / jnp.where(at_top > 0, at_top, 1), 0)
+    inside = case.base * above(nu) / jnp.where(mass > 0, mass, 1)
+    share = jnp.where(plain, case.base, jnp.where(corner, share, inside))
+    bound = nu + jnp.sqrt(level * case.sum(case.base * above(nu) ** 2))
+    dual = jnp.where(plain, case.mean, jnp.where(corner, case.top, bound))
+    return case.worst(jnp.log(share), dual)
+
+
+def cvar(
+    signal: Float[Array, " examples"],
+    *,
+    alpha: float | Float[Array, ""],
+    weights: Float[Array, " examples"] | None = None,
+    where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
+) -> WorstCase:
+    """The worst case among weights with `w <= q / alpha`: the mean of the largest share `alpha`.
+
+    The dual value is `min_t t + sum q (s - t)_+ / alpha`, at the quantile `t`.
+
+    Args:
+        signal: what the adversary maximises.
+        alpha: share of the base weights, in (0, 1].
+        weights: base weights `q`, at least 0; uniform by default.
+        where: examples that count; all by default.
+        axis_name: device axis that the examples are spread over.
+
+    Returns:
+        A `WorstCase`. Examples at the quantile share what is left, by base weight, so that the
+        order of the examples does not matter.
+
+    Raises:
+        ValueError: if a plain-number `alpha` is outside (0, 1].
+
+    Example:
+        >>> jnp.exp(cvar(jnp.array([1.0, 2.0, 3.0, 4.0]), alpha=0.5).log_weights)
+        Array([0. , 0. , 0.5, 0.5], dtype=float32)
+
+    References:
+        Rockafellar and Uryasev, Optimization of Conditional Value-at-Risk, 2000.
+    """
+    check_positive("alpha", alpha)
+    check_range("alpha", alpha, 0, 1)
+    case = _Case(signal, weights, where, axis_name)
+    # the quantile, bit by bit: floats in the order of integers
+    keys = _ordered(jnp.where(case.base > 0, case.filled, -jnp.inf))
+    low, high = _ordered(case.bottom) - 1, _ordered(case.top)
+
+    def halve(
+        _: int | jax.Array, bounds: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        # of both signs, so the sum could overflow
+        middle = (bounds[0] & bounds[1]) + ((bounds[0] ^ bounds[1]) >> 1)
+        above = case.sum(jnp.where(keys > middle, case.base, 0))
+        enough = above <= alpha
+        return jnp.where(enough, bounds[0], middle), jnp.where(enough, middle, bounds[1])
+
+    _, key = jax.lax.fori_loop(0, jnp.iinfo(keys.dtype).bits, halve, (low, high))
+    beyond, at = keys > key, (keys == key) & (case.base > 0)
+    quantile = jnp.max(jnp.where(at, case.filled, -jnp.inf), initial=-jnp.inf)
+    if axis_name is not None:
+        quantile = jax.lax.pmax(quantile, axis_name)
+    taken = case.sum(jnp.where(beyond, case.base, 0)) / alpha
+    left = safe_divide(jnp.maximum(1 - taken, 0), case.sum(jnp.where(at, case.base, 0)))
+    share = jnp.where(beyond, case.base / alpha, jnp.where(at, case.base * left, 0))
+    excess = jnp.where(beyond, case.filled - quantile, 0)
+    return case.worst(jnp.log(share), quantile + case.sum(case.base * excess) / alpha)
+
+
+class GroupState(NamedTuple):
+    """An adversary over groups.
+
+    Attributes:
+        log_weights: log weight of each group; they sum to one.
+    """
+
+    log_weights: Float[Array, " groups"]
+
+
+class GroupAdversary(NamedTuple):
+    """A stateful adversary over groups, in the form of an optimiser.
+
+    Attributes:
+        init: `() -> state`.
+        update: `(losses, groups, state, where=None, axis_name=None) -> (log_weights, state)`,
+            with a log weight for each example.
+    """
+
+    init: Callable[[], GroupState]
+    update: Callable[..., tuple[Float[Array, " examples"], GroupState]]
+
+
+def group_dro(*, num_groups: int, step_size: float) -> GroupAdversary:
+    """The worst mixture of groups by exponentiated gradient: group DRO.
+
+    `q_g <- q_g exp(step_size L_g) / Z` with `L_g` the group's mean loss in the batch; the loss is
+    `sum_g q_g L_g`. A group that the batch lacks keeps its weight for later and gets none now.
+
+    Args:
+        num_groups: number of groups.
+        step_size: of the exponentiated gradient, above 0.
+
+    Returns:
+        A `GroupAdversary`.
+
+    Raises:
+        ValueError: if `num_groups` is less than 1 or the step not above 0.
+
+    Example:
+        >>> adversary = group_dro(num_groups=2, step_size=1.0)
+        >>> losses, groups = jnp.array([0.0, 0.0, 1.0]), jnp.array([0, 0, 1])
+        >>> log_weights, state = adversary.update(losses, groups, adversary.init())
+        >>> jnp.exp(log_weights).round(3)
+        Array([0.134, 0.134, 0.731], dtype=float32)
+
+    References:
+        Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, 2020.
+    """
+    check_at_least("num_groups", num_groups, 1)
+    check_positive("step_size", step_size)
+
+    def init() -> GroupState:
+        return GroupState(jnp.full(num_groups, -jnp.log(float(num_groups))))
+
+    def update(
+        losses: Float[Array, " examples"],
+        groups: Int[Array, " examples"],
+        state: GroupState,
+        where: Bool[Array, " examples"] | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[Float[Array, " examples"], GroupState]:
+        losses = jax.lax.stop_gradient(at_least_float32(losses))
+        member = jax.nn.one_hot(groups, num_groups, dtype=losses.dtype)
+        if where is not None:
+            member = jnp.where(where[:, None], member, 0)
+        sizes = psum(jnp.sum(member, axis=0), axis_name)
+        # a loss of no member may be anything
+        known = jnp.where(member.any(axis=1), losses, 0)
+        means = safe_divide(psum(known @ member, axis_name), sizes)
+        tilted = state.log_weights + step_size * means
+        moved = GroupState(jax.nn.log_softmax(tilted))
+        present = jnp.where(sizes > 0, moved.log_weights, -jnp.inf)
+        present -= jnp.where(jnp.isneginf(present).all(), 0, jax.nn.logsumexp(present))
+        of_each = present - jnp.log(jnp.where(sizes > 0, sizes, 1))
+        log_weights = jnp.where(member.any(axis=1), of_each[groups], -jnp.inf)
+        return log_weights, moved
+
+    return GroupAdversary(init, update)
+
+
+class _Case:
+    """A signal with its base weights, and sums over all devices."""
+
+    def __init__(
+        self,
+        signal: Float[Array, " examples"],
+        weights: Float[Array, " examples"] | None,
+        where: Bool[Array, " examples"] | None,
+        axis_name: AxisName,
+    ) -> None:
+        for name, array in (("weights", weights), ("where", where)):
+            if array is not None and array.shape != signal.shape:
+                raise ValueError(
+                    f"{name} must have the shape of signal, {signal.shape}, got "
+                    f"{name}.shape={array.shape}."
+                )
+        self.signal = jax.lax.stop_gradient(at_least_float32(signal))
+        base = jnp.ones_like(self.signal) if weights is None else at_least_float32(weights)
+        base = base if where is None else jnp.where(where, base, 0)
+        # a signal of -inf gets no weight from anyone who maximises
+        base = jnp.where(jnp.isneginf(self.signal), 0, base)
+        self._axis_name = axis_name
+        total = self.sum(base)
+        self.some = total > 0
+        self.base = base / jnp.where(self.some, total, 1)
+        self.log_base = jnp.log(self.base)
+        counted = self.base > 0
+        self.filled = jnp.where(counted, self.signal, 0)
+        top = jnp.max(self.signal, where=counted, initial=-jnp.inf)
+        bottom = jnp.min(self.signal, where=counted, initial=jnp.inf)
+        if axis_name is not None:
+            top, bottom = jax.lax.pmax(top, axis_name), jax.lax.pmin(bottom, axis_name)
+        self.top, self.bottom = jnp.where(self.some, top, 0), jnp.where(self.some, bottom, 0)
+        self.filled = jnp.where(counted, self.filled, self.bottom)
+        self.mean = self.sum(self.base * self.filled)
+
+    def sum(self, values: jax.Array) -> jax.Array:
+        """Over the examples of all devices."""
+        return psum(jnp.sum(values), self._axis_name)
+
+    def worst(
+        self, log_weights: jax.Array, dual: jax.Array, penalty: jax.Array | float = 0.0
+    ) -> WorstCase:
+        """The result for weights and a dual value."""
+        share = jnp.exp(log_weights)
+        value = self.sum(share * jnp.where(share > 0, self.filled, 0)) - penalty
+        scale = 1 + jnp.abs(value) + jnp.abs(self.top - self.bottom)
+        # bisection and sums of many examples: 3e-5 in float32
+        near = jnp.abs(dual - value) <= jnp.finfo(share.dtype).eps ** 0.65 * scale
+        return WorstCase(
+            log_weights=jnp.where(self.some, log_weights, -jnp.inf),
+            value=value,
+            dual_value=dual,
+            effective_sample_size=safe_divide(
+                jnp.where(self.some, 1.0, 0.0).astype(share.dtype), self.sum(share**2)
+            ),
+            converged=near & self.some,
+        )
+
+
+def _ordered(x: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """Floats as integers in the same order; -0 as 0."""
+    integer = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0, x).astype(x.dtype), integer)
+    return jnp.where(bits < 0, jnp.iinfo(integer).min - bits, bits)
