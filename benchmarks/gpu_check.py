@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = (
     "test_dispatch_*.py", "test_matmul.py", "test_experts.py", "test_routing.py",
-    "test_selection.py",
+    "test_selection.py", "test_dual.py", "test_balance.py",
 )  # fmt: skip
 _CPU_PROBLEMS = ("tiny", "v_moe")
 _RAGGED = ("64 groups", "qwen3_moe")
@@ -280,7 +280,11 @@ def plan_stages(
     stages.append(Stage((Part("dispatch", tuple(command), out=out),), 0.5))
     layer, out = (sys.executable, "-m", "benchmarks.moe_layer"), folder / "moe_layer.json"
     command = [*layer, *timed, "--out", str(out), *([] if on_gpu else ["--problems", "small"])]
-    stages.append(Stage((Part("moe_layer", tuple(command), out=out),), 0.7 if on_gpu else 1.0))
+    stages.append(Stage((Part("moe_layer", tuple(command), out=out),), 0.6))
+    out = folder / "dual.json"
+    command = [sys.executable, "-m", "benchmarks.dual", *timed, "--out", str(out)]
+    command += [] if on_gpu else ["--problems", "batch", "1e5 x 10"]
+    stages.append(Stage((Part("dual", tuple(command), out=out),), 0.7 if on_gpu else 1.0))
     if on_gpu:
         # a report, not a bound: what the flags do for the rival
         out = folder / "ragged_flags.json"

@@ -162,17 +162,18 @@ def chi_square_ball(
     check_range("radius", radius, 0, float("inf"))
     case = _Case(signal, weights, where, axis_name)
     level = jnp.asarray(1 + 2 * radius, case.signal.dtype)
-    spread = jnp.sqrt(case.sum(case.base * (case.filled - case.mean) ** 2))
+    # from the largest one down, in units of the range: squares of 1e30 would overflow
+    unit = jnp.where(case.top > case.bottom, case.top - case.bottom, 1)
+    depth = (case.filled - case.top) / unit
+    mean = case.sum(case.base * depth)
+    spread = jnp.sqrt(case.sum(case.base * (depth - mean) ** 2))
 
     def above(nu: jax.Array) -> jax.Array:
-        return jnp.maximum(case.filled - nu, 0)
+        return jnp.maximum(depth - nu, 0)
 
     def too_low(nu: jax.Array) -> jax.Array:
         first, second = case.sum(case.base * above(nu)), case.sum(case.base * above(nu) ** 2)
         return second < level * first**2
-
-    # where all examples have weight; nu is never lower
-    low = case.mean - spread / jnp.sqrt(jnp.maximum(level - 1, 1e-12))
 
     def halve(
         _: int | jax.Array, bounds: tuple[jax.Array, jax.Array]
@@ -181,18 +182,21 @@ def chi_square_ball(
         raise_ = too_low(middle)
         return jnp.where(raise_, middle, bounds[0]), jnp.where(raise_, bounds[1], middle)
 
-    nu, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, case.top))
+    # where all examples have weight; nu is never lower
+    low = mean - spread / jnp.sqrt(jnp.maximum(level - 1, 1e-12))
+    nu, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, jnp.zeros_like(low)))
     mass = case.sum(case.base * above(nu))
-    at_top = case.sum(jnp.where(case.filled == case.top, case.base, 0))
+    highest = depth == 0
+    at_top = case.sum(jnp.where(highest, case.base, 0))
     # the signal's largest value takes all, or there is nothing to tell examples apart by
     corner = (level * at_top >= 1) | (mass <= 0)
     plain = (spread <= 0) | (level <= 1)
-    share = jnp.where(case.filled == case.top, case.base / jnp.where(at_top > 0, at_top, 1), 0)
+    share = jnp.where(highest, case.base / jnp.where(at_top > 0, at_top, 1), 0)
     inside = case.base * above(nu) / jnp.where(mass > 0, mass, 1)
     share = jnp.where(plain, case.base, jnp.where(corner, share, inside))
     bound = nu + jnp.sqrt(level * case.sum(case.base * above(nu) ** 2))
-    dual = jnp.where(plain, case.mean, jnp.where(corner, case.top, bound))
-    return case.worst(jnp.log(share), dual)
+    dual = jnp.where(plain, mean, jnp.where(corner, 0, bound))
+    return case.worst(jnp.log(share), case.top + unit * dual)
 
 
 def cvar(
