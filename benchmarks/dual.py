@@ -62,7 +62,7 @@ PROBLEMS = {
     "batch": Problem(1024, 16, eta=2.0),
     "256 batches": Problem(1024, 8, eta=2.0, batch=256, scipy=20),
     "1e5 x 10": Problem(100_000, 10, shift=0.15, scipy=5),
-    "1e5 x 50": Problem(100_000, 50, shift=0.5),
+    "1e5 x 50": Problem(100_000, 50, shift=0.3),
     "1e6 x 10": Problem(1_000_000, 10, shift=0.15, scipy=3),
     "1e6 x 16": Problem(1_000_000, 16, shift=0.15, eta=1.0),
     "1e6 x 50": Problem(1_000_000, 50, shift=0.3, scipy=1),
@@ -122,17 +122,26 @@ def by_scipy(eta: float, signal: np.ndarray, off: np.ndarray) -> tuple[np.ndarra
 
 
 def by_numpy(eta: float, signal: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, float]:
-    """Potentials by Newton's method in NumPy, and the residual."""
+    """Potentials by Newton's method in NumPy, with steps halved as needed, and the residual."""
     scores, v = eta * signal, np.zeros(off.shape[1])
-    for _ in range(30):
-        z = scores - off @ v
-        w = np.exp(z - z.max())
-        w /= w.sum()
+    step, value, mean = v, np.inf, v
+    for _ in range(60):
+        trial = v + step
+        z = scores - off @ trial
+        peak = z.max()
+        w = np.exp(z - peak)
+        total = w.sum()
+        higher = peak + np.log(total) > value + 1e-12
+        if higher:
+            step = step / 2
+            continue
+        v, value = trial, peak + np.log(total)
+        w /= total
         mean = w @ off
         if np.abs(mean).max(initial=0) <= _TOLERANCE:
             break
         hessian = (off * w[:, None]).T @ off - np.outer(mean, mean)
-        v = v + np.linalg.solve(hessian, mean)
+        step = np.linalg.lstsq(hessian, mean, rcond=1e-12)[0]
     return v, float(np.abs(mean).max(initial=0))
 
 
@@ -165,9 +174,7 @@ def ours(problem: Problem) -> Callable[..., cm.BalanceSolution]:
     def solve(signal: jax.Array, columns: jax.Array, targets: jax.Array) -> cm.BalanceSolution:
         return cm.entropy_balance(signal, columns, targets, eta=problem.eta or 1.0)
 
-    return jax.jit(jax.vmap(solve)) if problem.batch > 1 else jax.jit(
-        lambda s, a, b: jax.tree.map(lambda x: x[None], solve(s[0], a[0], b[0]))
-    )  # fmt: skip
+    return jax.jit(jax.vmap(solve) if problem.batch > 1 else solve)
 
 
 def _wall(run: Callable[[], Any], rounds: int) -> list[float]:
@@ -182,7 +189,7 @@ def _wall(run: Callable[[], Any], rounds: int) -> list[float]:
 def measure(name: str, problem: Problem, *, on_cpu: bool) -> tuple[list[Figure], dict[str, Any]]:
     """Checks and times one problem."""
     given = make(problem)
-    arrays = [jnp.asarray(x) for x in given]
+    arrays = [jnp.asarray(x if problem.batch > 1 else x[0]) for x in given]
     solve = ours(problem)
     solution = solve(*arrays)
     figures, details = [], {}
@@ -199,7 +206,8 @@ def measure(name: str, problem: Problem, *, on_cpu: bool) -> tuple[list[Figure],
     if plain and find_spec("empirical_calibration"):
         run = partial(by_empirical_calibration, given)
         outcomes["empirical_calibration"], solvers["empirical_calibration"] = run(), run
-    mine = np.asarray(solution.log_weights[0], np.float64)
+    log_weights = solution.log_weights if problem.batch == 1 else solution.log_weights[0]
+    mine = np.asarray(log_weights, np.float64)
     worst = float(np.abs(mine - outcomes["scipy"].log_weights).max())
     figures.append(Figure(f"{name}: log weights differ from SciPy's by", worst, 1e-3))
     rounds = 7 if problem.size * problem.batch <= 10**6 else 3
@@ -233,10 +241,10 @@ def _on_device(
 ) -> list[Figure]:
     """Device time of the solve, of a pass, and of a copy."""
     programs = {"solve": clocks.Program(ours(problem), tuple(arrays))}
-    rows = arrays[1][0]
+    rows = arrays[1]
     if problem.columns and problem.batch == 1:
         unit = jnp.ones(problem.columns)
-        columns = passes.Columns(rows, arrays[2][0], unit)
+        columns = passes.Columns(rows, arrays[2], unit)
         slopes, scores = 0.1 * unit, jnp.zeros(problem.size)
         function = passes.moments
         if find_spec("jax_triton"):
