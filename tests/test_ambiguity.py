@@ -62,6 +62,30 @@ def test_the_worst_case_equals_a_general_solver(name):
     np.testing.assert_allclose(case.dual_value, case.value, atol=1e-4)
 
 
+@pytest.mark.peers
+@pytest.mark.parametrize("name", list(SETS))
+def test_the_worst_case_equals_cvxpy(name):
+    cvxpy = pytest.importorskip("cvxpy")
+    s, q = (np.asarray(x, np.float64) for x in draw(100))
+    q = q / q.sum()
+    w = cvxpy.Variable(100)
+    kl = cvxpy.sum(cvxpy.kl_div(w, q))
+    rules, penalty = [w >= 0, cvxpy.sum(w) == 1], 0
+    if name == "kl_penalty":
+        penalty = kl / 1.5
+    elif name == "kl_ball":
+        rules.append(kl <= 0.3)
+    elif name == "chi_square_ball":
+        rules.append(cvxpy.sum_squares(cvxpy.multiply(w / q - 1, np.sqrt(q))) / 2 <= 0.4)
+    else:
+        rules.append(w <= q / 0.3)
+    program = cvxpy.Problem(cvxpy.Maximize(s @ w - penalty), rules)
+    value = program.solve(solver=cvxpy.CLARABEL)
+    case = SETS[name](jnp.asarray(s, jnp.float32), weights=jnp.asarray(q, jnp.float32))
+    np.testing.assert_allclose(case.value, value, atol=2e-5)
+    np.testing.assert_allclose(jnp.exp(case.log_weights), w.value, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", list(SETS))
 def test_laws_of_every_set(name):
     s, q = draw(200)

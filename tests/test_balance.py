@@ -123,7 +123,8 @@ def test_base_weights_may_be_scaled_and_may_mask():
         where=jnp.arange(60) < 45,
     )
     alone = balance(s[:45], a[:45], eta=2.0, weights=weights[:45])
-    for other in (scaled, masked):
+    weightless = balance(s.at[45:].set(jnp.nan), a.at[45:].set(jnp.nan), eta=2.0, weights=weights)
+    for other in (scaled, masked, weightless):
         np.testing.assert_allclose(other.log_weights, by_weight.log_weights, atol=1e-5)
     assert (by_weight.log_weights[45:] == -jnp.inf).all()
     np.testing.assert_allclose(alone.log_weights, by_weight.log_weights[:45], atol=1e-5)
@@ -316,6 +317,9 @@ def test_a_start_saves_steps():
     cold = balance(s, a, eta=2.0)
     warm = balance(s + 0.01, a, eta=2.02, start=cold.potentials)
     assert warm.num_steps < cold.num_steps
+    constant = jnp.concatenate([a, jnp.ones((200, 1))], axis=1)
+    again = balance(s, constant, eta=2.0, start=jnp.append(cold.potentials, 0))
+    assert again.num_steps < cold.num_steps
     wrong = balance(s, a, eta=2.0, start=jnp.full(5, jnp.nan))
     np.testing.assert_allclose(wrong.log_weights, cold.log_weights, atol=1e-5)
     far = balance(s, a, eta=2.0, start=jnp.full(5, 1e6))

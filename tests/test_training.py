@@ -179,6 +179,7 @@ def test_regret_is_against_all_experts():
     assert not any(seen)
 
 
+@pytest.mark.slow
 def test_the_warm_up_is_vanilla_for_every_mixture(tmp_path):
     """The same seeds: bit-equal through the warm-up, apart from then on."""
     config = training.TrainConfig(epochs=2, warmup_epochs=1, batch_size=16)
@@ -204,6 +205,7 @@ def test_the_filter_touches_some_images_and_no_features():
     assert step.filter_some(features, jax.random.key(0), 0.5) is features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["vanilla", "fgr_robust"])
 def test_seeds_do_not_depend_on_how_they_are_mapped(method, tmp_path, monkeypatch):
     mapped = train(tmp_path / "map", method)
@@ -227,6 +229,7 @@ def test_seeds_do_not_depend_on_how_they_are_mapped(method, tmp_path, monkeypatc
         np.testing.assert_allclose(a[1:], b, rtol=2e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_one_compilation_for_all_seeds_and_epochs(tmp_path, caplog):
     """One program for the objective and one for the warm-up, which is vanilla's own."""
 
@@ -318,6 +321,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_place(tmp_path):
     assert training.Checkpoints(tmp_path / "checkpoints").latest() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["top_k", "hard"])
 def test_load_balancing_spreads_the_load(tmp_path, routing):
     model = training.ModelConfig(width=8, depth=1, experts=4, router_hidden=8, routing=routing)

@@ -207,8 +207,10 @@ def _standardise(
     log_base = jnp.zeros_like(signal) if inputs.weights is None else jnp.log(inputs.weights)
     if where is not None:
         log_base = jnp.where(where, log_base, -jnp.inf)
-        columns = jnp.where(where[:, None], columns, 0)
-        signal = jnp.where(where, signal, -jnp.inf)
+    if where is not None or inputs.weights is not None:
+        # what does not count may be anything
+        columns = jnp.where(jnp.isneginf(log_base)[:, None], 0, columns)
+        signal = jnp.where(jnp.isneginf(log_base), -jnp.inf, signal)
     total = _dual.log_sum(log_base, axis_name)
     log_base -= jnp.where(jnp.isneginf(total), 0, total)
 
@@ -292,6 +294,8 @@ def _scores(task: _Task, eta: Float[Array, ""]) -> Float[Array, " examples"]:
     return task.log_base + tilt
 
 
+# A program of its own, or loops would be compiled anew for each call outside `jit`.
+@partial(jax.jit, static_argnums=3)
 def _solve(
     inputs: _Inputs,
     where: Bool[Array, " examples"] | None,
@@ -299,7 +303,8 @@ def _solve(
     options: _Options,
 ) -> tuple[BalanceSolution, _dual.Found]:
     task = _standardise(inputs, where, options.axis_name)
-    begin = start * task.columns.scale
+    # a constant column has an infinite unit, and no potential
+    begin = jnp.where(jnp.isinf(task.columns.scale), 0, start * task.columns.scale)
     stride = _stride(len(task.signal))
     near: tuple[Float[Array, " m"], Float[Array, ""], Float[Array, "m m"] | None]
     near = begin, jnp.zeros_like(task.signal_scale), None
