@@ -151,6 +151,9 @@ def test_a_slack_is_used_up_where_it_binds():
     np.testing.assert_allclose(jnp.abs(off[binding]), 0.05, atol=1e-5)
     assert (jnp.sign(off[binding]) == jnp.sign(loose.potentials[binding])).all()
     assert w @ s > jnp.exp(exact.log_weights) @ s
+    back = balance(s, a, eta=2.0, slack=100.0, start=jnp.ones(4))
+    assert back.converged
+    assert (back.potentials == 0).all()
     free = balance(s, a, eta=2.0, slack=100.0)
     np.testing.assert_allclose(free.log_weights, tilted_log_weights(s, eta=2.0), atol=1e-5)
 
@@ -217,6 +220,15 @@ def test_targets_that_cannot_be_met_are_proved_so(columns, targets):
     assert solution.residual > 0.01
 
 
+def test_a_slack_makes_what_cannot_be_met_feasible():
+    column = jnp.linspace(0, 1, 40)[:, None]
+    beyond = jnp.array([1.1])
+    assert not balance(jnp.zeros(40), column, beyond, eta=1.0).feasible
+    solution = balance(jnp.zeros(40), column, beyond, eta=1.0, slack=1.0)
+    assert solution.feasible
+    assert solution.converged
+
+
 def test_edges_of_size():
     s, a = arrays(*problem(8, 12))
     one = balance(s[:1], a[:1], eta=2.0)
@@ -252,6 +264,8 @@ def test_infinite_and_missing_signals():
     cut = balance(s[5:], a[5:], eta=2.0)
     assert (without.log_weights[:5] == -jnp.inf).all()
     np.testing.assert_allclose(without.log_weights[5:], cut.log_weights, atol=1e-5)
+    # the same weights, of base weights 45 / 50 as large
+    np.testing.assert_allclose(without.kl, cut.kl + np.log(50 / 45), atol=1e-5)
     first = balance(s.at[3].set(jnp.inf), eta=2.0)
     assert first.log_weights[3] == 0
     nan = balance(s.at[3].set(jnp.nan), a, eta=2.0)
@@ -308,6 +322,9 @@ def test_many_examples_of_which_the_part_says_nothing():
     s = np.random.RandomState(0).randn(n)
     solution = balance(*arrays(s, rare), eta=1.0)
     check(solution, rare)
+    rare[1::2000] = -1  # of mean 0, which is its value in the part
+    assert (rare[::16] == 0).all()
+    check(balance(*arrays(s + rare[:, 0], rare), eta=1.0), rare)
     hidden = balance(*arrays(s, rare), eta=1.0, where=jnp.arange(n) % 16 > 0)
     assert hidden.converged
 

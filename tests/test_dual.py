@@ -58,6 +58,23 @@ def test_moments_equal_sums_in_float64(size, width, far, implementation):
                 np.testing.assert_allclose(value, exact, rtol=2e-5, atol=2e-5 * (1 + far / 10))
 
 
+def test_programs_that_work_through_many_tiles(implementation, monkeypatch):
+    if implementation == "xla":
+        monkeypatch.setattr(dual, "_BLOCK", 64)
+    else:
+        from calmoe_kernels.gpu import dual as gpu
+        from calmoe_kernels.gpu.configs import DualConfig
+
+        monkeypatch.setattr(gpu, "dual_config", lambda size, width: DualConfig(32, 5, 4))
+    columns, scores, slopes = problem(1000, 4)
+    for ordered in (jnp.sort(scores), -jnp.sort(-scores)):  # a peak that rises, and that does not
+        wanted = by_hand(columns, ordered, slopes)
+        for function in functions(implementation):
+            for value, exact in zip(function(columns, ordered, slopes), wanted, strict=True):
+                if value is not None:
+                    np.testing.assert_allclose(value, exact, rtol=2e-5, atol=2e-5)
+
+
 def test_examples_that_do_not_count(implementation):
     columns, scores, slopes = problem(500, 4)
     some = np.random.RandomState(1).rand(500) < 0.3

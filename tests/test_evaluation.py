@@ -140,6 +140,31 @@ def test_per_expert_weights_by_the_router_and_mocae_does_not(evaluated):
     assert np.abs(np.array(on_view.temperature) - np.array(on_all.temperature)).max() > 0.01
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+def test_each_expert_gets_its_own_temperature(order):
+    """Whatever slot it is in."""
+    task, trained = small_task(), fake_network(3)
+    split = task.evaluation[0]
+    log_probs, weights = outputs_of(trained, split.inputs, 1)
+    outputs = evaluation.predict(trained, split.inputs)
+    slots = evaluation.Outputs(*(x[:, :, np.array(order)] for x in outputs))
+    experts = np.array([0.5, 1.0, 4.0])
+    temperatures = evaluation.Temperatures(
+        jnp.tile(jnp.asarray(experts, jnp.float32), (2, 1)), jnp.full(2, 2.0)
+    )
+    scores = evaluation._score(
+        slots, temperatures, jnp.asarray(split.labels), jnp.ones(len(split), bool)
+    )
+    scaled = references.softmax(log_probs / experts[None, :, None])
+    mixed = references.softmax(np.log(references.mix(scaled, weights)) / 2)
+    wanted = -np.log(mixed[np.arange(len(split)), split.labels]).mean()
+    np.testing.assert_allclose(scores.metrics["nll"][1], wanted, rtol=1e-5)
+    moved = evaluation._scale_experts(slots, temperatures.experts)
+    np.testing.assert_allclose(
+        jnp.exp(moved.expert_log_probs[1]), scaled[:, order], rtol=1e-4, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("routing", ["top_k", "hard"])
 def test_records_do_not_depend_on_how_experts_are_computed(routing, monkeypatch):
     task, methods = small_task(), ("vanilla", "mocae")
