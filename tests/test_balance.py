@@ -37,7 +37,9 @@ def check(solution, constraints, targets=None, *, base=None, tolerance=2e-5):
     b = q @ a if targets is None else targets
     spread = np.sqrt(q @ (a - q @ a) ** 2)
     np.testing.assert_allclose(w.sum(), 1, rtol=1e-5)
-    np.testing.assert_allclose((w @ a - b) / np.where(spread > 1e-9, spread, 1), 0, atol=tolerance)
+    np.testing.assert_allclose(
+        (w @ (a - b)) / np.where(spread > 1e-9, spread, 1), 0, atol=tolerance
+    )
     np.testing.assert_allclose(solution.effective_sample_size, 1 / np.sum(w**2), rtol=1e-4)
     positive = w > 0
     kl = np.sum(w[positive] * np.log(w[positive] / q[positive]))
