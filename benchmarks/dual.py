@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ import scipy.special
 
 import calmoe_jax as cm
 from benchmarks import clocks
-from benchmarks.harness import Figure, report
+from benchmarks.harness import Figure, benchmark_parser, report
 from calmoe_kernels import dual as passes
 
 _TOLERANCE = 1e-6
@@ -192,7 +191,7 @@ def measure(name: str, problem: Problem, *, on_cpu: bool) -> tuple[list[Figure],
     arrays = [jnp.asarray(x if problem.batch > 1 else x[0]) for x in given]
     solve = ours(problem)
     solution = solve(*arrays)
-    figures, details = [], {}
+    figures = []
     residual = float(solution.residual.max())
     figures.append(Figure(f"{name}: residual", residual, 1e-5))
     solvers: dict[str, Callable[[], Any]] = {"ours": lambda: solve(*arrays)}
@@ -230,7 +229,10 @@ def measure(name: str, problem: Problem, *, on_cpu: bool) -> tuple[list[Figure],
         figures.append(
             Figure(f"{name}: {rival} / ours", seconds[rival] / seconds["ours"], least=least)
         )
-    details = {"seconds": times, "num_steps": np.asarray(solution.num_steps).tolist()}
+    details: dict[str, Any] = {
+        "seconds": times,
+        "num_steps": np.asarray(solution.num_steps).tolist(),
+    }
     if not on_cpu:
         figures += _on_device(name, problem, arrays, details)
     return figures, details
@@ -293,15 +295,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 where a bound is broken")
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS)
-    parser.add_argument(
-        "--seconds", type=float, default=1200, help="begin no problem after that long"
-    )
-    parser.add_argument("--out", type=Path, help="where to write everything as JSON")
-    parser.add_argument("--commit", help="commit of a tree without its repository")
-    return parser.parse_args(arguments)
+    return benchmark_parser(__doc__, PROBLEMS).parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """What the benchmarks share: interleaved timing, machine facts, one line of figures."""
 
+import argparse
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,24 @@ def environment(commit: str | None = None) -> dict[str, Any]:
         "load": os.getloadavg(),
         "commit": commit or known["commit"],
     }
+
+
+def benchmark_parser(description: str, problems: Iterable[str]) -> argparse.ArgumentParser:
+    """The options of a benchmark of named problems.
+
+    Args:
+        description: of which the first line is shown.
+        problems: their names.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="exit 1 where a bound is broken")
+    parser.add_argument("--problems", nargs="+", choices=list(problems))
+    parser.add_argument(
+        "--seconds", type=float, default=1200, help="begin no problem after that long"
+    )
+    parser.add_argument("--out", type=Path, help="where to write everything as JSON")
+    parser.add_argument("--commit", help="commit of a tree without its repository")
+    return parser
 
 
 def write_json(out: Path, content: Mapping[str, Any]) -> None:

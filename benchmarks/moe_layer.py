@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -31,7 +30,7 @@ import numpy as np
 
 import calmoe_jax as cm
 from benchmarks import clocks
-from benchmarks.harness import Figure, ratio, report
+from benchmarks.harness import Figure, benchmark_parser, ratio, report
 
 
 class Products(NamedTuple):
@@ -358,15 +357,7 @@ def _measure_layer(
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 where a bound is broken")
-    parser.add_argument("--problems", nargs="+", choices=[*PRODUCTS, *LAYERS])
-    parser.add_argument(
-        "--seconds", type=float, default=1200, help="begin no problem after that long"
-    )
-    parser.add_argument("--out", type=Path, help="where to write everything as JSON")
-    parser.add_argument("--commit", help="commit of a tree without its repository")
-    return parser.parse_args(arguments)
+    return benchmark_parser(__doc__, [*PRODUCTS, *LAYERS]).parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,8 @@
 """The adversary: weights over examples, and the objectives built on them."""
 
-from calmoe_jax.reweighting.ambiguity import GroupAdversary as GroupAdversary
-from calmoe_jax.reweighting.ambiguity import GroupState as GroupState
 from calmoe_jax.reweighting.ambiguity import WorstCase as WorstCase
 from calmoe_jax.reweighting.ambiguity import chi_square_ball as chi_square_ball
 from calmoe_jax.reweighting.ambiguity import cvar as cvar
-from calmoe_jax.reweighting.ambiguity import group_dro as group_dro
 from calmoe_jax.reweighting.ambiguity import kl_ball as kl_ball
 from calmoe_jax.reweighting.ambiguity import kl_penalty as kl_penalty
 from calmoe_jax.reweighting.balance import BalanceSolution as BalanceSolution
@@ -14,6 +11,9 @@ from calmoe_jax.reweighting.cross_batch import CrossBatchAdversary as CrossBatch
 from calmoe_jax.reweighting.cross_batch import CrossBatchState as CrossBatchState
 from calmoe_jax.reweighting.cross_batch import cross_batch_tilt as cross_batch_tilt
 from calmoe_jax.reweighting.frequency import dct_filter as dct_filter
+from calmoe_jax.reweighting.groups import GroupAdversary as GroupAdversary
+from calmoe_jax.reweighting.groups import GroupState as GroupState
+from calmoe_jax.reweighting.groups import group_dro as group_dro
 from calmoe_jax.reweighting.objectives import balanced_robust_loss as balanced_robust_loss
 from calmoe_jax.reweighting.objectives import configuration_robust_loss as configuration_robust_loss
 from calmoe_jax.reweighting.objectives import danskin_loss as danskin_loss

@@ -10,14 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_non_negative, check_positive
 from calmoe_jax._numerics import AxisName, psum
-from calmoe_jax.reweighting import _dual, _radius
+from calmoe_jax.reweighting import _dual, _radius, _task
+from calmoe_jax.reweighting._implicit import differentiable_log_weights
 from calmoe_jax.reweighting._linear import solve_semidefinite
 from calmoe_jax.reweighting.tilt import tilted_log_weights
-from calmoe_kernels import dual
-
-# Problems of at least this many examples start from the solution for one in so many of them.
-_LARGE = 2**16
-_ONE_IN = 16
 
 
 class BalanceSolution(NamedTuple):
@@ -50,22 +46,6 @@ class BalanceSolution(NamedTuple):
     feasible: Bool[Array, ""]
     converged: Bool[Array, ""]
     num_steps: Int[Array, ""]
-
-
-class _Task(NamedTuple):
-    """The problem in standard units.
-
-    Attributes:
-        columns: constraints and their units.
-        log_base: log of the base weights.
-        signal: at most 0, in units of `signal_scale`; `-inf` for examples that must not count.
-        signal_scale: its unit.
-    """
-
-    columns: dual.Columns
-    log_base: Float[Array, " examples"]
-    signal: Float[Array, " examples"]
-    signal_scale: Float[Array, ""]
 
 
 def entropy_balance(
@@ -152,7 +132,7 @@ def entropy_balance(
     dtype = jnp.result_type(jnp.float32, *floats)
     size = 0 if constraints is None else constraints.shape[1]
     columns = jnp.zeros((len(signal), 0)) if constraints is None else constraints
-    inputs = _Inputs(
+    inputs = _task.Inputs(
         signal.astype(dtype),
         columns.astype(dtype),
         None if targets is None else targets.astype(dtype),
@@ -177,20 +157,9 @@ def entropy_balance(
         )
     elif implicit:
         solution = solution._replace(
-            log_weights=_differentiable(inputs, where, found, solution.eta, axis_name)
+            log_weights=differentiable_log_weights(inputs, where, found, solution.eta, axis_name)
         )
     return solution
-
-
-class _Inputs(NamedTuple):
-    signal: Float[Array, " examples"]
-    constraints: Float[Array, "examples m"]
-    targets: Float[Array, " m"] | None
-    weights: Float[Array, " examples"] | None
-    eta: Float[Array, ""] | None
-    radius: Float[Array, ""] | None
-    ridge: Float[Array, ""]
-    slack: Float[Array, " m"]
 
 
 class _Options(NamedTuple):
@@ -200,112 +169,18 @@ class _Options(NamedTuple):
     implementation: str | None
 
 
-def _standardise(
-    inputs: _Inputs, where: Bool[Array, " examples"] | None, axis_name: AxisName
-) -> _Task:
-    signal, columns = inputs.signal, inputs.constraints
-    log_base = jnp.zeros_like(signal) if inputs.weights is None else jnp.log(inputs.weights)
-    if where is not None:
-        log_base = jnp.where(where, log_base, -jnp.inf)
-    if where is not None or inputs.weights is not None:
-        # what does not count may be anything
-        columns = jnp.where(jnp.isneginf(log_base)[:, None], 0, columns)
-        signal = jnp.where(jnp.isneginf(log_base), -jnp.inf, signal)
-    total = _dual.log_sum(log_base, axis_name)
-    log_base -= jnp.where(jnp.isneginf(total), 0, total)
-
-    # the largest signal becomes 0; several of +inf share the weight
-    counted = ~jnp.isneginf(log_base)
-    top = _over(jax.lax.pmax, jnp.max(signal, where=counted, initial=-jnp.inf), axis_name)
-    infinite = jnp.isposinf(top)
-    signal = jnp.where(infinite, jnp.where(signal == top, 0, -jnp.inf), signal)
-    signal = jnp.where(jnp.isneginf(signal), signal, signal - jnp.where(jnp.isinf(top), 0, top))
-    range_ = jnp.max(-signal, where=counted & ~jnp.isneginf(signal), initial=0)
-    range_ = _over(jax.lax.pmax, range_, axis_name)
-    unit = jax.lax.stop_gradient(jnp.where((range_ > 0) & jnp.isfinite(range_), range_, 1))
-
-    share = jnp.exp(log_base)
-    centre = inputs.targets
-    if centre is None:
-        nothing = jnp.zeros(columns.shape[1], columns.dtype)
-        # the shares sum to one but for rounding, which a constant column would show
-        whole = psum(jnp.sum(share), axis_name)
-        centre = psum(dual.weighted_sum(share, columns, nothing), axis_name)
-        centre /= jnp.where(whole > 0, whole, 1)
-    scale = _units(columns, share, centre, inputs.targets is None, axis_name)
-    return _Task(dual.Columns(columns, centre, scale), log_base, signal / unit, unit)
-
-
-def _units(
-    columns: Float[Array, "examples m"],
-    share: Float[Array, " examples"],
-    centre: Float[Array, " m"],
-    central: bool,
-    axis_name: AxisName,
-) -> Float[Array, " m"]:
-    """Standard deviations of the columns; of a part where there are many, units need not be exact.
-
-    A constant column that is at its target gets an infinite one, and so never matters; one that is
-    not, its distance.
-
-    Args:
-        columns: constraints, 0 where they do not count.
-        share: base weights.
-        centre: targets.
-        central: whether those are the means.
-        axis_name: device axis.
-    """
-    epsilon = 32 * jnp.finfo(columns.dtype).eps
-
-    def moments(some: jax.Array, of_some: jax.Array, known: bool) -> tuple[jax.Array, jax.Array]:
-        mass = psum(jnp.sum(of_some), axis_name)
-        of_some = of_some / jnp.where(mass > 0, mass, 1)
-        mean = centre
-        if not known:
-            # from the centre on: a mean that is large against the deviations costs no digits
-            mean = centre + psum(dual.weighted_sum(of_some, some, centre), axis_name)
-        squares, nothing = (some - mean[None]) ** 2, jnp.zeros_like(mean)
-        return mean, psum(dual.weighted_sum(of_some, squares, nothing), axis_name)
-
-    def constant(mean: jax.Array, variance: jax.Array) -> jax.Array:
-        return variance <= (epsilon * jnp.maximum(jnp.abs(mean), jnp.abs(centre))) ** 2
-
-    stride = _stride(len(share))
-    mean, variance = moments(columns[::stride], share[::stride], central and stride == 1)
-    if stride > 1:
-        # what is constant in the part may not be so elsewhere
-        mean, variance = jax.lax.cond(
-            constant(mean, variance).any(),
-            lambda: moments(columns, share, central),
-            lambda: (mean, variance),
-        )
-    flat, off = constant(mean, variance), jnp.abs(mean - centre)
-    distance = jnp.where(off > epsilon * jnp.maximum(jnp.abs(mean), jnp.abs(centre)), off, jnp.inf)
-    return jnp.where(flat, distance, jnp.sqrt(jnp.where(flat, 1, variance)))
-
-
-def _stride(size: int) -> int:
-    """How many examples there are to one of the part that stands for all."""
-    return _ONE_IN if size >= _LARGE else 1
-
-
-def _scores(task: _Task, eta: Float[Array, ""]) -> Float[Array, " examples"]:
-    tilt = jnp.where(jnp.isneginf(task.signal), -jnp.inf, eta * task.signal)
-    return task.log_base + tilt
-
-
 # A program of its own, or loops would be compiled anew for each call outside `jit`.
 @partial(jax.jit, static_argnums=3)
 def _solve(
-    inputs: _Inputs,
+    inputs: _task.Inputs,
     where: Bool[Array, " examples"] | None,
     start: Float[Array, " m"],
     options: _Options,
 ) -> tuple[BalanceSolution, _dual.Found]:
-    task = _standardise(inputs, where, options.axis_name)
+    task = _task.standardise(inputs, where, options.axis_name)
     # a constant column has an infinite unit, and no potential
     begin = jnp.where(jnp.isinf(task.columns.scale), 0, start * task.columns.scale)
-    stride = _stride(len(task.signal))
+    stride = _task.stride_of(len(task.signal))
     near: tuple[Float[Array, " m"], Float[Array, ""], Float[Array, "m m"] | None]
     near = begin, jnp.zeros_like(task.signal_scale), None
     if stride > 1:
@@ -319,12 +194,10 @@ def _solve(
         near = jnp.where(known, found.potentials, begin), jnp.where(known, eta, 0), found.second
     found, eta, num_steps, limited = _find(task, inputs, near, options)
 
-    logits = _scores(task, eta) + dual.shifts(task.columns, found.potentials)
-    total = _dual.log_sum(logits, options.axis_name)
-    some = ~jnp.isneginf(total)
-    log_weights = logits - jnp.where(some, total, 0)
-    kl = _divergence(log_weights, task.log_base, options.axis_name)
+    log_weights = _task.tilted_log_weights(task, eta, found.potentials, options.axis_name)
+    kl = _task.divergence(log_weights, task.log_base, options.axis_name)
     squares = _dual.log_sum(2 * log_weights, options.axis_name)
+    some = ~jnp.isneginf(squares)
     feasible, converged = some & ~found.separated, found.residual <= options.tolerance
     if inputs.radius is not None:
         # 1e-6 nats for a radius of about 0
@@ -339,7 +212,7 @@ def _solve(
             kl=kl,
             effective_sample_size=jnp.where(some, jnp.exp(-squares), 0),
             residual=found.residual,
-            duality_gap=_gap(found, inputs, eta, task.signal_scale),
+            duality_gap=_gap(found, _task.ridge_of(inputs, task, eta), inputs.slack),
             feasible=feasible,
             converged=some & converged & feasible & ~jnp.isnan(kl),
             num_steps=num_steps,
@@ -349,8 +222,8 @@ def _solve(
 
 
 def _find(
-    task: _Task,
-    inputs: _Inputs,
+    task: _task.Task,
+    inputs: _task.Inputs,
     near: tuple[Float[Array, " m"], Float[Array, ""], Float[Array, "m m"] | None],
     options: _Options,
 ) -> tuple[_dual.Found, Float[Array, ""], Int[Array, ""], Bool[Array, ""]]:
@@ -363,11 +236,10 @@ def _find(
     potentials, first, second = near
 
     def minimum(eta: Float[Array, ""], potentials: Float[Array, " m"]) -> _dual.Found:
-        plain = eta / task.signal_scale
         problem = _dual.Problem(
             task.columns,
-            _scores(task, eta),
-            jnp.where(inputs.ridge > 0, inputs.ridge / jnp.where(plain > 0, plain, 1), 0),
+            _task.scores(task, eta),
+            _task.ridge_of(inputs, task, eta),
             inputs.slack,
         )
         axis_name, implementation = options.axis_name, options.implementation
@@ -399,102 +271,28 @@ def _find(
 
 
 def _tilted(
-    task: _Task, eta: Float[Array, ""], found: _dual.Found, axis_name: AxisName
+    task: _task.Task, eta: Float[Array, ""], found: _dual.Found, axis_name: AxisName
 ) -> _radius.Tilted:
-    logits = _scores(task, eta) + dual.shifts(task.columns, found.potentials)
-    total = _dual.log_sum(logits, axis_name)
-    log_weights = logits - jnp.where(jnp.isneginf(total), 0, total)
+    log_weights = _task.tilted_log_weights(task, eta, found.potentials, axis_name)
     share = jnp.exp(log_weights)
     signal = jnp.where(share > 0, task.signal, 0)
     middle = psum(jnp.sum(share * signal), axis_name)
     away = share * (signal - middle)
-    common = psum(_standard_sum(away, task.columns), axis_name)
+    common = psum(_task.standard_sum(away, task.columns), axis_name)
     drift = solve_semidefinite(found.second, common, jnp.ones(common.shape, bool))
     variance = psum(jnp.sum(away * (signal - middle)), axis_name) - common @ drift
-    kl = _divergence(log_weights, task.log_base, axis_name)
+    kl = _task.divergence(log_weights, task.log_base, axis_name)
     return _radius.Tilted(found, kl, jnp.maximum(variance, 0), drift)
 
 
-def _differentiable(
-    inputs: _Inputs,
-    where: Bool[Array, " examples"] | None,
-    found: _dual.Found,
-    eta: Float[Array, ""],
-    axis_name: AxisName,
-) -> Float[Array, " examples"]:
-    """Log weights whose derivatives are those of the solution.
-
-    One Newton step from the solution, with a Jacobian that is a constant: the step is 0, and its
-    derivative what the implicit function theorem says.
-    """
-    task = _standardise(inputs, where, axis_name)
-    potentials = found.potentials
-    tilt = eta * jax.lax.stop_gradient(task.signal_scale)
-
-    def log_weights_of(potentials: jax.Array, tilt: jax.Array) -> Float[Array, " examples"]:
-        logits = _scores(task, tilt) + dual.shifts(task.columns, potentials)
-        total = _dual.log_sum(logits, axis_name)
-        return logits - jnp.where(jnp.isneginf(total), 0, total)
-
-    def violation(potentials: jax.Array, tilt: jax.Array) -> Float[Array, " unknowns"]:
-        log_weights = log_weights_of(potentials, tilt)
-        mean = psum(_standard_sum(jnp.exp(log_weights), task.columns), axis_name)
-        plain = tilt / jax.lax.stop_gradient(task.signal_scale)
-        stationary = mean - inputs.ridge / jnp.where(plain > 0, plain, 1) * potentials
-        if inputs.radius is None:
-            return stationary
-        kl = _divergence(log_weights, task.log_base, axis_name)
-        return jnp.append(stationary, kl - inputs.radius)
-
-    if inputs.radius is None and inputs.eta is not None:
-        tilt = inputs.eta * jax.lax.stop_gradient(task.signal_scale)
-    # forward derivatives: a column for each unknown
-    jacobian = jax.jacfwd(violation, argnums=(0, 1))(potentials, jax.lax.stop_gradient(tilt))
-    if inputs.radius is None:
-        matrix = jax.lax.stop_gradient(jacobian[0])
-        everywhere = jnp.ones(potentials.shape, bool)
-        step = solve_semidefinite(-matrix, -violation(potentials, tilt), everywhere)
-        return log_weights_of(potentials - step, tilt)
-    matrix = jax.lax.stop_gradient(jnp.concatenate([jacobian[0], jacobian[1][:, None]], axis=1))
-    tilt = jax.lax.stop_gradient(tilt)
-    step = jnp.linalg.lstsq(matrix, violation(potentials, tilt))[0]
-    return log_weights_of(potentials - step[:-1], tilt - step[-1])
-
-
 def _gap(
-    found: _dual.Found, inputs: _Inputs, eta: Float[Array, ""], unit: Float[Array, ""]
+    found: _dual.Found, ridge: Float[Array, ""], slack: Float[Array, " m"]
 ) -> Float[Array, ""]:
     """Dual minus primal value, times `eta`."""
     v, mean = found.potentials, found.mean
-    plain = eta / unit
-    ridge = jnp.where(inputs.ridge > 0, inputs.ridge / jnp.where(plain > 0, plain, 1), 0)
-    beyond = jnp.maximum(jnp.abs(mean) - inputs.slack, 0)
+    beyond = jnp.maximum(jnp.abs(mean) - slack, 0)
     penalty = jnp.where(ridge > 0, beyond**2 / (2 * jnp.where(ridge > 0, ridge, 1)), 0)
-    return jnp.sum(ridge / 2 * v**2 + inputs.slack * jnp.abs(v) - v * mean + penalty)
-
-
-def _divergence(
-    log_weights: Float[Array, " examples"],
-    log_base: Float[Array, " examples"],
-    axis_name: AxisName,
-) -> Float[Array, ""]:
-    """`sum q (r exp r - exp r + 1)` with `r = log w / q`: no term is negative, so none cancel."""
-    some = ~jnp.isneginf(log_weights) & ~jnp.isneginf(log_base)
-    ratio = jnp.where(some, log_weights - log_base, 0)
-    # with w where the ratio is large, which q exp r might overflow to
-    share, base = (jnp.exp(jnp.where(some, x, -jnp.inf)) for x in (log_weights, log_base))
-    small = base * (ratio * jnp.exp(jnp.minimum(ratio, 1)) - jnp.expm1(jnp.minimum(ratio, 1)))
-    terms = jnp.where(ratio < 1, small, share * ratio - share + base)
-    gone = jnp.where(some, 0, jnp.exp(log_base))
-    return psum(jnp.sum(terms + gone), axis_name)
-
-
-def _standard_sum(weights: Float[Array, " examples"], columns: dual.Columns) -> Float[Array, " m"]:
-    return dual.weighted_sum(weights, columns.rows, columns.centre) / columns.scale
-
-
-def _over(collective: Callable[..., jax.Array], x: jax.Array, axis_name: AxisName) -> jax.Array:
-    return x if axis_name is None else collective(x, axis_name)
+    return jnp.sum(ridge / 2 * v**2 + slack * jnp.abs(v) - v * mean + penalty)
 
 
 def _check(
