@@ -222,6 +222,19 @@ def test_targets_that_cannot_be_met_are_proved_so(columns, targets):
     assert solution.residual > 0.01
 
 
+def test_a_potential_that_is_not_needed_gets_to_zero():
+    s, a = arrays(*problem(200, 4))
+    few = balance(s, a[:, :3], eta=2.0)
+    left_alone = jnp.abs(jnp.exp(few.log_weights) @ (a[:, 3] - a[:, 3].mean())) / a[:, 3].std()
+    slack = jnp.zeros(4).at[3].set(1.2 * left_alone)
+    exact = balance(s, a, eta=2.0)
+    assert exact.potentials[3] != 0
+    solution = balance(s, a, eta=2.0, slack=slack, start=exact.potentials)
+    assert solution.converged
+    assert solution.potentials[3] == 0
+    np.testing.assert_allclose(solution.log_weights, few.log_weights, atol=1e-4)
+
+
 def test_a_slack_makes_what_cannot_be_met_feasible():
     column = jnp.linspace(0, 1, 40)[:, None]
     beyond = jnp.array([1.1])

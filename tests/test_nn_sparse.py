@@ -29,6 +29,17 @@ def test_it_is_the_function_of_its_parameters(activation):
     assert (got.routed.routing.expert_indices == want.routed.routing.expert_indices).all()
 
 
+@pytest.mark.parametrize("options", [{"renormalize": False}, {"scores": "sigmoid"}])
+def test_options_of_the_choice_arrive(options):
+    layer, x = build(activation="relu", **options), tokens(20)
+    params = ExpertParams(layer.w_in[...], layer.w_out[...])
+    logits = x @ layer.router.kernel[...]
+    call = {"k": 2, "activation": "relu"}
+    want = sparse_layer(x, logits, params, **call, **options).output
+    np.testing.assert_allclose(layer(x).output, want, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(want, sparse_layer(x, logits, params, **call).output, atol=1e-3)
+
+
 @pytest.mark.parametrize(("activation", "matrices"), [("gelu", 2), ("swiglu", 3)])
 def test_number_of_parameters(activation, matrices):
     state = nnx.state(build(activation=activation), nnx.Param)
