@@ -1,4 +1,4 @@
-"""Settings of the whole suite: four CPU devices, and no silent broadcasting between ranks."""
+"""Settings of the whole suite: several CPU devices, and no silent broadcasting between ranks."""
 
 import os
 from importlib.util import find_spec
@@ -9,11 +9,20 @@ import jaxtyping
 import numpy as np
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("CALMOE_TEST_DEVICES", "4")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 os.environ["MPLBACKEND"] = "agg"
 
 NO_TRITON = jax.default_backend() != "gpu" and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+def pytest_collection_modifyitems(items):
+    """Comparisons with other libraries are for who installed them."""
+    if find_spec("netcal") is None:
+        skipped = pytest.mark.skip(reason="needs the peers extra")
+        for item in items:
+            if item.get_closest_marker("peers"):
+                item.add_marker(skipped)
 
 
 def skip_without(name: str | None) -> str | None:

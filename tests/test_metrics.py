@@ -10,6 +10,8 @@ import references
 import sklearn.metrics
 
 import calmoe_jax as cm
+from calmoe_jax.calibration import binning, metrics
+from calmoe_jax.calibration.metrics import classwise_bins
 
 SCORES = ("accuracy", "negative_log_likelihood", "brier_score", "confidence_gap")
 ERRORS = (
@@ -134,15 +136,15 @@ def test_weights_repeat_and_masks_leave_out():
 
 @pytest.mark.parametrize("from_logits", [False, True])
 def test_nan_counts_only_where_it_has_weight(from_logits):
-    metrics = functools.partial(metrics_of, from_logits=from_logits)
+    scored = functools.partial(metrics_of, from_logits=from_logits)
     probs, labels = problem()
     poisoned, kept = probs.at[3].set(jnp.nan), jnp.arange(60) != 3
-    clean = metrics(probs, labels, where=kept)
+    clean = scored(probs, labels, where=kept)
     assert all(jnp.isfinite(value).all() for value in clean.values())
-    assert_same(metrics(poisoned, labels, where=kept), clean, rtol=0, atol=0)
-    assert_same(metrics(poisoned, labels, weights=kept.astype(jnp.float32)), clean)
+    assert_same(scored(poisoned, labels, where=kept), clean, rtol=0, atol=0)
+    assert_same(scored(poisoned, labels, weights=kept.astype(jnp.float32)), clean)
     for label in range(4):
-        assert_nan(metrics(poisoned, labels.at[3].set(label)))
+        assert_nan(scored(poisoned, labels.at[3].set(label)))
 
 
 def test_logits_are_said_not_guessed():
@@ -180,7 +182,8 @@ def test_computed_in_float32(dtype):
     probs, labels = problem()
     rough = metrics_of(probs.astype(dtype), labels)
     assert all(value.dtype == jnp.float32 for value in rough.values())
-    assert_same(rough, metrics_of(probs.astype(dtype).astype(jnp.float32), labels), rtol=1e-6)
+    # in float32 the rounded rows would not sum to one
+    assert_same(rough, oracle(probs.astype(dtype).astype(jnp.float32), labels, 15))
 
 
 @pytest.mark.parametrize("label", [-1, 4, 1000])
@@ -188,9 +191,9 @@ def test_labels_out_of_range(label):
     probs, labels = problem()
     where = jnp.arange(60) != 7
     strange = labels.at[7].set(label)
-    found = metrics_of(probs, strange)
-    assert jnp.isnan(found["negative_log_likelihood"])
-    assert jnp.isnan(found["brier_score"])
+    assert_nan(metrics_of(probs, strange))
+    assert_nan(metrics_of(probs, strange, from_logits=True))
+    assert_nan({"bins": classwise_bins(probs, strange).weight})
     assert_same(metrics_of(probs, strange, where=where), metrics_of(probs, labels, where=where))
 
 
@@ -275,3 +278,66 @@ def test_gap_bounds_the_error_from_below(seed):
 def test_too_few_bins(name, num_bins):
     with pytest.raises(ValueError, match=f"num_bins must be at least 1, got num_bins={num_bins}"):
         getattr(cm, name)(jnp.ones((1, 2)), jnp.array([0]), num_bins=num_bins)
+
+
+OF_BINS = {
+    "root_mean_square_calibration_error": functools.partial(
+        binning.binned_calibration_error, norm="l2"
+    ),
+    "maximum_calibration_error": functools.partial(binning.binned_calibration_error, norm="max"),
+    "debiased_calibration_error": binning.debiased_binned_calibration_error,
+    "debiased_squared_calibration_error": binning.debiased_squared_binned_calibration_error,
+}
+
+
+@pytest.mark.parametrize("name", OF_BINS)
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_further_errors_are_those_of_the_bins(name, from_logits):
+    probs, labels = problem()
+    options = {
+        "weights": jnp.arange(60.0),
+        "where": jnp.arange(60) % 3 != 0,
+        "from_logits": from_logits,
+        "num_bins": 7,
+    }
+    found = getattr(metrics, name)(probs, labels, **options)
+    expected = OF_BINS[name](cm.top_label_bins(probs, labels, **options))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert jnp.isnan(getattr(metrics, name)(probs, labels, where=jnp.zeros(60, bool)))
+
+
+def test_classwise_bins_are_those_of_the_columns():
+    probs, labels = problem()
+    weights, where = jnp.arange(60.0), jnp.arange(60) % 3 != 0
+    found = jax.jit(classwise_bins)(probs, labels, weights=weights, where=where)
+    for c in range(4):
+        column = cm.reliability_bins(probs[:, c], labels == c, weights=weights, where=where)
+        for ours, theirs in zip(found, column, strict=True):
+            np.testing.assert_allclose(ours[c], theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [[0.5, 0.5, 0.5, 0.0], [0.6, 0.6, -0.2, 0.0], [0.2, 0.2, 0.2, 0.2], [0, 0, 0, 0], [1, 1, 1, 1]],
+)
+def test_a_row_that_is_no_distribution_makes_nan(row):
+    probs, labels = problem()
+    strange, where = probs.at[7].set(jnp.array(row, jnp.float32)), jnp.arange(60) != 7
+    assert_nan(metrics_of(strange, labels))
+    assert_same(metrics_of(strange, labels, where=where), metrics_of(probs, labels, where=where))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, bool])
+@pytest.mark.parametrize("name", [*SCORES, *ERRORS, *OF_BINS, "classwise_bins", "top_label"])
+def test_labels_must_be_integers(name, dtype, unchecked):
+    with pytest.raises(TypeError, match=r"labels must be integers, got labels\.dtype="):
+        getattr(metrics, name)(jnp.full((2, 2), 0.5), jnp.zeros(2, dtype))
+
+
+def test_gradients_flow_through_the_largest_probability():
+    probs, labels = jnp.array([[0.7, 0.3], [0.2, 0.8], [1.0, 0.0]]), jnp.array([1, 1, 0])
+    found = jax.grad(cm.expected_calibration_error)(probs, labels, num_bins=1)
+    # mean gap is (0.7 - 0.2 + 0) / 3 > 0
+    np.testing.assert_allclose(found, [[1 / 3, 0], [0, 1 / 3], [1 / 3, 0]], rtol=1e-6)
+    certain = jax.grad(cm.brier_score)(probs, jnp.array([1, 1, 1]))[2]
+    np.testing.assert_allclose(certain, [2 / 3, -2 / 3], rtol=1e-6)

@@ -281,3 +281,91 @@ def test_transforms_agree():
         one = jax.tree.map(lambda x, i=i: x[i], mapped)
         assert_same(one, fit_of(stacked[0][i], stacked[1][i]), rtol=1e-6)
         assert one.num_steps == fit_of(stacked[0][i], stacked[1][i]).num_steps
+
+
+def test_the_derivative_of_the_temperature_equals_differences():
+    with jax.enable_x64(True):
+        logits, labels = problem()
+        logits, labels = jnp.asarray(logits, jnp.float64), jnp.asarray(labels)
+        weights = jnp.asarray(np.random.RandomState(0).rand(40)).at[3].set(0.0)
+
+        @jax.jit
+        def temperature(logits, weights):
+            return cm.fit_temperature(logits, labels, weights=weights).temperature
+
+        by_logits, by_weights = jax.jit(jax.grad(temperature, argnums=(0, 1)))(logits, weights)
+        step = 1e-5
+        for i, j in [(0, 0), (3, 2), (7, 1), (39, 3)]:
+            change = jnp.zeros_like(logits).at[i, j].set(step)
+            up, down = temperature(logits + change, weights), temperature(logits - change, weights)
+            np.testing.assert_allclose(by_logits[i, j], (up - down) / (2 * step), atol=1e-8)
+        for i in (0, 3, 5):  # also of an example without weight
+            change = jnp.zeros_like(weights).at[i].set(step)
+            up, here = temperature(logits, weights + change), temperature(logits, weights)
+            np.testing.assert_allclose(by_weights[i], (up - here) / step, rtol=1e-4)
+        # T scales with the logits, and does not know the weights' sum
+        value, along = jax.jvp(temperature, (logits, weights), (logits, weights))
+        np.testing.assert_allclose(along, value, rtol=1e-9)
+        np.testing.assert_allclose(jnp.sum(by_weights * weights), 0, atol=1e-9)
+
+
+def test_a_loss_after_the_fit_is_differentiable():
+    """Only through the temperature: the loss that it minimises does not see it move."""
+    logits, labels = map(jnp.asarray, problem())
+
+    def mean_loss(logits, through):
+        fit = cm.fit_temperature(logits if through else jax.lax.stop_gradient(logits), labels)
+        return cm.negative_log_likelihood(
+            jnp.log(cm.apply_temperature(fit, logits)), labels, from_logits=True
+        )
+
+    slope = jax.jit(jax.grad(mean_loss), static_argnums=1)
+    np.testing.assert_allclose(slope(logits, True), slope(logits, False), atol=1e-6)
+    assert jnp.abs(slope(logits, True)).max() > 1e-3
+    many = jax.vmap(lambda z: slope(z, True))(jnp.stack([logits, 2 * logits]))
+    np.testing.assert_allclose(many[0], slope(logits, True), atol=1e-6)
+    np.testing.assert_allclose(2 * many[1], many[0], atol=1e-6)
+
+
+def test_derivatives_leave_out_what_does_not_count():
+    logits, labels = map(jnp.asarray, problem())
+    where = jnp.arange(40) != 3
+
+    @jax.jit
+    @jax.grad
+    def slope(logits, labels):
+        return cm.fit_temperature(logits, labels, where=where).temperature
+
+    clean = slope(logits.at[:, 3].set(-jnp.inf), jnp.minimum(labels, 2))
+    assert (clean[:, 3] == 0).all()
+    for filler in (jnp.nan, jnp.inf, -jnp.inf):
+        given = logits.at[:, 3].set(-jnp.inf).at[3].set(filler)
+        np.testing.assert_allclose(slope(given, jnp.minimum(labels, 2)), clean, atol=1e-6)
+    right = slope(logits, jnp.argmax(logits, axis=-1))
+    np.testing.assert_array_equal(right, 0)  # at a bound
+    assert jnp.isnan(slope(logits.at[5, 0].set(jnp.nan), labels)).any()
+
+
+def test_many_examples_start_from_some_and_end_with_all():
+    rng = np.random.RandomState(0)
+    size = 70_000
+    logits = rng.randn(size, 3) * 2
+    labels = np.argmax(logits + 2 * rng.gumbel(size=(size, 3)), axis=-1)
+    given, truth = jnp.asarray(logits, jnp.float32), jnp.asarray(labels)
+    fit = fit_of(given, truth, weights=jnp.ones(size))
+    assert fit.converged
+    assert fit.num_steps <= 4
+    np.testing.assert_allclose(
+        fit.temperature, references.temperature(np.asarray(given), labels), rtol=1e-5
+    )
+    # where every sixteenth example says nothing, or the wrong thing
+    some = np.arange(size) % 16 == 0
+    without = references.temperature(np.asarray(given), labels, ~some)
+    fit = fit_of(given, truth, weights=jnp.asarray(~some, jnp.float32))
+    np.testing.assert_allclose(fit.temperature, without, rtol=1e-5)
+    misled = np.where(some, np.argmax(logits, axis=-1), labels)
+    fit = fit_of(given, jnp.asarray(misled), weights=jnp.ones(size))
+    assert fit.converged
+    np.testing.assert_allclose(
+        fit.temperature, references.temperature(np.asarray(given), misled), rtol=1e-5
+    )

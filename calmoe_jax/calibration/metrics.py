@@ -2,25 +2,29 @@
 
 Every function takes `weights=` (of examples), `where=` (a mask), and `from_logits=`, which says
 that the first argument holds logits or log probabilities; it is never guessed. The empty case is
-the same for all: **no weight, no value: NaN**.
+the same for all: **no weight, no value: NaN**. So is what cannot be scored: a row that counts
+and is no distribution, or whose label is outside the classes, makes every value NaN.
+
+Calibration means one of three things, and every function names the one it measures, with `F` the
+predicted probabilities and `Y` the class: **top-label**, `P(Y = yhat | max F = p) = p`;
+**classwise**, `P(Y = c | F_c = p) = p` for every class `c`; **canonical**,
+`P(Y = c | F = f) = f_c`, which implies both. Proper scores hold for the whole of `F`.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._numerics import (
-    at_least_float32,
-    example_weights,
-    largest_or_nan,
-    pick_label,
-    weighted_sum,
-)
+from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
+from calmoe_jax.calibration._sums import total
 from calmoe_jax.calibration.binning import (
     ReliabilityBins,
     binned_calibration_error,
+    debiased_binned_calibration_error,
+    debiased_squared_binned_calibration_error,
     reliability_bins,
 )
+from calmoe_jax.calibration.inputs import class_labels, distributions, probabilities
 
 _Probs = Float[Array, "examples classes"]
 _Labels = Int[Array, " examples"]
@@ -28,14 +32,9 @@ _Weights = Float[Array, " examples"] | None
 _Where = Bool[Array, " examples"] | None
 
 
-def _probabilities(probs: _Probs, from_logits: bool) -> _Probs:
-    probs = at_least_float32(probs)
-    return jax.nn.softmax(probs, axis=-1) if from_logits else probs
-
-
 def _mean(values: Float[Array, " examples"], weights: _Weights, where: _Where) -> Float[Array, ""]:
     weight = example_weights(values.shape, weights, where, values.dtype)
-    return weighted_sum(values, weight) / jnp.sum(weight)
+    return total(jnp.where(weight == 0, 0, values) * weight) / total(weight)
 
 
 def top_label(
@@ -49,14 +48,27 @@ def top_label(
         from_logits: whether `probs` holds logits or log probabilities.
 
     Returns:
-        `(confidence, correct)`. Ties go to the lower class.
+        `(confidence, correct)`. Ties go to the lower class. The confidence is NaN where the row
+        is no distribution (see `calibration.inputs`) or the label is outside the classes.
+
+    Raises:
+        TypeError: if the labels are not integers.
 
     Example:
         >>> top_label(jnp.array([[0.3, 0.7]]), jnp.array([1]))
         (Array([0.7], dtype=float32), Array([ True], dtype=bool))
     """
-    probs = _probabilities(probs, from_logits)
-    return largest_or_nan(probs), jnp.argmax(probs, axis=-1) == labels
+    labels = class_labels(labels)
+    if from_logits:
+        values = probabilities(probs, from_logits=True)
+        valid = ~jnp.isnan(values[..., 0])  # a row of softmax is NaN throughout or nowhere
+    else:
+        values, valid = at_least_float32(probs), distributions(probs)
+    valid &= (labels >= 0) & (labels < probs.shape[-1])
+    largest = jnp.max(values, axis=-1)
+    # only the largest is looked at, hence one NaN a row and not a whole row of them
+    confidence = jnp.where(valid, jnp.where(largest > 1, 1, largest), jnp.nan)
+    return confidence, jnp.argmax(values, axis=-1) == labels
 
 
 def accuracy(
@@ -108,16 +120,13 @@ def negative_log_likelihood(
             where `p_y` may underflow.
 
     Returns:
-        The mean; `inf` where a true class has probability 0, NaN where nothing counts or a label
-        is outside the classes.
+        The mean; `inf` where a true class has probability 0, NaN where nothing counts.
 
     Example:
         >>> negative_log_likelihood(jnp.array([[0.0, 1.0]]), jnp.array([1]))
         Array(0., dtype=float32)
     """
-    values = at_least_float32(probs)
-    log_probs = jax.nn.log_softmax(values, axis=-1) if from_logits else jnp.log(values)
-    return _mean(0 - pick_label(log_probs, labels), weights, where)
+    return _mean(log_losses(probs, labels, from_logits=from_logits), weights, where)
 
 
 def brier_score(
@@ -139,7 +148,7 @@ def brier_score(
 
     Returns:
         The score, in [0, 2] (with two classes twice the one-column score); NaN where nothing
-        counts or a label is outside the classes.
+        counts.
 
     Example:
         >>> brier_score(jnp.array([[0.5, 0.5]]), jnp.array([0]))
@@ -148,11 +157,30 @@ def brier_score(
     References:
         Brier, Verification of Forecasts Expressed in Terms of Probability, 1950.
     """
-    probs = _probabilities(probs, from_logits)
+    return _mean(squared_distances(probs, labels, from_logits=from_logits), weights, where)
+
+
+def log_losses(
+    probs: _Probs, labels: _Labels, *, from_logits: bool = False
+) -> Float[Array, " examples"]:
+    """`-log p_y` of each example, in nats; NaN where it cannot be scored."""
+    labels = class_labels(labels)
+    values = at_least_float32(probs)
+    if from_logits:
+        return 0 - pick_label(jax.nn.log_softmax(values, axis=-1), labels)
+    losses = 0 - jnp.log(pick_label(values, labels))
+    return jnp.where(distributions(probs), losses, jnp.nan)
+
+
+def squared_distances(
+    probs: _Probs, labels: _Labels, *, from_logits: bool = False
+) -> Float[Array, " examples"]:
+    """Squared distance of each row from its one-hot label; NaN where it cannot be scored."""
+    labels = class_labels(labels)
+    probs = probabilities(probs, from_logits=from_logits)
     true = jnp.arange(probs.shape[-1])[None, :] == labels[:, None]
     distance = jnp.sum(jnp.square(probs - true.astype(probs.dtype)), axis=-1)
-    invalid = jnp.isnan(pick_label(probs, labels))
-    return _mean(jnp.where(invalid, jnp.nan, distance), weights, where)
+    return jnp.where(jnp.any(true, axis=-1), distance, jnp.nan)
 
 
 def confidence_gap(
@@ -164,6 +192,8 @@ def confidence_gap(
     from_logits: bool = False,
 ) -> Float[Array, ""]:
     """Mean confidence minus accuracy: above 0 is over-confident, below 0 under-confident.
+
+    Condition: top-label, on average over all confidences.
 
     Args:
         probs: class probabilities (or logits, with `from_logits`).
@@ -265,6 +295,222 @@ def expected_calibration_error(
     )
 
 
+def root_mean_square_calibration_error(
+    probs: _Probs,
+    labels: _Labels,
+    *,
+    weights: _Weights = None,
+    where: _Where = None,
+    num_bins: int = 15,
+    from_logits: bool = False,
+) -> Float[Array, ""]:
+    """Top-label root mean square calibration error over equal-width bins.
+
+    `sqrt(sum_b s_b g_b^2)` with the share `s_b` of the weight and the mean gap `g_b` (confidence
+    minus correctness) of each bin. Condition: top-label.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`).
+        labels: class of each example, in `[0, classes)`.
+        weights: non-negative weight of each example; 1 by default.
+        where: examples that count; all by default.
+        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
+        from_logits: whether `probs` holds logits or log probabilities.
+
+    Returns:
+        The error, in [0, 1], at least the expected one; biased upward on few examples; NaN where
+        nothing counts.
+
+    Raises:
+        ValueError: if `num_bins` is less than 1.
+
+    Example:
+        >>> root_mean_square_calibration_error(jnp.array([[0.25, 0.75]]), jnp.array([1]))
+        Array(0.25, dtype=float32)
+
+    References:
+        Kumar, Liang, Ma, Verified Uncertainty Calibration, 2019.
+    """
+    bins = top_label_bins(
+        probs, labels, weights=weights, where=where, num_bins=num_bins, from_logits=from_logits
+    )
+    return binned_calibration_error(bins, norm="l2")
+
+
+def maximum_calibration_error(
+    probs: _Probs,
+    labels: _Labels,
+    *,
+    weights: _Weights = None,
+    where: _Where = None,
+    num_bins: int = 15,
+    from_logits: bool = False,
+) -> Float[Array, ""]:
+    """Top-label maximum calibration error over equal-width bins.
+
+    `max_b |g_b|` over the bins that hold weight. Condition: top-label. One example alone in a bin
+    may decide it.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`).
+        labels: class of each example, in `[0, classes)`.
+        weights: non-negative weight of each example; 1 by default.
+        where: examples that count; all by default.
+        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
+        from_logits: whether `probs` holds logits or log probabilities.
+
+    Returns:
+        The error, in [0, 1], at least the root mean square one; biased upward on few examples;
+        NaN where nothing counts.
+
+    Raises:
+        ValueError: if `num_bins` is less than 1.
+
+    Example:
+        >>> maximum_calibration_error(jnp.array([[0.25, 0.75]]), jnp.array([1]))
+        Array(0.25, dtype=float32)
+
+    References:
+        Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, 2015.
+    """
+    bins = top_label_bins(
+        probs, labels, weights=weights, where=where, num_bins=num_bins, from_logits=from_logits
+    )
+    return binned_calibration_error(bins, norm="max")
+
+
+def debiased_calibration_error(
+    probs: _Probs,
+    labels: _Labels,
+    *,
+    weights: _Weights = None,
+    where: _Where = None,
+    num_bins: int = 15,
+    from_logits: bool = False,
+) -> Float[Array, ""]:
+    """Top-label expected calibration error (L1), less an estimate of what chance adds to it.
+
+    Condition: top-label. Estimator and bias: see `debiased_binned_calibration_error`.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`).
+        labels: class of each example, in `[0, classes)`.
+        weights: non-negative weight of each example; 1 by default.
+        where: examples that count; all by default.
+        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
+        from_logits: whether `probs` holds logits or log probabilities.
+
+    Returns:
+        The error, below the plain one; it may be negative; NaN where nothing counts.
+
+    Raises:
+        ValueError: if `num_bins` is less than 1.
+
+    Example:
+        >>> probs = jnp.tile(jnp.array([0.75, 0.25]), (4, 1))
+        >>> round(float(debiased_calibration_error(probs, jnp.array([0, 1, 1, 0]))), 3)
+        0.188
+
+    References:
+        Kumar, Liang, Ma, Verified Uncertainty Calibration, 2019.
+    """
+    bins = top_label_bins(
+        probs, labels, weights=weights, where=where, num_bins=num_bins, from_logits=from_logits
+    )
+    return debiased_binned_calibration_error(bins)
+
+
+def debiased_squared_calibration_error(
+    probs: _Probs,
+    labels: _Labels,
+    *,
+    weights: _Weights = None,
+    where: _Where = None,
+    num_bins: int = 15,
+    from_logits: bool = False,
+) -> Float[Array, ""]:
+    """Top-label squared calibration error (L2), without what chance adds to it.
+
+    Condition: top-label. Estimator: see `debiased_squared_binned_calibration_error`.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`).
+        labels: class of each example, in `[0, classes)`.
+        weights: non-negative weight of each example; 1 by default.
+        where: examples that count; all by default.
+        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
+        from_logits: whether `probs` holds logits or log probabilities.
+
+    Returns:
+        The squared error, at most 1, and negative by chance where the truth is near 0; NaN where
+        nothing counts.
+
+    Raises:
+        ValueError: if `num_bins` is less than 1.
+
+    Example:
+        >>> probs = jnp.tile(jnp.array([0.75, 0.25]), (4, 1))
+        >>> debiased_squared_calibration_error(probs, jnp.array([0, 1, 1, 1]))
+        Array(0.1875, dtype=float32)
+
+    References:
+        Kumar, Liang, Ma, Verified Uncertainty Calibration, 2019.
+    """
+    bins = top_label_bins(
+        probs, labels, weights=weights, where=where, num_bins=num_bins, from_logits=from_logits
+    )
+    return debiased_squared_binned_calibration_error(bins)
+
+
+def classwise_bins(
+    probs: _Probs,
+    labels: _Labels,
+    *,
+    weights: _Weights = None,
+    where: _Where = None,
+    num_bins: int = 15,
+    from_logits: bool = False,
+) -> ReliabilityBins:
+    """Reliability sums of each class's probability against being of that class.
+
+    Every function of bins takes them and gives a value for each class, for example
+    `debiased_binned_calibration_error`. Condition: classwise.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`).
+        labels: class of each example, in `[0, classes)`.
+        weights: non-negative weight of each example; 1 by default.
+        where: examples that count; all by default.
+        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
+        from_logits: whether `probs` holds logits or log probabilities.
+
+    Returns:
+        Sums `[classes, bins]` (see `reliability_bins`).
+
+    Raises:
+        ValueError: if `num_bins` is less than 1.
+
+    Example:
+        >>> classwise_bins(jnp.array([[0.25, 0.75]]), jnp.array([0]), num_bins=2).residual
+        Array([[-0.75,  0.  ],
+               [ 0.  ,  0.75]], dtype=float32)
+
+    References:
+        Kull et al., Beyond Temperature Scaling, 2019.
+    """
+    labels = class_labels(labels)
+    probs = probabilities(probs, from_logits=from_logits)
+    outside = (labels < 0) | (labels >= probs.shape[-1])
+    probs = jnp.where(outside[:, None], jnp.nan, probs)
+
+    def one_class(column: Float[Array, " examples"], label: Int[Array, ""]) -> ReliabilityBins:
+        return reliability_bins(
+            column, labels == label, weights=weights, where=where, num_bins=num_bins
+        )
+
+    return jax.vmap(one_class, in_axes=(1, 0))(probs, jnp.arange(probs.shape[-1]))
+
+
 def classwise_calibration_errors(
     probs: _Probs,
     labels: _Labels,
@@ -299,16 +545,10 @@ def classwise_calibration_errors(
     References:
         Kull et al., Beyond Temperature Scaling, 2019.
     """
-    probs = _probabilities(probs, from_logits)
-
-    def one_class(column: Float[Array, " examples"], label: Int[Array, ""]) -> Float[Array, ""]:
-        return binned_calibration_error(
-            reliability_bins(
-                column, labels == label, weights=weights, where=where, num_bins=num_bins
-            )
-        )
-
-    return jax.vmap(one_class, in_axes=(1, 0))(probs, jnp.arange(probs.shape[-1]))
+    bins = classwise_bins(
+        probs, labels, weights=weights, where=where, num_bins=num_bins, from_logits=from_logits
+    )
+    return binned_calibration_error(bins)
 
 
 def classwise_calibration_error(
@@ -320,7 +560,7 @@ def classwise_calibration_error(
     num_bins: int = 15,
     from_logits: bool = False,
 ) -> Float[Array, ""]:
-    """Mean over the classes of `classwise_calibration_errors`.
+    """Mean over the classes of `classwise_calibration_errors`. Condition: classwise.
 
     Args:
         probs: class probabilities (or logits, with `from_logits`).

@@ -1,16 +1,28 @@
-"""Temperature scaling, of one classifier or of every expert, fitted by a converged Newton."""
+"""Temperature scaling, of one classifier or of every expert, fitted by a converged Newton.
 
-from typing import NamedTuple
+A fitted temperature carries the derivative that the implicit function theorem gives it.
+"""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
+from calmoe_jax.calibration import _newton
 
-_MAX_STEPS = 60
 # The search runs over log T within this distance of the logarithm of the logits' own scale.
 _LOG_RANGE = 10.0
+# An impossible class, in units of the logits' scale: its probability underflows at every
+# temperature that is searched, and its square is still finite.
+_IMPOSSIBLE = -1e15
+# From so many examples on, every sixteenth of them says where to start: all of them are then
+# passed over three times or so, instead of ten.
+_MANY = 2**16
+_STRIDE = 16
+# How near, in log T, the start has to be.
+_NEAR = 0.01
 
 
 class TemperatureFit(NamedTuple):
@@ -24,7 +36,7 @@ class TemperatureFit(NamedTuple):
         at_bound: whether the optimum lies at no T that is searched: every example right (T
             towards 0), confidence never justified (T towards infinity), or an optimum further
             than exp(10) from the logits' own scale. T is then the bound of the search.
-        num_steps: Newton or bisection steps taken.
+        num_steps: Newton or bisection steps taken over all the examples.
     """
 
     temperature: Float[Array, "*batch"]
@@ -32,14 +44,6 @@ class TemperatureFit(NamedTuple):
     converged: Bool[Array, "*batch"]
     at_bound: Bool[Array, "*batch"]
     num_steps: Int[Array, "*batch"]
-
-
-class _Search(NamedTuple):
-    log_beta: Float[Array, ""]
-    low: Float[Array, ""]
-    high: Float[Array, ""]
-    done: Bool[Array, ""]
-    steps: Int[Array, ""]
 
 
 def fit_temperature(
@@ -53,7 +57,12 @@ def fit_temperature(
 
     Newton's method on `log T` for the root of the slope `E_p[z] - z_y`, kept inside a bracket
     (bisection where a step would leave it). The loss is convex in `1 / T`, so the root is the
-    optimum; scaling the logits scales T.
+    optimum; scaling the logits scales T. From 65536 examples on the search starts where one on
+    every sixteenth example ends.
+
+    The temperature is differentiable with respect to logits and weights, forwards and backwards:
+    the slope stays 0, so `dlog T = d(slope) / curvature` (slope and curvature of the loss in
+    `log 1/T`). Everything else of the fit is a constant for gradients.
 
     Args:
         logits: logits, or log probabilities (of an aggregate, say); `-inf` for impossible classes.
@@ -65,7 +74,8 @@ def fit_temperature(
         A `TemperatureFit`. T is 1, unconverged, where there is nothing to fit: no weight, one
         class, or logits that do not distinguish classes. Where no finite T is optimal, T stops
         at a bound far from the logits' scale, flagged by `at_bound`. Labels outside the classes,
-        true classes with logit `-inf` and NaN logits give T = NaN.
+        true classes with logit `-inf`, logits `inf` and NaN give T = NaN. The derivative of T is
+        that of the optimum, and 0 where T is at a bound or there is nothing to fit.
 
     Example:
         >>> logits = jnp.log(jnp.array([[0.9, 0.1]] * 4))
@@ -77,75 +87,141 @@ def fit_temperature(
         Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
     logits = at_least_float32(logits)
+    weight = example_weights(labels.shape, weights, where, logits.dtype)
+    fit = _solve(jax.lax.stop_gradient(logits), labels, jax.lax.stop_gradient(weight))
+    return fit._replace(temperature=_implicit(logits, weight, labels, fit))
+
+
+def _solve(
+    logits: Float[Array, "examples classes"],
+    labels: Int[Array, " examples"],
+    weight: Float[Array, " examples"],
+) -> TemperatureFit:
     dtype = logits.dtype
-    weight = example_weights(labels.shape, weights, where, dtype)
     total = jnp.sum(weight)
     weight = weight / jnp.where(total == 0, 1, total)
     counted = weight > 0
     true = jnp.where(counted, pick_label(logits, labels), 0)
-    invalid = jnp.any(counted & ~jnp.isfinite(true)) | jnp.any(jnp.isnan(logits) & counted[:, None])
-    # relative to the true class, so that nothing cancels: the slope is E_p[z - z_y]
-    possible = ~jnp.isneginf(logits) & counted[:, None]
-    relative = jnp.where(possible, logits - jnp.where(jnp.isfinite(true), true, 0)[:, None], 0)
-    spread = jnp.sqrt(jnp.sum(weight * jnp.max(jnp.square(relative), axis=-1)))
+    strange = jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1)
+    invalid = jnp.any(counted & (strange | ~jnp.isfinite(true)))
+    # relative to the largest, so that no exponential overflows, whatever the temperature
+    possible = ~jnp.isneginf(logits) & (counted & ~strange)[:, None]
+    peak = jnp.max(jnp.where(possible, logits, -jnp.inf), axis=-1, initial=-jnp.inf)
+    peak = jnp.where(jnp.isfinite(peak), peak, 0)
+    below = jnp.where(possible, logits - peak[:, None], 0)
+    true = jnp.where(counted & jnp.isfinite(true), true - peak, 0)
+    farthest = jnp.maximum(-true, true - jnp.min(below, axis=-1, initial=0))
+    spread = jnp.sqrt(jnp.sum(weight * jnp.square(farthest)))
     trivial = ~(spread > 0)
-    relative = relative / jnp.where(trivial, 1, spread)
-
-    def slope_and_curvature(
-        log_beta: Float[Array, ""],
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        beta = jnp.exp(log_beta)
-        scores = jnp.where(possible, beta * relative, -jnp.inf)
-        probs = jax.nn.softmax(jnp.where(counted[:, None], scores, 0), axis=-1)
-        mean = jnp.sum(probs * relative, axis=-1)
-        variance = jnp.sum(probs * jnp.square(relative - mean[:, None]), axis=-1)
-        slope = beta * jnp.sum(weight * mean)  # dNLL / dlog beta
-        return slope, jnp.square(beta) * jnp.sum(weight * variance) + slope
-
-    # after a Newton step of size h the error is of order h^2
-    small = jnp.sqrt(jnp.finfo(dtype).eps)
-
-    def unfinished(search: _Search) -> Bool[Array, ""]:
-        return ~search.done & (search.steps < _MAX_STEPS)
-
-    def step(search: _Search) -> _Search:
-        slope, curvature = slope_and_curvature(search.log_beta)
-        low = jnp.where(slope < 0, search.log_beta, search.low)
-        high = jnp.where(slope > 0, search.log_beta, search.high)
-        newton = search.log_beta - slope / jnp.where(curvature > 0, curvature, 1)
-        inside = (curvature > 0) & (newton >= low) & (newton <= high)
-        proposal = jnp.where(inside, newton, (low + high) / 2)
-        done = jnp.abs(proposal - search.log_beta) <= small
-        return _Search(proposal, low, high, done, search.steps + 1)
+    unit = jnp.where(trivial, 1, spread)
+    true = true / unit
+    scaled = jnp.where(possible | ~counted[:, None], below / unit, _IMPOSSIBLE)
 
     # The slope's limits decide whether an optimum exists: at T = 0 it is the mean of the largest
     # relative logit (0 where every example is right), at T = infinity that of the mean one.
-    largest = jnp.max(jnp.where(possible, relative, -jnp.inf), axis=-1, initial=-jnp.inf)
-    mean = jnp.sum(relative, axis=-1) / jnp.maximum(jnp.sum(possible, axis=-1), 1)
-    too_right = jnp.sum(weight * jnp.where(counted, largest, 0)) <= 0
-    too_wrong = jnp.sum(weight * mean) >= 0
-    bound = jnp.where(too_right, _LOG_RANGE, -_LOG_RANGE)
+    mean = jnp.sum(below / unit, axis=-1) / jnp.maximum(jnp.sum(possible, axis=-1), 1)
+    too_right = jnp.sum(weight * true) >= 0
+    too_wrong = jnp.sum(weight * (mean - true)) >= 0
+    bound = jnp.where(too_right, _LOG_RANGE, -_LOG_RANGE).astype(dtype)
     boundless = too_right | too_wrong
     fitted = ~(trivial | invalid)
-    start = _Search(
-        log_beta=jnp.where(boundless, bound, 0).astype(dtype),
-        low=jnp.asarray(-_LOG_RANGE, dtype),
-        high=jnp.asarray(_LOG_RANGE, dtype),
-        done=boundless | ~fitted,
-        steps=jnp.asarray(0, jnp.int32),
-    )
-    found = jax.lax.while_loop(unfinished, step, start)
-    slope, curvature = slope_and_curvature(found.log_beta)
-    at_bound = boundless | (jnp.abs(found.log_beta) > _LOG_RANGE - 0.1)
+
+    start, idle = jnp.zeros((), dtype), boundless | ~fitted
+    end = jnp.full((), _LOG_RANGE, dtype)
+    if logits.shape[0] >= _MANY:
+        some = slice(None, None, _STRIDE)
+        few = _newton.search_root(
+            _moments(scaled[some], true[some], weight[some]), start, -end, end, idle, _NEAR
+        )
+        # the examples left out may have an optimum where these have none
+        start = jnp.where(jnp.abs(few.at) < _LOG_RANGE / 2, few.at, 0)
+    moments = _moments(scaled, true, weight)
+    # after a Newton step of size h the error is of order h^2
+    near = float(jnp.finfo(dtype).eps) ** 0.5
+    start = jnp.where(boundless, bound, start)
+    found = _newton.search_root(moments, start, -end, end, idle, near)
+    slope, curvature = moments(found.at)
+    at_bound = boundless | (jnp.abs(found.at) > _LOG_RANGE - 0.1)
     precise = jnp.abs(slope) <= jnp.finfo(dtype).eps ** (2 / 3) * curvature
-    temperature = jnp.where(trivial, 1, spread * jnp.exp(-found.log_beta))
+    temperature = jnp.where(trivial, 1, spread * jnp.exp(-found.at))
     return TemperatureFit(
         temperature=jnp.where(invalid, jnp.nan, temperature).astype(dtype),
         residual=jnp.where(trivial, 0, jnp.abs(slope)),
         converged=fitted & ~at_bound & precise,
         at_bound=fitted & at_bound,
-        num_steps=found.steps,
+        num_steps=found.num_steps,
     )
+
+
+def _moments(
+    below: Float[Array, "examples classes"],
+    true: Float[Array, " examples"],
+    weight: Float[Array, " examples"],
+) -> _newton.Slope:
+    """Slope and curvature of the loss in `log beta`, `beta = 1 / T`: one pass over the logits.
+
+    Args:
+        below: logits less the largest of their example.
+        true: that of the true class.
+        weight: of each example; sums to 1.
+    """
+
+    def at(log_beta: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        beta = jnp.exp(log_beta)
+        powers = jnp.exp(beta * below)
+        total, first, second = _newton.sums(powers, powers * below, powers * below * below, axis=1)
+        mean = first / total
+        # no digits are lost: the largest is at 0, so the variance is at least mean^2 / classes
+        variance = jnp.maximum(second / total - jnp.square(mean), 0)
+        slope, spread = _newton.sums(weight * (mean - true), weight * variance, axis=0)
+        return beta * slope, jnp.square(beta) * spread + beta * slope
+
+    return at
+
+
+@jax.custom_jvp
+def _implicit(
+    logits: Float[Array, "examples classes"],
+    weight: Float[Array, " examples"],
+    labels: Int[Array, " examples"],
+    fit: TemperatureFit,
+) -> Float[Array, ""]:
+    """The fitted temperature, as a function of what it was fitted to."""
+    return fit.temperature
+
+
+@_implicit.defjvp
+def _implicit_jvp(
+    primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    logits, weight, labels, fit = primals
+    temperature = fit.temperature
+    settled = ~(fit.at_bound | (fit.num_steps == 0))
+    beta = 1 / jnp.where(settled, temperature, 1)
+    # rows that count, or would count if they had weight
+    true = pick_label(logits, labels)
+    sound = jnp.isfinite(true) & ~jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1)
+    possible = ~jnp.isneginf(logits) | ~sound[:, None]
+
+    def slope(
+        beta: Float[Array, ""],
+        logits: Float[Array, "examples classes"],
+        weight: Float[Array, " examples"],
+    ) -> Float[Array, ""]:
+        """That of the loss in `log beta`, up to a factor that does not matter where it is 0."""
+        logits = jnp.where(possible & sound[:, None], logits, 0)
+        probs = jax.nn.softmax(jnp.where(possible, beta * logits, -jnp.inf), axis=-1)
+        true = jnp.where(sound, pick_label(logits, labels), 0)
+        mean = jnp.sum(probs * logits, axis=-1) - true
+        return beta * jnp.sum(jnp.where(sound, weight, 0) * mean)
+
+    _, change = jax.jvp(
+        lambda z, w: slope(beta, z, w), (logits, weight), (tangents[0], tangents[1])
+    )
+    _, curvature = jax.jvp(lambda b: slope(b, logits, weight), (beta,), (beta,))
+    moved = temperature * change / jnp.where(curvature > 0, curvature, 1)
+    moved = jnp.where(settled & (curvature > 0), moved, 0)
+    return temperature, jnp.where(jnp.isnan(temperature), jnp.nan, moved).astype(temperature.dtype)
 
 
 def apply_temperature(

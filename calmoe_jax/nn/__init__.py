@@ -2,6 +2,7 @@
 
 from calmoe_jax.nn.backbones import MLP as MLP
 from calmoe_jax.nn.backbones import ResNet18 as ResNet18
+from calmoe_jax.nn.calibration_metric import CalibrationMetric as CalibrationMetric
 from calmoe_jax.nn.classifiers import ROUTING_KINDS as ROUTING_KINDS
 from calmoe_jax.nn.classifiers import Backbone as Backbone
 from calmoe_jax.nn.classifiers import Experts as Experts

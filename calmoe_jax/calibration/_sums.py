@@ -1,0 +1,78 @@
+"""Sums that keep float32's digits over tens of millions of examples.
+
+Adding numbers one by one, as XLA's scatter does on CPUs, stalls: 1e7 times 0.1 in float32 is off
+by a tenth of it. Here short runs are added plainly, and the sums of the runs with their rounding
+errors, which two additions recover exactly (Knuth, The Art of Computer Programming 2, 4.2.2).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# Examples added plainly: equal numbers lose at most 1e-6 of their sum in float32.
+_RUN = 64
+
+
+def two_sum(
+    a: Float[Array, "*shape"], b: Float[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """`a + b` and its rounding error; their sum is exact (of finite numbers)."""
+    total = a + b
+    rounded = total - a
+    return total, (a - (total - rounded)) + (b - rounded)
+
+
+def add_pairs(
+    a: tuple[Float[Array, "*shape"], Float[Array, "*shape"]],
+    b: tuple[Float[Array, "*shape"], Float[Array, "*shape"]],
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Sum of two sums, each as what it rounds to and the rest; a rest beside `inf` is 0.
+
+    The rest is kept below the last digit of the other: if it only grew, it would itself stall.
+    """
+    total, error = two_sum(a[0], b[0])
+    high, low = two_sum(total, error + (a[1] + b[1]))
+    finite = jnp.isfinite(total)
+    return jnp.where(finite, high, total), jnp.where(finite, low, 0)
+
+
+@jax.custom_jvp
+def compensated_sum(values: Float[Array, "rows ..."]) -> Float[Array, "..."]:
+    """Sum along the first axis, as if in twice the precision."""
+    zero = jnp.zeros((), values.dtype)
+    high, low = jax.lax.reduce((values, jnp.zeros_like(values)), (zero, zero), add_pairs, (0,))
+    return high + low
+
+
+@compensated_sum.defjvp
+def _compensated_sum_jvp(
+    primals: tuple[Float[Array, "rows ..."]], tangents: tuple[Float[Array, "rows ..."]]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    # linear: its derivative is the plain sum
+    return compensated_sum(*primals), jnp.sum(tangents[0], axis=0)
+
+
+def total(values: Float[Array, " examples"]) -> Float[Array, ""]:
+    """Sum of all values, compensated; lanes of 128 so that it vectorises."""
+    lanes = 128 if values.shape[0] > 128 else 1
+    padded = jnp.pad(values, (0, -values.shape[0] % lanes))
+    return compensated_sum(compensated_sum(padded.reshape(-1, lanes)))
+
+
+def sum_by_bin(
+    values: Float[Array, " examples"], bins: Int[Array, " examples"], num_bins: int
+) -> Float[Array, " bins"]:
+    """Sum of the values in each bin, compensated over runs of examples.
+
+    Args:
+        values: what is summed.
+        bins: bin of each value, in `[0, num_bins)`.
+        num_bins: number of bins. Up to 64 a run has 64 examples, above it as many as there are
+            bins, so that the sums of the runs take no more room than the values.
+    """
+    size = values.shape[0]
+    run = max(_RUN, num_bins)
+    runs = -(-size // run)
+    cells = bins + num_bins * (jax.lax.iota(jnp.int32, size) // run).astype(bins.dtype)
+    grid = jnp.zeros(runs * num_bins, values.dtype).at[cells].add(values)
+    return compensated_sum(grid.reshape(runs, num_bins))

@@ -1,0 +1,204 @@
+"""What goes into a calibration metric, checked: what is not a prediction becomes NaN.
+
+Values cannot raise errors under `jax.jit`. So a row that is no distribution, an event whose
+confidence is no probability, and a label outside the classes become NaN, and NaN that counts
+makes the metric NaN. `check_predictions` says on the host which row it was.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Integer, Shaped
+
+from calmoe_jax._numerics import at_least_float32
+
+# How far the probabilities of a row may sum from 1, or a probability lie above 1 by rounding.
+_SUM_TOLERANCE = 1e-3
+_ROUNDING = 1e-5
+
+
+def _sum_tolerance(dtype: jnp.dtype, num_classes: int) -> float:
+    """Above what the rounding of every entry to `dtype` can move the sum of a row."""
+    precision = jnp.finfo(dtype)
+    lost = num_classes * float(precision.smallest_subnormal)
+    return _SUM_TOLERANCE + 4 * float(precision.eps) + lost
+
+
+def distributions(probs: Float[Array, "*batch classes"]) -> Bool[Array, "*batch"]:
+    """Which rows are probability distributions.
+
+    Args:
+        probs: class probabilities, in the dtype they were made in.
+
+    Returns:
+        Whether no entry is NaN or below 0 and the sum is 1: within 0.001 and four units of
+        rounding of the dtype (0.001 for float32, 0.032 for bfloat16; in float16 each class may
+        also lose its smallest number). Then no entry is above 1 by more than that.
+    """
+    tolerance = _sum_tolerance(probs.dtype, probs.shape[-1])
+    values = at_least_float32(probs)
+    # a product and a minimum: twice as fast on CPUs as sum and all beside a maximum and argmax
+    ones = jnp.ones(values.shape[-1], values.dtype)
+    total = jnp.dot(values, ones, precision="highest")
+    # NaN makes the sum NaN, and comparisons with it are false
+    return (jnp.min(values, axis=-1, initial=0) >= 0) & (jnp.abs(total - 1) <= tolerance)
+
+
+def probabilities(
+    probs: Float[Array, "*batch classes"], *, from_logits: bool = False
+) -> Float[Array, "*batch classes"]:
+    """Class probabilities of at least float32; a row that is no distribution is all NaN.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`).
+        from_logits: whether `probs` holds logits or log probabilities; never guessed.
+
+    Returns:
+        The probabilities. A row with an entry that is NaN or below 0, or with a sum that is not 1
+        (see `distributions`), is NaN throughout; so is a row of logits that are all `-inf`, or
+        that hold `inf` or NaN. What rounding put above 1 becomes 1.
+    """
+    if from_logits:
+        return jax.nn.softmax(at_least_float32(probs), axis=-1)
+    valid = distributions(probs)
+    return jnp.where(valid[..., None], _at_most_one(at_least_float32(probs)), jnp.nan)
+
+
+def class_labels(labels: Shaped[Array, "*batch"]) -> Integer[Array, "*batch"]:
+    """The labels, if they are integers.
+
+    Args:
+        labels: class of each example.
+
+    Returns:
+        The labels as they are; whether they are in range is seen with the number of classes.
+
+    Raises:
+        TypeError: if they are not integers: a float label may be a probability or a rounded
+            number, a truth value an outcome.
+    """
+    _check_integers(labels.dtype)
+    return labels
+
+
+def _check_integers(dtype: jnp.dtype) -> None:
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got labels.dtype={dtype}.")
+
+
+def event(
+    confidence: Float[Array, "*batch"], outcome: Float[Array, "*batch"] | Bool[Array, "*batch"]
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Confidence in events and their outcomes, in one float dtype of at least float32.
+
+    Args:
+        confidence: predicted probability of the event, in [0, 1].
+        outcome: whether the event happened, or its probability where that is known.
+
+    Returns:
+        `(confidence, outcome)`; both NaN where either is NaN or outside [0, 1]. A confidence that
+        rounding put above 1 (by at most 1e-5 and four units of rounding of its dtype) becomes 1.
+    """
+    rounding = _ROUNDING + 4 * float(jnp.finfo(confidence.dtype).eps)
+    confidence = at_least_float32(confidence)
+    outcome = outcome.astype(confidence.dtype)
+    valid = (confidence >= 0) & (confidence <= 1 + rounding) & (outcome >= 0) & (outcome <= 1)
+    return (
+        jnp.where(valid, _at_most_one(confidence), jnp.nan),
+        jnp.where(valid, outcome, jnp.nan),
+    )
+
+
+def _at_most_one(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    # not minimum: its gradient at exactly 1 would be one half
+    return jnp.where(values > 1, 1, values)
+
+
+def check_predictions(
+    probs: Any, labels: Any = None, *, weights: Any = None, from_logits: bool = False
+) -> None:
+    """Raises an error that names the first bad row; on the host, for arrays with values.
+
+    Inside the metrics a bad row makes NaN. Call this where data enter a script.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`), `[examples, classes]`.
+        labels: class of each example, integers in `[0, classes)`; not checked if `None`.
+        weights: weight of each example, non-negative and finite; not checked if `None`. Rows of
+            weight 0 are checked too.
+        from_logits: whether `probs` holds logits or log probabilities; a logit may be `-inf`.
+
+    Raises:
+        TypeError: if `probs` or `weights` are not real numbers, or `labels` not integers.
+        ValueError: if a shape is wrong, a row of probabilities has an entry that is NaN or below
+            0 or a sum that is not 1, a row of logits holds NaN or `inf` or nothing but `-inf`, a
+            label is outside the classes, or a weight is negative, infinite or NaN.
+
+    Example:
+        >>> check_predictions(jnp.array([[0.5, 0.5], [0.25, 0.75]]), jnp.array([0, 1]))
+        >>> check_predictions(jnp.array([[0.5, 0.5], [0.5, 0.75]]))
+        Traceback (most recent call last):
+        ...
+        ValueError: probs must sum to 1 in every row, got probs[1] with sum 1.25.
+    """
+    values = _float_array("probs", probs)
+    if values.ndim != 2 or values.shape[1] == 0:
+        raise ValueError(
+            f"probs must have shape (examples, classes) with at least one class, "
+            f"got probs.shape={values.shape}."
+        )
+    examples, classes = values.shape
+    # bfloat16 and its like are not NumPy's own; logits are compared, probabilities summed
+    dtype, values = values.dtype, values.astype(np.float64)
+    if from_logits:
+        _raise_at("probs", values, np.isnan(values), "hold no NaN where they are logits")
+        _raise_at("probs", values, values == np.inf, "hold no inf where they are logits")
+        none = (values == -np.inf).all(axis=1, keepdims=True)
+        _raise_at("probs", values, none, "hold a finite logit in every row")
+    else:
+        _raise_at("probs", values, np.isnan(values), "hold no NaN")
+        _raise_at("probs", values, values < 0, "be at least 0")
+        total = values.sum(1)
+        off = np.asarray(~(np.abs(total - 1) <= _sum_tolerance(dtype, classes)))
+        if off.any():
+            row = int(np.argmax(off))
+            raise ValueError(
+                f"probs must sum to 1 in every row, got probs[{row}] with sum {total[row]:.6g}."
+            )
+    if labels is not None:
+        labels = np.asarray(labels)
+        _check_integers(labels.dtype)
+        _check_one_per_example("labels", labels, examples)
+        outside = np.asarray((labels < 0) | (labels >= classes))
+        _raise_at("labels", labels, outside, f"be in [0, {classes})")
+    if weights is not None:
+        weights = _float_array("weights", weights)
+        _check_one_per_example("weights", weights, examples)
+        weights = weights.astype(np.float64)
+        bad = np.asarray(~np.isfinite(weights) | (weights < 0))
+        _raise_at("weights", weights, bad, "be non-negative and finite")
+
+
+def _float_array(name: str, values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating-point numbers, got {name}.dtype={array.dtype}.")
+    return array
+
+
+def _check_one_per_example(name: str, values: np.ndarray, examples: int) -> None:
+    if values.shape != (examples,):
+        raise ValueError(
+            f"{name} must have shape ({examples},), one for each row of probs, "
+            f"got {name}.shape={values.shape}."
+        )
+
+
+def _raise_at(name: str, values: np.ndarray, bad: np.ndarray, rule: str) -> None:
+    """Raises for the first row with something bad."""
+    rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
+    if rows.size:
+        row = int(rows[0])
+        raise ValueError(f"{name} must {rule}, got {name}[{row}]={values[row]}.")

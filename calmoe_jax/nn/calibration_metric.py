@@ -1,0 +1,82 @@
+"""Calibration as a Flax NNX metric: the state of `calmoe_jax.calibration` behind its interface."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from calmoe_jax.calibration.states import (
+    CalibrationState,
+    CalibrationSummary,
+    compute_calibration,
+    init_calibration,
+    merge_calibration,
+    update_calibration,
+)
+
+
+class CalibrationMetric(nnx.Metric):
+    """Accuracy, proper scores and calibration errors of a stream of batches.
+
+    Example:
+        >>> metric = CalibrationMetric(num_classes=2)
+        >>> metric.update(probs=jnp.array([[0.25, 0.75]]), labels=jnp.array([1]))
+        >>> metric.compute().expected_calibration_error
+        Array(0.25, dtype=float32)
+    """
+
+    def __init__(self, *, num_classes: int, num_bins: int = 15, from_logits: bool = False) -> None:
+        """A metric that has seen nothing.
+
+        Args:
+            num_classes: number of classes, at least 1.
+            num_bins: number of equal-width bins, at least 1.
+            from_logits: whether `update` gets logits or log probabilities.
+        """
+        self.from_logits = from_logits
+        self.state = nnx.metrics.MetricState(
+            init_calibration(num_classes=num_classes, num_bins=num_bins)
+        )
+
+    def reset(self) -> None:
+        """Forgets all batches."""
+        self.state.set_value(jax.tree.map(jax.numpy.zeros_like, self.state.get_value()))
+
+    def update(  # type: ignore[override]  # names what it needs
+        self,
+        *,
+        probs: Float[Array, "examples classes"],
+        labels: Int[Array, " examples"],
+        weights: Float[Array, " examples"] | None = None,
+        where: Bool[Array, " examples"] | None = None,
+        **_: Any,
+    ) -> None:
+        """Adds a batch, in place.
+
+        Args:
+            probs: class probabilities, or logits, as was said at the start.
+            labels: class of each example.
+            weights: non-negative weight of each example; 1 by default.
+            where: examples that count; all by default.
+            _: whatever other metrics of an `nnx.MultiMetric` are given.
+        """
+        self.state.set_value(
+            update_calibration(
+                self.state.get_value(),
+                probs,
+                labels,
+                weights=weights,
+                where=where,
+                from_logits=self.from_logits,
+            )
+        )
+
+    def merge(self, other: "CalibrationMetric | CalibrationState") -> None:
+        """Adds what another metric, or a state, has seen, in place."""
+        state = other.state.get_value() if isinstance(other, CalibrationMetric) else other
+        self.state.set_value(merge_calibration(self.state.get_value(), state))
+
+    def compute(self) -> CalibrationSummary:
+        """The metrics of all batches so far."""
+        return compute_calibration(self.state.get_value())
