@@ -103,6 +103,33 @@ class Tasks:
 
 
 @dataclass(frozen=True)
+class Audit:
+    """Judge a deployed model's logs: calibration, shift, and what can be repaired without labels.
+
+    The file holds, for each example, the router's weights, the experts' probabilities and the
+    label where it is known: an npz file with arrays routing_weights [n, experts], expert_probs
+    [n, experts, classes], labels [n] (-1: unknown) and, if need be, targets [n] and clusters [n];
+    or a parquet file with these columns.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The logs."""
+    out: Path | None = None
+    """Where to write everything as JSON."""
+
+    def __call__(self) -> int:
+        """Judges them."""
+        from calmoe_jax._files import to_json, write_whole
+        from calmoe_jax.audit import audit, describe_audit, read_logs
+
+        found = audit(read_logs(self.file))
+        if self.out is not None:
+            write_whole(self.out, to_json(found))
+        print(describe_audit(found))
+        return 0
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Tell versions, devices, and which kernel implementations run here and why others do not."""
 
@@ -152,10 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "run": Run,
         "report": Report,
         "tasks": Tasks,
+        "audit": Audit,
         "doctor": Doctor,
     }
     try:
-        command: Run | Report | Tasks | Doctor = tyro.extras.subcommand_cli_from_dict(
+        command: Run | Report | Tasks | Audit | Doctor = tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="calmoe",
             description="Calibrated mixture-of-experts classifiers under distribution shift.",
@@ -168,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(command: Callable[[], int]) -> int:
+    from calmoe_jax.audit import LogError
     from calmoe_jax.data import DataError
     from calmoe_jax.experiment import RunFolderError, RunInputError
     from calmoe_jax.report import ResultsError
@@ -179,7 +208,7 @@ def _call(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
         return 130
-    except (DataError, RunInputError, RunFolderError, ResultsError, UsageError) as error:
+    except (DataError, LogError, RunInputError, RunFolderError, ResultsError, UsageError) as error:
         return _fail(error, 2)
     except (NonFiniteLossError, OSError) as error:
         return _fail(error, 1)

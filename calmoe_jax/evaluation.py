@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax import calibration, mixture
+from calmoe_jax import calibration, mixture, repair, shift
 from calmoe_jax.data import Split, Task
 from calmoe_jax.training import METHODS, TrainedSeeds
 from calmoe_jax.training.loop import over_seeds
 
-CALIBRATORS = ("none", "temperature", "per_expert")
+# Those of `repair` look at each split's unlabelled examples as well.
+CALIBRATORS = ("none", "temperature", "per_expert", *repair.CALIBRATORS)
 METRICS = (
     "accuracy",
     "nll",
@@ -196,7 +197,7 @@ def _score(
 
 def evaluate(
     task: Task, trained: TrainedSeeds, methods: tuple[str, ...], seeds: tuple[int, ...]
-) -> Iterator[tuple[list[Evaluation], list[dict[str, Any]]]]:
+) -> Iterator[tuple[list[Evaluation], list[dict[str, Any]], list[dict[str, Any]]]]:
     """Evaluates the methods that share a training.
 
     Args:
@@ -206,16 +207,17 @@ def evaluate(
         seeds: seed numbers.
 
     Yields:
-        For each method: its evaluations (calibrator by calibrator, split by split), and one line
-        for each fitted calibrator and seed, with `converged: false` where no finite temperature
-        is optimal (see `_usable`).
+        For each method: its evaluations (calibrator by calibrator, split by split); one line for
+        each fitted calibrator and seed, with `converged: false` where no finite temperature is
+        optimal (see `_usable`); one for each split and seed: whether its configuration shifts,
+        and what can be done about it.
     """
     # of the split that calibrators are fitted on all experts, whatever was chosen
     raw = {
         split.name: predict(trained, split.inputs, sparse=split is not task.calibration)
         for split in task.splits[1:]
     }
-    single = trained.network.num_experts == 1
+    num_experts = trained.network.num_experts
     longest = max(len(split) for split in task.evaluation)
     for name in methods:
         outputs, fits = raw, []
@@ -225,23 +227,48 @@ def evaluate(
             fits += _fit_lines(name, "mocae", seeds, fitted)
             outputs = {k: _scale_experts(v, _usable(fitted)) for k, v in raw.items()}
         fitted_all = _fit(outputs["calibration"], calibration_labels)
-        ones = jnp.ones((len(seeds), trained.network.num_experts))
-        temperatures = {
+        for calibrator in ("temperature", "per_expert"):
+            fits += _fit_lines(name, calibrator, seeds, fitted_all[calibrator])
+        ones = jnp.ones((len(seeds), num_experts))
+        inside = _usable(fitted_all["temperature"])
+        common = {
             "none": Temperatures(ones, ones[:, 0]),
-            "temperature": Temperatures(ones, _usable(fitted_all["temperature"])),
+            "temperature": Temperatures(ones, inside),
             "per_expert": Temperatures(_usable(fitted_all["per_expert"]), ones[:, 0]),
         }
-        for calibrator in CALIBRATORS[1:]:
-            fits += _fit_lines(name, calibrator, seeds, fitted_all[calibrator])
-        evaluations = [
-            _evaluate_one(
-                task.name, name, calibrator, split, outputs[split.name], temperatures[calibrator],
-                seeds, longest, single,
+        held_out = _sample(outputs["calibration"], num_experts)
+        evaluations, shifts = {}, []
+        for split in task.evaluation:
+            padded = Outputs(*(_pad(x, longest, 1) for x in outputs[split.name]))
+            repaired = repair.fit_to_targets(
+                held_out, task.calibration, inside, _sample(padded, num_experts), split
             )
+            shifts += _shift_lines(name, split, seeds, repaired, len(task.calibration), padded)
+            temperatures = common | {
+                calibrator: Temperatures(ones, found)
+                for calibrator, found in repaired.temperatures.items()
+            }
+            for calibrator, values in temperatures.items():
+                evaluations[calibrator, split.name] = _evaluate_one(
+                    task.name, name, calibrator, split, padded, values, seeds, num_experts == 1
+                )
+        ordered = [
+            evaluations[calibrator, split.name]
             for calibrator in CALIBRATORS
             for split in task.evaluation
-        ]  # fmt: skip
-        yield evaluations, fits
+            if (calibrator, split.name) in evaluations
+        ]
+        yield ordered, fits, shifts
+
+
+def _pad(x: np.ndarray | jax.Array, length: int, axis: int) -> jax.Array:
+    width = [(0, length - size) if i == axis else (0, 0) for i, size in enumerate(np.shape(x))]
+    return jnp.asarray(np.pad(np.asarray(x), width))
+
+
+@partial(jax.jit, static_argnums=1)
+def _sample(outputs: Outputs, num_experts: int) -> repair.Sample:
+    return repair.dense_sample(*outputs, num_experts=num_experts)
 
 
 def _evaluate_one(
@@ -252,20 +279,13 @@ def _evaluate_one(
     outputs: Outputs,
     temperatures: Temperatures,
     seeds: tuple[int, ...],
-    padded_length: int,
     single: bool,
 ) -> Evaluation:
+    """Scores a split whose outputs are padded at the end."""
     count = len(split)
-
-    def pad(x: np.ndarray | jax.Array, axis: int) -> jax.Array:
-        width = [(0, padded_length - count) if i == axis else (0, 0) for i in range(np.ndim(x))]
-        return jnp.asarray(np.pad(np.asarray(x), width))
-
+    length = outputs.routing_weights.shape[1]
     scores = _score(
-        Outputs(*(pad(x, 1) for x in outputs)),
-        temperatures,
-        pad(split.labels, 0),
-        pad(np.ones(count, bool), 0),
+        outputs, temperatures, _pad(split.labels, length, 0), jnp.arange(length) < count
     )
     scores = jax.tree.map(np.asarray, scores)
     absent = ("disagreement", "routing_entropy") if single else ()
@@ -312,3 +332,41 @@ def _fit_lines(
         }
         for i, seed in enumerate(seeds)
     ]
+
+
+def _shift_lines(
+    method: str,
+    split: Split,
+    seeds: tuple[int, ...],
+    repaired: repair.Repair,
+    num_held_out: int,
+    outputs: Outputs,
+) -> list[dict[str, Any]]:
+    largest = np.asarray(outputs.routing_weights)[:, : len(split)].max(axis=-1)
+    lines = []
+    for i, seed in enumerate(seeds):
+        tested = {name: float(x[i]) for name, x in repaired.shift._asdict().items()}
+        share, balanced = float(repaired.effective_share[i]), bool(repaired.balanced[i])
+        verdict = shift.repair_verdict(
+            tested["p_value"],
+            share,
+            num_held_out,
+            hard=bool((largest[i] >= 1).all()),
+            feasible=balanced,
+        )
+        lines.append(
+            {
+                "method": method,
+                "split": split.name,
+                "kind": split.kind,
+                "seed": seed,
+                **tested,
+                "effective_share": share,
+                "balanced": balanced,
+                "separability": float(repaired.separability[i]),
+                "temperatures": {k: float(t[i]) for k, t in repaired.temperatures.items()},
+                "decision": verdict.decision,
+                "reason": verdict.reason,
+            }
+        )
+    return lines

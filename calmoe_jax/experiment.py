@@ -160,6 +160,7 @@ def _train_and_evaluate(
         "methods": {name: METHODS[name]._asdict() for name in config.methods},
         "records": [],
         "fits": [],
+        "shifts": [],
         "comparisons": [],
         "reliability": [],
         "warnings": [],
@@ -192,8 +193,9 @@ def _train_and_evaluate(
             bar.refresh()
             results["warnings"] += _collapse_warnings(recipe.name, trained, config)
             sharing = tuple(name for name in config.methods if METHODS[name].recipe == recipe)
-            for evaluations, fits in evaluate(task, trained, sharing, config.seed_numbers):
+            for evaluations, fits, shifts in evaluate(task, trained, sharing, config.seed_numbers):
                 results["fits"] += fits
+                results["shifts"] += shifts
                 for evaluation in evaluations:
                     comparator.add(evaluation)
                     results["records"] += evaluation.records

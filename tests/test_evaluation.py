@@ -59,10 +59,13 @@ def outputs_of(trained, inputs, seed):
 
 def test_every_combination_is_recorded_once(evaluated):
     task, _, results = evaluated
-    for method, (evaluations, _) in results.items():
+    for method, (evaluations, _, shifts) in results.items():
         records = [r for e in evaluations for r in e.records]
         keys = [(r["calibrator"], r["split"], r["seed"]) for r in records]
-        assert len(keys) == len(set(keys)) == 3 * 4 * 2
+        assert len(keys) == len(set(keys)) == 8 * 4 * 2
+        assert [(x["split"], x["seed"]) for x in shifts] == [
+            (split.name, seed) for split in task.evaluation for seed in SEEDS
+        ]
         assert list(records[0]) == [
             "task", "method", "seed", "split", "kind", "calibrator", "n",
             "accuracy", "nll", "brier", "ece", "classwise_ece", "smooth_ece", "confidence_gap",
@@ -104,7 +107,7 @@ def test_records_equal_oracles(evaluated):
 
 def test_temperatures_are_fitted_on_the_calibration_split_alone(evaluated):
     task, trained, results = evaluated
-    evaluations, fits = results["vanilla"]
+    evaluations, fits, _ = results["vanilla"]
     for i, seed in enumerate(SEEDS):
         log_experts, weights = outputs_of(trained, task.calibration.inputs, i)
         labels = jnp.asarray(task.calibration.labels)
@@ -131,7 +134,7 @@ def test_per_expert_weights_by_the_router_and_mocae_does_not(evaluated):
     on_all = cm.fit_expert_temperatures(log_experts, labels)
     fits = {
         (m, f["calibrator"]): f["temperature"]
-        for m, (_, lines) in results.items()
+        for m, (_, lines, _) in results.items()
         for f in lines
         if f["seed"] == SEEDS[0]
     }
@@ -178,8 +181,13 @@ def test_records_do_not_depend_on_how_experts_are_computed(routing, monkeypatch)
     monkeypatch.setattr(evaluation, "predict", lambda t, x, *, sparse: predict(t, x, sparse=False))
     dense = list(evaluation.evaluate(task, trained, methods, SEEDS))
     assert predict(trained, task.evaluation[0].inputs, sparse=True).expert_indices.shape[2] < 3
-    for (left, left_fits), (right, right_fits) in zip(sparse, dense, strict=True):
+    for (left, left_fits, left_shifts), (right, right_fits, right_shifts) in zip(
+        sparse, dense, strict=True
+    ):
         assert left_fits == right_fits
+        for one, other in zip(left_shifts, right_shifts, strict=True):
+            assert one["temperatures"] == pytest.approx(other["temperatures"], rel=1e-3)
+            assert one["p_value"] == other["p_value"]
         for a, b in zip(left, right, strict=True):
             for one, other in zip(a.records, b.records, strict=True):
                 assert one == pytest.approx(other, abs=1e-5)

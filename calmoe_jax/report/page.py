@@ -5,6 +5,8 @@ import html
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from calmoe_jax._files import write_whole
 from calmoe_jax.report.plots import draw_all
 from calmoe_jax.report.summary import Results, Spread, comparison, split_names, spread, title_of
@@ -119,6 +121,7 @@ def _section(run: Results, pictures: dict[str, bytes]) -> str:
         _verdict_list(run),
         "<h2>At a glance</h2>",
         _glance(run),
+        _repair_tables(run),
         *(_figure(name, content) for name, content in pictures.items()),
     ]
     if run["warnings"]:
@@ -222,6 +225,78 @@ def _difference_table(run: Results) -> str:
             f"out.</p>{_table(labels, rows)}</details>"
         )
     return "".join(body)
+
+
+_CALIBRATOR_TITLES = {
+    "none": "as trained",
+    "temperature": "temperature, in distribution",
+    "per_expert": "per-expert temperatures",
+    "configuration_balanced": "configuration-balanced",
+    "agreement": "agreement of seeds",
+    "separability": "PAD2",
+    "difference_of_confidences": "difference of confidences",
+    "average_threshold": "average threshold",
+}
+
+
+def _repair_tables(run: Results) -> str:
+    """Calibrators that look at unlabelled examples of each split, and what they rest on."""
+    shifts = split_names(run, "shift")
+    if not shifts or not run.get("shifts"):
+        return ""
+    rows = [
+        (
+            title_of(run, method),
+            [
+                _cell(spread(run, method, calibrator, shifts, "ece"), "ece")
+                for calibrator in _CALIBRATOR_TITLES
+            ],
+            method == "vanilla",
+        )
+        for method in run["methods"]
+    ]
+    words = (
+        "<p>ECE under shift after one temperature for each split, from its examples without their "
+        "labels; no rule makes a model more confident than the temperature fitted in distribution. "
+        "Agreement of seeds: confidence falls as models trained alike fall apart.</p>"
+    )
+    return (
+        "<h2>Repair without labels</h2>"
+        + _table(list(_CALIBRATOR_TITLES.values()), rows)
+        + words
+        + _decision_table(run)
+    )
+
+
+def _decision_table(run: Results) -> str:
+    rows = []
+    for method in run["methods"]:
+        for split in split_names(run):
+            lines = [x for x in run["shifts"] if (x["method"], x["split"]) == (method, split)]
+            if not lines:
+                continue
+            middle = {
+                name: float(np.median([x[name] for x in lines]))
+                for name in ("p_value", "load", "confidence", "disagreement", "effective_share")
+            }
+            decisions = [x["decision"] for x in lines]
+            names = sorted(set(decisions), key=decisions.count, reverse=True)
+            cells = [
+                *(f"{middle[x]:.3f}" for x in ("p_value", "load", "confidence", "disagreement")),
+                f"{middle['effective_share']:.2f}",
+                ", ".join(f"{x.replace('_', ' ')} ({decisions.count(x)})" for x in names),
+            ]
+            rows.append((f"{title_of(run, method)}, {split}", cells, False))
+    columns = ["p, any", "p, load", "p, confidence", "p, disagreement"]
+    columns += ["effective share of the held-out", "decision (seeds)"]
+    return (
+        "<details><summary>Does the routing configuration shift, and what can be done</summary>"
+        "<p>Permutation test of held-out against unlabelled examples, whole clusters relabelled; "
+        "medians over the seeds. Keep: no shift is seen, or hard routing bears it. Rebalance: "
+        "held-out examples can be weighted to look like the split's. Cannot repair: too few of "
+        "them do.</p>"
+        f"{_table(columns, rows)}</details>"
+    )
 
 
 def _temperature_table(run: Results) -> str:

@@ -1,0 +1,381 @@
+"""A deployed model's logs: is its confidence true, do its configurations shift, what can be done.
+
+Logs hold what the router and the experts said of each example, and its label where it is known.
+Examples whose label is known are the held-out ones; the others (or those marked as targets) are
+what the model meets now.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from calmoe_jax import calibration, mixture, shift
+from calmoe_jax.calibration.error_intervals import (
+    calibration_error_interval,
+    cluster_calibration_error_interval,
+)
+from calmoe_jax.calibration.experts import disagreement_identity, mixture_calibration
+from calmoe_jax.calibration.inputs import check_predictions
+from calmoe_jax.calibration.intervals import score_intervals
+
+_COLUMNS = ("routing_weights", "expert_probs", "labels", "targets", "clusters")
+_PERMUTATIONS = 999
+# Of the test, where examples are independent: as many a side as sorting takes no time for.
+_MOST_EXAMPLES = 2000
+
+
+class LogError(Exception):
+    """A file of logs cannot be used; the message says why."""
+
+
+class Logs(NamedTuple):
+    """Logs of a mixture of experts.
+
+    Attributes:
+        routing_weights: weight of each expert, `[n, experts]`; rows sum to one.
+        expert_probs: each expert's class probabilities, `[n, experts, classes]`.
+        labels: class of each example, -1 where it is not known.
+        targets: which examples the model meets now; those without label by default.
+        clusters: examples of one cluster are dependent; each its own by default.
+    """
+
+    routing_weights: np.ndarray
+    expert_probs: np.ndarray
+    labels: np.ndarray
+    targets: np.ndarray
+    clusters: np.ndarray
+
+
+def read_logs(path: Path) -> Logs:
+    """Reads and checks a file of logs.
+
+    Args:
+        path: an npz file with arrays, or a parquet file (which needs pyarrow) with columns, of the
+            names of `Logs`; `targets` and `clusters` may be missing. In a parquet file a row holds
+            a list of weights, and a list of lists of probabilities; a missing label is null.
+
+    Raises:
+        LogError: where the file cannot be read, lacks something, or holds what it must not.
+    """
+    try:
+        columns = _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
+    except (OSError, ValueError) as error:
+        raise LogError(f"{path} cannot be read: {error}.") from error
+    for name in _COLUMNS[:3]:
+        if name not in columns:
+            raise LogError(f"{path} lacks {name}; it has {', '.join(columns) or 'nothing'}.")
+    try:
+        return _check(columns)
+    except (ValueError, TypeError) as error:
+        raise LogError(f"{path}: {error}") from error
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("it is no npz file")
+        return {name: arrays[name] for name in _COLUMNS if name in arrays.files}
+
+
+def _read_parquet(path: Path) -> dict[str, np.ndarray]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise LogError(
+            f"{path} needs pyarrow (pip install pyarrow), or give an npz file."
+        ) from error
+    table = parquet.read_table(path)
+    columns = {}
+    for name in _COLUMNS:
+        if name in table.column_names:
+            values = table.column(name).to_pylist()
+            if name == "labels":
+                values = [-1 if value is None else value for value in values]
+            columns[name] = np.array(values)
+    return columns
+
+
+def _check(columns: dict[str, np.ndarray]) -> Logs:
+    weights, probs, labels = (columns[name] for name in _COLUMNS[:3])
+    if probs.ndim != 3 or 0 in probs.shape:
+        raise ValueError(
+            f"expert_probs must be [examples, experts, classes], got shape {probs.shape}."
+        )
+    for name, size in (("routing_weights", probs.shape[:2]), ("labels", probs.shape[:1])):
+        if columns[name].shape != size:
+            raise ValueError(f"{name} must be of shape {size}, got {columns[name].shape}.")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels must be whole numbers, -1 where unknown, got {labels.dtype}.")
+    check_predictions(probs.reshape(-1, probs.shape[2]))
+    if probs.shape[1] > 1:
+        check_predictions(weights)
+    elif not np.allclose(weights, 1):
+        raise ValueError("routing_weights must be 1 where there is one expert.")
+    low, high = int(labels.min()), int(labels.max())
+    if low < -1 or high >= probs.shape[2]:
+        raise ValueError(f"labels must be in [-1, {probs.shape[2] - 1}], got {low} to {high}.")
+    known = labels >= 0
+    targets = columns.get("targets", ~known)
+    clusters = columns.get("clusters", np.arange(len(labels)))
+    for name, values in (("targets", targets), ("clusters", clusters)):
+        if values.shape != labels.shape:
+            raise ValueError(f"{name} must be of shape {labels.shape}, got {values.shape}.")
+    if targets.dtype != np.bool_:
+        raise TypeError(f"targets must be true or false, got {targets.dtype}.")
+    if not (known & ~targets).any():
+        raise ValueError("some example that is no target must have a label, got none.")
+    if (~known & ~targets).any():
+        raise ValueError("every example that is no target must have a label, got -1 among them.")
+    numbers = np.unique(clusters, return_inverse=True)[1]
+    return Logs(weights, probs, labels, targets, numbers)
+
+
+def audit(logs: Logs) -> dict[str, Any]:
+    """Everything that the logs say, as plain values.
+
+    Args:
+        logs: checked logs.
+
+    Returns:
+        `held_out`: sizes, scores with 95 % intervals, calibration error of the aggregate and of
+        every expert, the disagreement identity, the temperature. With targets also `shift` (the
+        test, separability, balance, decision), `targets` (temperatures by rule), and, where the
+        targets have labels, `targets_scored`.
+    """
+    held_out = _take(logs, ~logs.targets)
+    result: dict[str, Any] = {"held_out": _describe(held_out)}
+    if not logs.targets.any():
+        return result
+    targets = _take(logs, logs.targets)
+    ours, theirs = _configuration(held_out), _configuration(targets)
+    labels = jnp.asarray(held_out.labels)
+    fit = calibration.fit_temperature(ours.log_probs, labels)
+    inside = fit.temperature if bool(fit.converged) else jnp.ones(())
+    tested = _test(held_out, targets)
+    solution = jax.jit(shift.configuration_balance)(
+        mixture.configuration_features(ours), mixture.configuration_features(theirs)
+    )
+    balanced = bool(solution.feasible & solution.converged)
+    share = float(solution.effective_sample_size) / len(labels)
+    told = float(
+        jax.jit(shift.separability)(
+            *(shift.configuration_coordinates(*_log_arrays(x)) for x in (held_out, targets))
+        )
+    )
+    verdict = shift.repair_verdict(
+        float(tested.p_value),
+        share,
+        len(labels),
+        hard=bool((held_out.routing_weights.max(axis=1) >= 1 - 1e-6).all()),
+        feasible=balanced,
+    )
+    result["shift"] = {
+        **{name: float(value) for name, value in tested._asdict().items()},
+        "separability": told,
+        "effective_share": share,
+        "balanced": balanced,
+        "decision": verdict.decision,
+        "reason": verdict.reason,
+    }
+    temperatures = {"temperature": float(inside)}
+    if balanced:
+        weights = jnp.exp(solution.log_weights)
+        refit = calibration.fit_temperature(ours.log_probs, labels, weights=weights)
+        if bool(refit.converged):
+            temperatures["configuration_balanced"] = max(float(refit.temperature), float(inside))
+    temperatures["separability"] = _by_separability(ours, theirs, inside, told)
+    result["targets"] = {"n": len(targets.labels), "temperatures": temperatures}
+    if (targets.labels >= 0).all():
+        result["targets_scored"] = {"none": _scores(targets, 1.0)} | {
+            name: _scores(targets, value) for name, value in temperatures.items()
+        }
+    return result
+
+
+def _take(logs: Logs, rows: np.ndarray) -> Logs:
+    return Logs(*(values[rows] for values in logs))
+
+
+def _log_arrays(logs: Logs) -> tuple[jax.Array, jax.Array]:
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(logs.expert_probs.astype(np.float32))
+    return jnp.asarray(log_probs), jnp.asarray(logs.routing_weights, jnp.float32)
+
+
+def _configuration(logs: Logs) -> mixture.Configuration:
+    return jax.jit(mixture.configuration)(*_log_arrays(logs))
+
+
+def _by_separability(
+    ours: mixture.Configuration,
+    theirs: mixture.Configuration,
+    inside: jax.Array,
+    told: float,
+) -> float:
+    before, after = (shift.mean_confidence(x.log_probs, inside) for x in (ours, theirs))
+    error = jnp.zeros(())
+    for config in (ours, theirs):
+        scaled = calibration.scale_log_probs(config.log_probs, inside[None])
+        confidence = jnp.exp(jnp.max(scaled, axis=-1))
+        error += jnp.var(confidence) / len(confidence)
+    aim = shift.separability_confidence(
+        before,
+        after,
+        jnp.sqrt(error),
+        jnp.asarray(told),
+        num_classes=ours.log_probs.shape[-1],
+    )
+    found = shift.match_confidence(theirs.log_probs, aim, at_least=inside)
+    return float(found.temperature)
+
+
+def _test(held_out: Logs, targets: Logs) -> shift.ShiftTest:
+    sides = []
+    for logs in (held_out, targets):
+        independent = len(np.unique(logs.clusters)) == len(logs.clusters)
+        step = -(-len(logs.labels) // _MOST_EXAMPLES) if independent else 1
+        sides.append(_take(logs, np.arange(0, len(logs.labels), step)))
+    # a cluster with examples on both sides is one on each
+    numbers = [np.unique(logs.clusters, return_inverse=True)[1] for logs in sides]
+    first = int(numbers[0].max()) + 1
+    clusters = np.concatenate([numbers[0], numbers[1] + first])
+    return shift.configuration_shift_test(
+        jax.random.key(0),
+        *(_configuration(logs) for logs in sides),
+        clusters=jnp.asarray(clusters, jnp.int32),
+        num_clusters=int(clusters.max()) + 1,
+        num_permutations=_PERMUTATIONS,
+    )
+
+
+def _describe(logs: Logs) -> dict[str, Any]:
+    log_probs, weights = _log_arrays(logs)
+    labels = jnp.asarray(logs.labels)
+    probs = jnp.exp(log_probs)
+    mixed = jax.jit(mixture_calibration)(probs, weights, labels)
+    identity = jax.jit(disagreement_identity)(probs, weights, labels)
+    fit = calibration.fit_temperature(mixture.mix_log_probs(log_probs, weights), labels)
+    return {
+        "n": len(logs.labels),
+        "experts": weights.shape[1],
+        "classes": probs.shape[2],
+        "clusters": len(np.unique(logs.clusters)),
+        **_scores(logs, 1.0),
+        "expert_ece": _plain(mixed.top_label.experts),
+        "expert_mean_ece": _plain(mixed.top_label.expert_mean),
+        "load": _plain(mixed.load),
+        "router_confidence": _plain(mixed.router_confidence),
+        "disagreement": {name: _plain(value) for name, value in identity._asdict().items()},
+        "temperature": _plain(fit.temperature),
+        "temperature_converged": bool(fit.converged),
+    }
+
+
+def _scores(logs: Logs, temperature: float) -> dict[str, Any]:
+    """Scores of the aggregate at a temperature, with intervals."""
+    log_probs = calibration.scale_log_probs(
+        mixture.mix_log_probs(*_log_arrays(logs)), jnp.full(1, temperature)
+    )
+    labels = jnp.asarray(logs.labels)
+    numbers = np.unique(logs.clusters, return_inverse=True)[1]
+    count = int(numbers.max()) + 1
+    clustered = count < len(labels)
+    grouping: dict[str, Any] = (
+        {"clusters": jnp.asarray(numbers, jnp.int32), "num_clusters": count} if clustered else {}
+    )
+    key = jax.random.key(0)
+    scores = score_intervals(key, log_probs, labels, from_logits=True, **grouping)
+    if clustered:
+        members = grouping["clusters"][None] == jnp.arange(count)[:, None]
+        bins = jax.lax.map(
+            lambda where: calibration.top_label_bins(
+                log_probs, labels, where=where, from_logits=True
+            ),
+            members,
+        )
+        ece = cluster_calibration_error_interval(key, bins)
+    else:
+        bins = calibration.top_label_bins(log_probs, labels, from_logits=True)
+        ece = calibration_error_interval(key, bins)
+    plain = calibration.expected_calibration_error(log_probs, labels, from_logits=True)
+    named = {name: _interval(value) for name, value in scores._asdict().items()}
+    return {**named, "ece": _plain(plain), "debiased_ece": _interval(ece)}
+
+
+def _interval(value: Any) -> dict[str, float | None]:
+    return {name: _plain(x) for name, x in value._asdict().items()}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as JSON has them: what is not finite is nothing."""
+    array = np.asarray(value, np.float64)
+    if array.ndim:
+        return [_plain(x) for x in array]
+    return float(array) if np.isfinite(array) else None
+
+
+def describe_audit(found: dict[str, Any]) -> str:
+    """The audit in words, for a terminal.
+
+    Args:
+        found: as from `audit`.
+    """
+    held_out = found["held_out"]
+    lines = [
+        f"Held out: {held_out['n']:,} labelled examples, {held_out['experts']} experts, "
+        f"{held_out['classes']} classes.",
+        _score_words(held_out),
+    ]
+    experts = ", ".join(
+        "no load" if ece is None else f"{ece:.3f} (load {load:.2f})"
+        for ece, load in zip(held_out["expert_ece"], held_out["load"], strict=True)
+    )
+    identity = held_out["disagreement"]
+    lines += [
+        f"  experts' ECE on their views: {experts}",
+        f"  disagreement {identity['disagreement']:.4f}; the aggregate is off by "
+        f"{identity['aggregate']:+.4f}, of which the experts' own errors "
+        f"{identity['difference']:+.4f} (standard error {identity['standard_error']:.4f})",
+        f"  temperature {held_out['temperature']:.3f}"
+        + ("" if held_out["temperature_converged"] else " (no finite optimum)"),
+    ]
+    if "shift" not in found:
+        return "\n".join([*lines, "No targets: nothing to compare with."])
+    shifted, targets = found["shift"], found["targets"]
+    temperatures = ", ".join(
+        f"{name.replace('_', ' ')} {value:.3f}" for name, value in targets["temperatures"].items()
+    )
+    lines += [
+        f"Targets: {targets['n']:,} examples.",
+        f"  shift of the configuration: p = {shifted['p_value']:.3f} (load {shifted['load']:.3f}, "
+        f"confidence {shifted['confidence']:.3f}, disagreement {shifted['disagreement']:.3f}); "
+        f"separability {shifted['separability']:.2f}; effective share of the held-out examples "
+        f"{shifted['effective_share']:.2f}",
+        f"  temperatures: {temperatures}",
+    ]
+    for name, scores in found.get("targets_scored", {}).items():
+        lines.append(f"  with {name.replace('_', ' ')}:\n  {_score_words(scores)}")
+    decision = shifted["decision"].replace("_", " ")
+    return "\n".join([*lines, f"Verdict: {decision}: {shifted['reason']}."])
+
+
+def _score_words(scores: dict[str, Any]) -> str:
+    def words(name: str, title: str, sign: str = "") -> str:
+        interval = scores[name]
+        value, low, high = (interval[x] for x in ("value", "low", "high"))
+        if value is None:
+            return f"{title} infinite"
+        span = "" if low is None or high is None else f" ({low:{sign}.3f} to {high:{sign}.3f})"
+        return f"{title} {value:{sign}.3f}{span}"
+
+    return "  " + "; ".join(
+        [
+            words("accuracy", "accuracy"),
+            f"ECE {scores['ece']:.3f}, without its bias " + words("debiased_ece", "").strip(),
+            words("confidence_gap", "confidence minus accuracy", "+"),
+            words("negative_log_likelihood", "NLL"),
+        ]
+    )

@@ -1,0 +1,18 @@
+"""Targets without labels: do configurations shift, how confident to be there, what can be done."""
+
+from calmoe_jax.shift.agreement import Agreement as Agreement
+from calmoe_jax.shift.agreement import agreement_accuracy as agreement_accuracy
+from calmoe_jax.shift.agreement import chance_corrected_agreement as chance_corrected_agreement
+from calmoe_jax.shift.balance import configuration_balance as configuration_balance
+from calmoe_jax.shift.confidence import ConfidenceMatch as ConfidenceMatch
+from calmoe_jax.shift.confidence import average_threshold_accuracy as average_threshold_accuracy
+from calmoe_jax.shift.confidence import difference_of_confidences as difference_of_confidences
+from calmoe_jax.shift.confidence import match_confidence as match_confidence
+from calmoe_jax.shift.confidence import mean_confidence as mean_confidence
+from calmoe_jax.shift.confidence import separability_confidence as separability_confidence
+from calmoe_jax.shift.separability import configuration_coordinates as configuration_coordinates
+from calmoe_jax.shift.separability import separability as separability
+from calmoe_jax.shift.two_sample import ShiftTest as ShiftTest
+from calmoe_jax.shift.two_sample import configuration_shift_test as configuration_shift_test
+from calmoe_jax.shift.verdict import RepairVerdict as RepairVerdict
+from calmoe_jax.shift.verdict import repair_verdict as repair_verdict

@@ -1,0 +1,154 @@
+"""How well a classifier tells unlabelled target examples from held-out ones."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from calmoe_jax._checks import check_positive, check_same_size
+from calmoe_jax._numerics import at_least_float32
+
+_MAX_STEPS = 30
+# Weights below are taken for this one: their logarithm would outweigh everything.
+_LEAST_WEIGHT = 1e-6
+
+
+def configuration_coordinates(
+    expert_log_probs: Float[Array, "examples experts classes"],
+    routing_weights: Float[Array, "examples experts"],
+) -> Float[Array, "examples coordinates"]:
+    """The routing configuration itself as columns: log weights and log probabilities, centred.
+
+    Args:
+        expert_log_probs: each expert's log probabilities, in nats.
+        routing_weights: weight of each expert.
+
+    Returns:
+        `experts * classes + experts` columns. Each expert's log probabilities and the logarithms of
+        the weights (of at least 1e-6) have mean 0 along their axis, as logits would.
+
+    Example:
+        >>> configuration_coordinates(jnp.zeros((5, 3, 2)), jnp.full((5, 3), 1 / 3)).shape
+        (5, 9)
+    """
+    logs = at_least_float32(expert_log_probs)
+    logs = jnp.maximum(logs, jnp.log(jnp.finfo(logs.dtype).tiny))
+    logs = logs - jnp.mean(logs, axis=-1, keepdims=True)
+    gates = jnp.log(jnp.maximum(at_least_float32(routing_weights), _LEAST_WEIGHT))
+    gates = gates - jnp.mean(gates, axis=-1, keepdims=True)
+    return jnp.concatenate([logs.reshape(len(logs), -1), gates], axis=-1)
+
+
+def separability(
+    held_out: Float[Array, "examples coordinates"],
+    targets: Float[Array, "targets coordinates"],
+    *,
+    target_where: Bool[Array, " targets"] | None = None,
+    penalty: float = 100.0,
+) -> Float[Array, ""]:
+    """How well a cross-fitted linear classifier tells two samples apart: `clip(2 AUC - 1, 0, 1)`.
+
+    Ridge logistic regression on standardised columns, both samples weighing alike, fitted on the
+    even rows of each and judged on the odd ones, and the other way round.
+
+    Args:
+        held_out: rows of the one sample.
+        targets: rows of the other.
+        target_where: targets that count; all by default.
+        penalty: `penalty / 2 |beta|^2` is added to the sum of the log losses of a fold; above 0.
+
+    Returns:
+        0 where they cannot be told apart (or either fold is empty), 1 where they can surely; NaN
+        where a number that counts is NaN.
+
+    Raises:
+        ValueError: if the columns differ or the penalty is not above 0.
+
+    Example:
+        >>> a, b = jnp.linspace(0, 1, 50)[:, None], jnp.linspace(2, 3, 50)[:, None]
+        >>> separability(a, b), separability(a, a)
+        (Array(1., dtype=float32), Array(0., dtype=float32))
+
+    References:
+        Ben-David et al., Analysis of Representations for Domain Adaptation, 2007.
+    """
+    check_positive("penalty", penalty)
+    check_same_size("targets", targets, 1, held_out.shape[1], "held_out.shape[1]")
+    rows = jnp.concatenate([held_out, targets.astype(held_out.dtype)])
+    rows = at_least_float32(rows)
+    is_target = jnp.arange(len(rows)) >= len(held_out)
+    counts = jnp.ones(len(rows), bool)
+    if target_where is not None:
+        counts = counts.at[len(held_out) :].set(target_where)
+    even = jnp.concatenate([jnp.arange(len(held_out)), jnp.arange(len(targets))]) % 2 == 0
+    rows = jnp.where(counts[:, None], rows, 0)
+    total = jnp.maximum(jnp.sum(counts), 1)
+    mean = jnp.sum(rows, axis=0) / total
+    off = jnp.where(counts[:, None], rows - mean[None, :], 0)
+    deviation = jnp.sqrt(jnp.sum(jnp.square(off), axis=0) / total)
+    flat = deviation <= 1e-6 * jnp.maximum(jnp.abs(mean), 1e-30)
+    off = jnp.where(flat[None, :], 0, off / jnp.where(flat, 1, deviation)[None, :])
+
+    def judge(fitted: Bool[Array, " rows"]) -> Float[Array, ""]:
+        slopes = _ridge_logistic(off, is_target, counts & fitted, penalty)
+        return _area_under_curve(off @ slopes, is_target, counts & ~fitted)
+
+    area = (judge(even) + judge(~even)) / 2
+    return jnp.clip(2 * area - 1, 0, 1)
+
+
+class _Fit(NamedTuple):
+    beta: Float[Array, " d"]
+    step: Int[Array, ""]
+    moved: Float[Array, ""]
+
+
+def _ridge_logistic(
+    rows: Float[Array, "n d"],
+    is_target: Bool[Array, " n"],
+    counts: Bool[Array, " n"],
+    penalty: float,
+) -> Float[Array, " d"]:
+    """Slopes of a logistic regression with an intercept that is not penalised."""
+    share = jnp.where(
+        is_target, jnp.sum(counts & is_target), jnp.sum(counts & ~is_target)
+    )  # examples of the row's own sample
+    total = jnp.sum(counts)
+    weight = jnp.where(counts, 0.5 * total / jnp.maximum(share, 1), 0)
+    design = jnp.concatenate([rows, jnp.ones((len(rows), 1), rows.dtype)], axis=1)
+    ridge = jnp.full(design.shape[1], penalty, rows.dtype).at[-1].set(1e-3)
+    label = is_target.astype(rows.dtype)
+
+    def unfinished(fit: _Fit) -> Bool[Array, ""]:
+        return (fit.step < _MAX_STEPS) & (fit.moved > 1e-4)
+
+    def newton(fit: _Fit) -> _Fit:
+        probs = jax.nn.sigmoid(design @ fit.beta)
+        gradient = design.T @ (weight * (probs - label)) + ridge * fit.beta
+        # at least the curvature of a probability of .1: a full step then never overshoots far
+        curvature = weight * jnp.maximum(probs * (1 - probs), 0.09)
+        hessian = (design * curvature[:, None]).T @ design + jnp.diag(ridge)
+        step = jnp.linalg.solve(hessian, gradient)
+        return _Fit(fit.beta - step, fit.step + 1, jnp.max(jnp.abs(step)))
+
+    start = _Fit(
+        jnp.zeros(design.shape[1], rows.dtype), jnp.asarray(0), jnp.asarray(jnp.inf, rows.dtype)
+    )
+    return jax.lax.while_loop(unfinished, newton, start).beta[:-1]
+
+
+def _area_under_curve(
+    scores: Float[Array, " n"], is_target: Bool[Array, " n"], counts: Bool[Array, " n"]
+) -> Float[Array, ""]:
+    """Probability that a target scores higher than a held-out example; ties count half."""
+    low = counts & ~is_target
+    high = counts & is_target
+    ranked = jnp.sort(jnp.where(low, scores, jnp.inf))
+    below = jnp.searchsorted(ranked, scores, side="left")
+    up_to = jnp.minimum(jnp.searchsorted(ranked, scores, side="right"), jnp.sum(low))
+    wins = 0.5 * (below + up_to).astype(scores.dtype)
+    pairs = jnp.sum(low).astype(scores.dtype) * jnp.sum(high)
+    area = jnp.sum(jnp.where(high, wins, 0)) / jnp.where(pairs > 0, pairs, 1)
+    unknown = jnp.any(jnp.isnan(scores) & counts)
+    return jnp.where(unknown, jnp.nan, jnp.where(pairs > 0, area, 0.5))

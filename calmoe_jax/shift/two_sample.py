@@ -1,0 +1,177 @@
+"""Does the routing configuration shift, and what of it: a permutation test."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from calmoe_jax._checks import check_at_least, check_same_size
+from calmoe_jax._numerics import at_least_float32
+from calmoe_jax.mixture import Configuration
+
+# Directions whose variance is below this part of the largest are rounding.
+_LEAST_VARIANCE = 1e-6
+
+
+class ShiftTest(NamedTuple):
+    """P-values of a two-sample test of the routing configuration.
+
+    Attributes:
+        p_value: that nothing of the three below shifts.
+        load: that the experts' loads do not: routing weights, and how decided the router is.
+        confidence: that confidences do not: of the aggregate and of the experts.
+        disagreement: that the experts' disagreement does not.
+    """
+
+    p_value: Float[Array, ""]
+    load: Float[Array, ""]
+    confidence: Float[Array, ""]
+    disagreement: Float[Array, ""]
+
+
+def configuration_shift_test(
+    key: jax.Array,
+    held_out: Configuration,
+    targets: Configuration,
+    *,
+    clusters: Int[Array, " all"] | None = None,
+    num_clusters: int | None = None,
+    num_permutations: int = 999,
+) -> ShiftTest:
+    """Tests whether held-out and target examples have the same law of routing configurations.
+
+    For each of the three groups of statistics (load, confidence, disagreement) the difference of
+    the means, squared in units of the pooled covariance, is compared with that of random
+    relabellings. The three p-values are adjusted for being three (Westfall and Young's minimum of
+    p-values over the same relabellings), and the least of them is the p-value of the whole.
+
+    Args:
+        key: random key.
+        held_out: configurations of held-out examples.
+        targets: configurations of the targets.
+        clusters: cluster of every example, held-out ones first, in `[0, num_clusters)`; examples
+            of a cluster are relabelled together, and a cluster lies on one side. Each example is
+            its own by default.
+        num_clusters: number of clusters; static.
+        num_permutations: relabellings, at least 19. The smallest p-value is
+            `1 / (num_permutations + 1)`.
+
+    Returns:
+        A `ShiftTest`. Under no shift `p_value <= a` has probability at most `a`, whatever the law.
+        A statistic that never varies (disagreement under hard routing) has p-value 1. It sees
+        shifts of the means of the statistics (confidence also of its square), and no shift of
+        labels given the configuration: nothing without labels can. NaN in a statistic gives NaN;
+        so does an empty side.
+
+    Raises:
+        ValueError: if `num_permutations` is less than 19, or clusters come without their number.
+
+    Example:
+        >>> experts = jnp.log(jax.random.dirichlet(jax.random.key(0), jnp.ones(3), (80, 2)))
+        >>> from calmoe_jax import configuration
+        >>> config = configuration(experts, jnp.full((80, 2), 0.5))
+        >>> halves = [jax.tree.map(lambda x: x[i::2], config) for i in range(2)]
+        >>> bool(configuration_shift_test(jax.random.key(1), *halves).p_value > 0.05)
+        True
+
+    References:
+        Westfall and Young, Resampling-Based Multiple Testing, 1993; Rabanser, Günnemann and
+        Lipton, Failing Loudly, 2019, for two-sample tests of a classifier's outputs.
+    """
+    check_at_least("num_permutations", num_permutations, 19)
+    if clusters is not None and num_clusters is None:
+        raise ValueError("num_clusters must be given with clusters, got num_clusters=None.")
+    count = len(held_out.confidence), len(targets.confidence)
+    sizes = jnp.ones(sum(count))
+    side = jnp.arange(sum(count)) >= count[0]
+    groups = [
+        jnp.concatenate([of_held_out, of_targets])
+        for of_held_out, of_targets in zip(_groups(held_out), _groups(targets), strict=True)
+    ]
+    whitened = [_whiten(group) for group in groups]
+    edges = np.cumsum([group.shape[1] for group in whitened])[:-1]
+    sums = jnp.concatenate(whitened, axis=1)
+    if clusters is not None:
+        check_same_size("clusters", clusters, 0, sum(count), "held-out and target examples")
+        assert num_clusters is not None
+        sums = jax.ops.segment_sum(sums, clusters, num_clusters)
+        sizes = jax.ops.segment_sum(sizes, clusters, num_clusters)
+        side = jax.ops.segment_max(side.astype(jnp.int32), clusters, num_clusters) > 0
+    sides = _relabelled(key, side, sizes > 0, num_permutations)
+    statistics = _statistics(sides, sums, sizes)
+    by_group = jnp.stack([jnp.sum(x, axis=1) for x in jnp.split(statistics, edges, axis=1)])
+    ranks = jax.vmap(_p_values)(by_group)  # [groups, 1 + permutations]
+    least = jnp.min(ranks, axis=0)
+    adjusted = jnp.mean(least[None, :] <= ranks[:, :1] * (1 + 1e-6), axis=1)
+    unknown = jnp.isnan(statistics).any() | (min(count) == 0)
+    adjusted = jnp.where(unknown, jnp.nan, adjusted)
+    return ShiftTest(jnp.min(adjusted), *adjusted)
+
+
+def _groups(config: Configuration) -> tuple[Float[Array, "examples _"], ...]:
+    """The statistics of load, confidence and disagreement."""
+    load = [config.routing_weights, config.routing_entropy[:, None]]
+    single = (config.confidence, config.confidence**2, config.entropy)
+    confidence = [jnp.stack(single, axis=-1), config.expert_confidences]
+    # the square root spreads the small ones
+    spread = jnp.maximum(config.disagreement, 0)
+    return (
+        at_least_float32(jnp.concatenate(load, axis=-1)),
+        at_least_float32(jnp.concatenate(confidence, axis=-1)),
+        at_least_float32(jnp.stack([spread, jnp.sqrt(spread)], axis=-1)),
+    )
+
+
+def _whiten(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """Rows with mean 0 and covariance 1 along every direction in which they vary."""
+    off = rows - jnp.mean(rows, axis=0)[None, :]
+    deviation = jnp.sqrt(jnp.mean(jnp.square(off), axis=0))
+    varies = deviation > 1e-6 * jnp.maximum(jnp.max(jnp.abs(rows), axis=0), 1e-30)
+    off = jnp.where(varies[None, :], off / jnp.where(varies, deviation, 1)[None, :], 0)
+    unknown = jnp.isnan(rows).any()
+    correlation = jnp.where(unknown, 0, off.T @ off / max(len(rows), 1))
+    values, vectors = jnp.linalg.eigh(correlation)
+    kept = values > _LEAST_VARIANCE * jnp.maximum(values[-1], 1e-30)
+    scaled = vectors * jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, values, 1)), 0)[None, :]
+    return jnp.where(unknown, jnp.nan, off) @ scaled
+
+
+def _relabelled(
+    key: jax.Array, side: Bool[Array, " units"], counts: Bool[Array, " units"], times: int
+) -> Float[Array, "_ units"]:
+    """The sides as they are, then relabelled at random, as many units on each side."""
+    number = jnp.sum(side & counts)
+
+    def relabel(key: jax.Array) -> Bool[Array, " units"]:
+        drawn = jnp.where(counts, jax.random.uniform(key, side.shape), jnp.inf)
+        order = jnp.argsort(drawn)
+        return jnp.zeros_like(side).at[order].set(jnp.arange(len(side)) < number)
+
+    drawn = jax.lax.map(relabel, jax.random.split(key, times), batch_size=32)
+    return jnp.concatenate([side[None], drawn]).astype(jnp.float32)
+
+
+def _statistics(
+    sides: Float[Array, "labellings units"],
+    sums: Float[Array, "units d"],
+    sizes: Float[Array, " units"],
+) -> Float[Array, "labellings d"]:
+    """Squared differences of the sides' means, for every labelling."""
+    on_target = sides @ sums
+    weight = sides @ sizes
+    rest = jnp.sum(sums, axis=0)[None, :] - on_target
+    means = on_target / weight[:, None] - rest / (jnp.sum(sizes) - weight)[:, None]
+    return jnp.square(means)
+
+
+def _p_values(statistics: Float[Array, " labellings"]) -> Float[Array, " labellings"]:
+    """Share of the labellings that are at least as extreme, for each of them.
+
+    What differs by rounding is a tie: a statistic that never varies is 0 up to rounding.
+    """
+    tolerance = 1e-5 * jnp.max(statistics) + 1e-12
+    ranked = jnp.sort(statistics)
+    smaller = jnp.searchsorted(ranked, statistics - tolerance, side="left")
+    return 1 - smaller / len(statistics)

@@ -1,0 +1,133 @@
+"""How much of the calibration error under shift can be repaired without labels?
+
+`python -m experiments.repair_without_labels --data-dir DIR [--tasks NAME ...] [--out FILE]`
+
+Trains the vanilla mixture as `calmoe run` does by default (or takes up the checkpoints in `runs/`),
+finds one temperature for each shifted split by every rule of `calmoe_jax.repair`, and compares with
+the oracle: the temperature that is fitted on the split's own labels. Splits count alike within a
+task, and tasks alike.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from calmoe_jax import calibration, mixture, repair
+from calmoe_jax._files import to_json, write_whole
+from calmoe_jax.data import Task, load_task
+from calmoe_jax.evaluation import predict
+from calmoe_jax.training import METHODS, Checkpoints, MetricsLog, RunConfig, train_recipe
+
+RULES = ("none", "temperature", *repair.CALIBRATORS, "oracle")
+_TASKS = ("portal", "newsgroups", "sentiment", "digits16")
+
+
+@jax.jit
+def fit(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
+    """The temperature of each seed."""
+    return jax.lax.map(lambda x: calibration.fit_temperature(x, labels).temperature, log_probs)
+
+
+@jax.jit
+def errors(log_probs: jax.Array, labels: jax.Array, temperatures: jax.Array) -> jax.Array:
+    """Top-label ECE of each seed at its temperature."""
+    scaled = jax.vmap(calibration.scale_log_probs)(log_probs, temperatures[:, None])
+
+    def one(x: jax.Array) -> jax.Array:
+        return calibration.expected_calibration_error(x, labels, from_logits=True)
+
+    return jax.lax.map(one, scaled)
+
+
+def measure(task: Task, config: RunConfig, folder: Path) -> dict[str, dict[str, list[float]]]:
+    """ECE of every seed by split and rule."""
+    with tqdm(total=config.train.epochs, unit="epoch", disable=None, desc=task.name) as bar:
+        trained = train_recipe(
+            METHODS["vanilla"].recipe, task, config.model, config.train, config.seed_numbers,
+            checkpoints=Checkpoints(folder / "checkpoints" / "vanilla"),
+            log=MetricsLog(folder / "metrics.jsonl"), on_epoch=lambda loss: bar.update(),
+        )  # fmt: skip
+    experts = trained.network.num_experts
+
+    def sample(inputs: np.ndarray) -> repair.Sample:
+        return repair.dense_sample(*predict(trained, inputs), num_experts=experts)
+
+    held_out = sample(task.calibration.inputs)
+    inside = fit(mixture.mix_log_probs(*held_out), jnp.asarray(task.calibration.labels))
+    result = {}
+    for split in tqdm(task.evaluation, unit="split", disable=None, desc=task.name):
+        targets = sample(split.inputs)
+        log_probs, labels = mixture.mix_log_probs(*targets), jnp.asarray(split.labels)
+        found = repair.fit_to_targets(held_out, task.calibration, inside, targets, split)
+        temperatures = {
+            "none": jnp.ones_like(inside),
+            "temperature": inside,
+            **found.temperatures,
+            "oracle": fit(log_probs, labels),
+        }
+        result[split.name] = {
+            name: errors(log_probs, labels, t).tolist() for name, t in temperatures.items()
+        }
+    return result
+
+
+def summarise(task: Task, measured: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    """Mean over the shifts, the in-distribution change, and the greatest harm, by rule."""
+    mean = {
+        split: {rule: float(np.mean(values)) for rule, values in rules.items()}
+        for split, rules in measured.items()
+    }
+    kinds = {split.name: split.kind for split in task.evaluation}
+    summary = {}
+    for rule in RULES:
+        harms = {s: mean[s][rule] - mean[s]["temperature"] for s in mean}
+        worst = max(harms, key=lambda name: harms[name])
+        summary[rule] = {
+            "shifted": float(np.mean([mean[s][rule] for s in mean if kinds[s] == "shift"])),
+            "in_distribution": float(np.mean([mean[s][rule] for s in mean if kinds[s] == "id"])),
+            "worst_split": worst,
+            "worst_harm": harms[worst],
+        }
+    return summary
+
+
+def main() -> None:
+    """Measures, prints a table, and writes everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--tasks", nargs="+", default=list(_TASKS))
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where checkpoints are")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    everything: dict[str, Any] = {}
+    for name in arguments.tasks:
+        task = load_task(name, arguments.data_dir)
+        config = RunConfig(task=name, methods=("vanilla",))
+        measured = measure(task, config, arguments.runs / name)
+        summary = summarise(task, measured)
+        everything[name] = {"summary": summary, "splits": measured}
+        print(f"\n{name:<28}shifted  in distribution  greatest harm of a split")
+        for rule, line in summary.items():
+            print(
+                f"{rule:<28}{line['shifted']:7.3f}{line['in_distribution']:17.3f}"
+                f"{line['worst_harm']:+10.3f} {line['worst_split']}"
+            )
+    means = {
+        rule: np.mean([x["summary"][rule]["shifted"] for x in everything.values()])
+        for rule in RULES
+    }
+    print(f"\n{'mean over the tasks':<28}shifted  of the gap to the oracle closed")
+    for rule, value in means.items():
+        closed = (means["temperature"] - value) / (means["temperature"] - means["oracle"])
+        print(f"{rule:<28}{value:7.3f}{closed:10.0%}")
+    if arguments.out:
+        write_whole(arguments.out, to_json(everything))
+
+
+if __name__ == "__main__":
+    main()

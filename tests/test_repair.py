@@ -1,0 +1,93 @@
+"""Temperatures for splits without their labels."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import small_task
+
+import calmoe_jax as cm
+from calmoe_jax import repair
+
+SEEDS, EXPERTS, CLASSES = 3, 4, 3
+
+
+def draw(size, seed=0):
+    logits, gates, _ = jax.random.split(jax.random.key(seed), 3)
+    logits = 2 * jax.random.normal(logits, (SEEDS, size, EXPERTS, CLASSES))
+    weights = jax.nn.softmax(jax.random.normal(gates, (SEEDS, size, EXPERTS)))
+    return repair.Sample(jax.nn.log_softmax(logits), weights)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    task = small_task()
+    split = task.evaluation[1]
+    held_out, targets = draw(len(task.calibration)), draw(len(split) + 7, seed=1)
+    inside = jnp.array([0.5, 1.0, 2.0])
+    found = repair.fit_to_targets(held_out, task.calibration, inside, targets, split)
+    return task, split, held_out, inside, targets, found
+
+
+def test_no_rule_goes_below_the_temperature_in_distribution(fitted):
+    *_, inside, _, found = fitted
+    assert tuple(found.temperatures) == repair.CALIBRATORS
+    for name, value in found.temperatures.items():
+        assert (value >= inside * (1 - 1e-6)).all(), name
+    assert ((found.effective_share > 0) & (found.effective_share <= 1 + 1e-5)).all()
+    assert ((found.separability >= 0) & (found.separability <= 1)).all()
+
+
+def test_labels_of_the_targets_and_padding_do_not_matter(fitted):
+    task, split, held_out, inside, targets, found = fitted
+    other = replace(split, labels=(split.labels + 1) % CLASSES)
+    garbage = repair.Sample(
+        targets.expert_log_probs.at[:, len(split) :].set(-3.0),
+        targets.routing_weights.at[:, len(split) :].set(0.9),
+    )
+    again = repair.fit_to_targets(held_out, task.calibration, inside, garbage, other)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_each_rule_is_the_public_functions_put_together(fitted):
+    task, split, held_out, inside, targets, found = fitted
+    labels = jnp.asarray(task.calibration.labels)
+    real = repair.Sample(*(x[:, : len(split)] for x in targets))
+    for i in range(SEEDS):
+        ours, theirs = (cm.configuration(*(x[i] for x in sample)) for sample in (held_out, real))
+        means = [cm.mean_confidence(x.log_probs, inside[i]) for x in (ours, theirs)]
+        aim = cm.difference_of_confidences(
+            cm.accuracy(ours.log_probs, labels, from_logits=True), *means, slope=1.5
+        )
+        match = cm.match_confidence(theirs.log_probs, aim, at_least=inside[i])
+        np.testing.assert_allclose(
+            found.temperatures["difference_of_confidences"][i], match.temperature, rtol=1e-3
+        )
+        solution = cm.configuration_balance(
+            cm.configuration_features(ours), cm.configuration_features(theirs)
+        )
+        weights = jnp.exp(solution.log_weights)
+        fit = cm.fit_temperature(ours.log_probs, labels, weights=weights)
+        expected = jnp.maximum(jnp.where(fit.converged, fit.temperature, 0), inside[i])
+        np.testing.assert_allclose(
+            found.temperatures["configuration_balanced"][i], expected, rtol=1e-3
+        )
+
+
+def test_one_seed_has_nothing_to_agree_with(fitted):
+    task, split, held_out, inside, targets, _ = fitted
+    alone = [repair.Sample(*(x[:1] for x in sample)) for sample in (held_out, targets)]
+    found = repair.fit_to_targets(alone[0], task.calibration, inside[:1], alone[1], split)
+    assert set(found.temperatures) == set(repair.CALIBRATORS) - {"agreement"}
+
+
+def test_slots_as_experts():
+    log_probs = jnp.log(jnp.array([[[[0.7, 0.3], [0.2, 0.8]]]]))
+    weights, indices = jnp.array([[[0.6, 0.4]]]), jnp.array([[[2, 0]]])
+    found = repair.dense_sample(log_probs, weights, indices, num_experts=3)
+    np.testing.assert_allclose(found.routing_weights, [[[0.4, 0, 0.6]]], rtol=1e-6)
+    expected = [[[[0.2, 0.8], [0.5, 0.5], [0.7, 0.3]]]]
+    np.testing.assert_allclose(jnp.exp(found.expert_log_probs), expected, rtol=1e-6)

@@ -1,0 +1,142 @@
+"""The permutation test of the routing configuration: level, power, what moved, an oracle."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import calmoe_jax as cm
+
+SIZE = 60
+
+
+def draw(key, size=SIZE, *, load=0.0, sharpness=1.0, disagreement=1.0):
+    """Configurations with a chosen load, confidence and disagreement."""
+    common, own, gate = jax.random.split(key, 3)
+    base = jax.random.normal(common, (size, 1, 3))
+    logits = sharpness * base + disagreement * jax.random.normal(own, (size, 2, 3))
+    gates = jax.random.normal(gate, (size, 2)) + load * jnp.array([[1.0, -1.0]])
+    return cm.configuration(jax.nn.log_softmax(logits), jax.nn.softmax(gates))
+
+
+@partial(jax.jit, static_argnames=("runs", "load", "sharpness", "disagreement"))
+def p_values(runs=400, **shift):
+    def one(key):
+        held_out, targets, test = jax.random.split(key, 3)
+        return cm.configuration_shift_test(
+            test, draw(held_out), draw(targets, SIZE + 20, **shift), num_permutations=99
+        )
+
+    return jax.lax.map(one, jax.random.split(jax.random.key(0), runs), batch_size=50)
+
+
+def test_it_holds_its_level():
+    found = p_values()
+    rejected = np.mean(np.asarray(found.p_value) <= 0.05)
+    # 400 runs: two standard errors are .022
+    assert 0.02 <= rejected <= 0.08
+    assert (found.p_value <= jnp.minimum(jnp.minimum(found.load, found.confidence), 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("shift", "moved"),
+    [({"load": 0.5}, "load"), ({"sharpness": 2.5}, "confidence"), ({"disagreement": 2.0}, "all")],
+)
+def test_it_sees_what_moved(shift, moved):
+    found = p_values(100, **shift)
+    assert np.mean(np.asarray(found.p_value) <= 0.05) > 0.8
+    if moved != "all":
+        assert np.mean(np.asarray(getattr(found, moved)) <= 0.05) > 0.8
+    if moved == "load":
+        assert np.mean(np.asarray(found.confidence) <= 0.05) < 0.2
+
+
+def whiten(rows):
+    rows = np.asarray(rows, np.float64)
+    off = (rows - rows.mean(axis=0)) / rows.std(axis=0)
+    values, vectors = np.linalg.eigh(off.T @ off / len(off))
+    kept = values > 1e-6 * values[-1]
+    return off @ vectors[:, kept] / np.sqrt(values[kept])
+
+
+def test_p_values_equal_a_loop_over_the_same_relabellings():
+    key, times = jax.random.key(3), 59
+    sides = [draw(jax.random.key(1), 30), draw(jax.random.key(2), 25, load=0.3)]
+    found = cm.configuration_shift_test(key, *sides, num_permutations=times)
+    both = jax.tree.map(lambda a, b: np.concatenate([a, b]), *sides)
+    c, d = both.confidence[:, None], np.maximum(both.disagreement, 0)[:, None]
+    groups = [
+        np.concatenate([both.routing_weights, both.routing_entropy[:, None]], axis=1),
+        np.concatenate([c, c**2, both.entropy[:, None], both.expert_confidences], axis=1),
+        np.concatenate([d, np.sqrt(d)], axis=1),
+    ]
+    labellings = [np.arange(55) >= 30]
+    for one in jax.random.split(key, times):
+        order = np.argsort(np.asarray(jax.random.uniform(one, (55,))))
+        side = np.zeros(55, bool)
+        side[order[:25]] = True
+        labellings.append(side)
+    shares = []
+    for group in groups:
+        rows = whiten(group)
+        values = np.array(
+            [np.sum((rows[s].mean(axis=0) - rows[~s].mean(axis=0)) ** 2) for s in labellings]
+        )
+        shares.append([np.mean(values >= v * (1 - 1e-4)) for v in values])
+    shares = np.array(shares)
+    least = shares.min(axis=0)
+    expected = [np.mean(least <= s[0] + 1e-9) for s in shares]
+    np.testing.assert_allclose([*found[1:]], expected, atol=1e-6)
+    np.testing.assert_allclose(found.p_value, min(expected), atol=1e-6)
+
+
+def test_clusters_are_relabelled_whole():
+    """Copies of an example are no further evidence."""
+    held_out, targets = draw(jax.random.key(1), 25), draw(jax.random.key(2), 20)
+    alone = cm.configuration_shift_test(jax.random.key(0), held_out, targets, num_permutations=199)
+    copies = [jax.tree.map(lambda x: jnp.repeat(x, 8, axis=0), x) for x in (held_out, targets)]
+    clusters = jnp.repeat(jnp.arange(45), 8)
+    test = cm.configuration_shift_test
+    together = test(
+        jax.random.key(0), *copies, clusters=clusters, num_clusters=45, num_permutations=199
+    )
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_allclose(a, b, atol=0.011)
+    fooled = test(jax.random.key(0), *copies, num_permutations=199)
+    assert fooled.p_value <= alone.p_value
+
+
+def test_under_hard_routing_disagreement_never_moves():
+    def hard(key):
+        config = draw(key)
+        experts = jax.nn.log_softmax(jax.random.normal(key, (SIZE, 2, 3)))
+        chosen = jax.nn.one_hot(jnp.argmax(config.routing_weights, axis=1), 2)
+        return cm.configuration(experts, chosen)
+
+    sides = hard(jax.random.key(0)), hard(jax.random.key(1))
+    found = cm.configuration_shift_test(jax.random.key(2), *sides, num_permutations=99)
+    assert found.disagreement == 1
+    assert 0 < found.p_value <= 1
+
+
+def test_nan_and_empty_sides_are_nan():
+    held_out = draw(jax.random.key(0))
+    spoilt = held_out._replace(confidence=held_out.confidence.at[3].set(jnp.nan))
+    empty = jax.tree.map(lambda x: x[:0], held_out)
+    for targets in (spoilt, empty):
+        found = cm.configuration_shift_test(
+            jax.random.key(1), held_out, targets, num_permutations=19
+        )
+        assert jnp.isnan(found.p_value)
+
+
+def test_bad_input_is_named():
+    sides = draw(jax.random.key(0)), draw(jax.random.key(1))
+    with pytest.raises(ValueError, match="num_permutations must be at least 19"):
+        cm.configuration_shift_test(jax.random.key(0), *sides, num_permutations=5)
+    with pytest.raises(ValueError, match="num_clusters must be given"):
+        cm.configuration_shift_test(
+            jax.random.key(0), *sides, clusters=jnp.zeros(2 * SIZE, jnp.int32)
+        )
