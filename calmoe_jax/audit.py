@@ -5,6 +5,7 @@ Examples whose label is known are the held-out ones; the others (or those marked
 what the model meets now.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from calmoe_jax import calibration, mixture, shift
-from calmoe_jax.calibration.error_intervals import (
-    calibration_error_interval,
-    cluster_calibration_error_interval,
-)
-from calmoe_jax.calibration.experts import disagreement_identity, mixture_calibration
-from calmoe_jax.calibration.inputs import check_predictions
-from calmoe_jax.calibration.intervals import score_intervals
+from calmoe_jax.calibration import Interval, ScoreIntervals
 
 _COLUMNS = ("routing_weights", "expert_probs", "labels", "targets", "clusters")
 _PERMUTATIONS = 999
@@ -109,9 +104,9 @@ def _check(columns: dict[str, np.ndarray]) -> Logs:
             raise ValueError(f"{name} must be of shape {size}, got {columns[name].shape}.")
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"labels must be whole numbers, -1 where unknown, got {labels.dtype}.")
-    check_predictions(probs.reshape(-1, probs.shape[2]))
+    calibration.check_predictions(probs.reshape(-1, probs.shape[2]))
     if probs.shape[1] > 1:
-        check_predictions(weights)
+        calibration.check_predictions(weights)
     elif not np.allclose(weights, 1):
         raise ValueError("routing_weights must be 1 where there is one expert.")
     low, high = int(labels.min()), int(labels.max())
@@ -255,8 +250,8 @@ def _describe(logs: Logs) -> dict[str, Any]:
     log_probs, weights = _log_arrays(logs)
     labels = jnp.asarray(logs.labels)
     probs = jnp.exp(log_probs)
-    mixed = jax.jit(mixture_calibration)(probs, weights, labels)
-    identity = jax.jit(disagreement_identity)(probs, weights, labels)
+    mixed = jax.jit(calibration.mixture_calibration)(probs, weights, labels)
+    identity = jax.jit(calibration.disagreement_identity)(probs, weights, labels)
     fit = calibration.fit_temperature(mixture.mix_log_probs(log_probs, weights), labels)
     return {
         "n": len(logs.labels),
@@ -276,33 +271,43 @@ def _describe(logs: Logs) -> dict[str, Any]:
 
 def _scores(logs: Logs, temperature: float) -> dict[str, Any]:
     """Scores of the aggregate at a temperature, with intervals."""
-    log_probs = calibration.scale_log_probs(
-        mixture.mix_log_probs(*_log_arrays(logs)), jnp.full(1, temperature)
-    )
-    labels = jnp.asarray(logs.labels)
     numbers = np.unique(logs.clusters, return_inverse=True)[1]
     count = int(numbers.max()) + 1
-    clustered = count < len(labels)
-    grouping: dict[str, Any] = (
-        {"clusters": jnp.asarray(numbers, jnp.int32), "num_clusters": count} if clustered else {}
+    scores, ece, plain = _score(
+        *_log_arrays(logs),
+        jnp.asarray(logs.labels, jnp.int32),
+        jnp.full(1, temperature, jnp.float32),
+        jnp.asarray(numbers, jnp.int32),
+        None if count == len(numbers) else count,
     )
-    key = jax.random.key(0)
-    scores = score_intervals(key, log_probs, labels, from_logits=True, **grouping)
-    if clustered:
-        members = grouping["clusters"][None] == jnp.arange(count)[:, None]
-        bins = jax.lax.map(
-            lambda where: calibration.top_label_bins(
-                log_probs, labels, where=where, from_logits=True
-            ),
-            members,
-        )
-        ece = cluster_calibration_error_interval(key, bins)
-    else:
-        bins = calibration.top_label_bins(log_probs, labels, from_logits=True)
-        ece = calibration_error_interval(key, bins)
-    plain = calibration.expected_calibration_error(log_probs, labels, from_logits=True)
     named = {name: _interval(value) for name, value in scores._asdict().items()}
     return {**named, "ece": _plain(plain), "debiased_ece": _interval(ece)}
+
+
+@partial(jax.jit, static_argnums=5)
+def _score(
+    expert_log_probs: jax.Array,
+    routing_weights: jax.Array,
+    labels: jax.Array,
+    temperature: jax.Array,
+    clusters: jax.Array,
+    num_clusters: int | None,
+) -> tuple[ScoreIntervals, Interval, jax.Array]:
+    """Intervals; examples are independent where there is no number of clusters."""
+    mixed = mixture.mix_log_probs(expert_log_probs, routing_weights)
+    log_probs = calibration.scale_log_probs(mixed, temperature)
+    key = jax.random.key(0)
+    plain = calibration.expected_calibration_error(log_probs, labels, from_logits=True)
+    if num_clusters is None:
+        scores = calibration.score_intervals(key, log_probs, labels, from_logits=True)
+        bins = calibration.top_label_bins(log_probs, labels, from_logits=True)
+        return scores, calibration.calibration_error_interval(key, bins), plain
+    scores = calibration.score_intervals(
+        key, log_probs, labels, from_logits=True, clusters=clusters, num_clusters=num_clusters
+    )
+    confidence, correct = calibration.top_label(log_probs, labels, from_logits=True)
+    bins = calibration.cluster_bins(confidence, correct, clusters, num_clusters=num_clusters)
+    return scores, calibration.cluster_calibration_error_interval(key, bins), plain
 
 
 def _interval(value: Any) -> dict[str, float | None]:

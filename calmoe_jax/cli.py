@@ -116,15 +116,24 @@ class Audit:
     """The logs."""
     out: Path | None = None
     """Where to write everything as JSON."""
+    plots: Path | None = None
+    """Folder for pictures of the labelled examples: reliability, experts, gaps."""
 
     def __call__(self) -> int:
         """Judges them."""
         from calmoe_jax._files import to_json, write_whole
         from calmoe_jax.audit import audit, describe_audit, read_logs
+        from calmoe_jax.report.audit_pictures import draw_audit
 
-        found = audit(read_logs(self.file))
+        logs = read_logs(self.file)
+        found = audit(logs)
         if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.out, to_json(found))
+        if self.plots is not None:
+            self.plots.mkdir(parents=True, exist_ok=True)
+            for name, content in draw_audit(logs).items():
+                write_whole(self.plots / f"{name}.png", content)
         print(describe_audit(found))
         return 0
 

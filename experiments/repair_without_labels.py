@@ -46,6 +46,7 @@ def errors(log_probs: jax.Array, labels: jax.Array, temperatures: jax.Array) -> 
 
 def measure(task: Task, config: RunConfig, folder: Path) -> dict[str, dict[str, list[float]]]:
     """ECE of every seed by split and rule."""
+    folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=config.train.epochs, unit="epoch", disable=None, desc=task.name) as bar:
         trained = train_recipe(
             METHODS["vanilla"].recipe, task, config.model, config.train, config.seed_numbers,

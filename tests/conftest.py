@@ -1,6 +1,8 @@
 """Settings of the whole suite: several CPU devices, and no silent broadcasting between ranks."""
 
 import os
+import shutil
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +15,23 @@ jax.config.update("jax_num_cpu_devices", int(os.environ.get("CALMOE_TEST_DEVICES
 jax.config.update("jax_numpy_rank_promotion", "raise")
 os.environ["MPLBACKEND"] = "agg"
 
+# What one worker or command has compiled, the others need not compile again.
+_OURS = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if _OURS:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="calmoe-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 NO_TRITON = jax.default_backend() != "gpu" and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+def pytest_unconfigure():
+    """Removes what was compiled, once all is done."""
+    if _OURS:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

@@ -46,7 +46,7 @@ def run(monkeypatch, tmp_path, capsys):
         (("run", "portal", "--backbone", "resnet18"), "backbone must be mlp"),
         (("report",), "folders must name at least one run"),
         (("report", "nowhere"), "there is no nowhere/results.json"),
-        (("fly",), "run, report, tasks, doctor"),
+        (("fly",), "run, report, tasks, audit, doctor"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_writes_nothing(run, arguments, message, tmp_path):

@@ -611,12 +611,13 @@ FILM_TEXTS = "movieReviewSnippets_GroundTruth.txt"
         (changed("tweets", "GroundTruth", b"\n2\t", b"\ntwo\t"), "line 2: .*must be a number"),
         (changed("tweets", "GroundTruth", b"\n2\t", b"\n1\t"), "line 2: number 1 is there twice"),
         (changed("tweets", "GroundTruth", b"\n7\t", b"\n9999\t"), "7 has not|9999 has not"),
+        (changed("tweets", "anonDataRatings", b"1\t", b"999\t0\t0\t[1]\r\n1\t"), "999 has not"),
         (changed("tweets", "anonDataRatings", b"[", b"[5, "), r"tweets 1 .*got '\[5, "),
         (changed("tweets", "anonDataRatings", b"[", b"[1.5, "), "whole numbers from -4 to 4"),
         (changed("tweets", "anonDataRatings", b"[", b"[], ["), "whole numbers from -4 to 4"),
         (changed("tweets", "anonDataRatings", b"[", b"__import__('os') ["), "whole numbers"),
     ],
-    ids=range(19),
+    ids=range(20),
 )
 def test_corrupt_sentiment_names_the_file(tmp_path, raw, message):
     folder = write_sentiment(tmp_path, raw)

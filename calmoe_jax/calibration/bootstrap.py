@@ -203,7 +203,9 @@ def bootstrap_bins(
     shape = (2, num_replicates, bins.weight.shape[-1])
     normal = jax.random.normal(key, shape, bins.weight.dtype)
     slope = safe_divide(bins.weight_residual, bins.weight_square)
-    spread = jnp.sqrt(jnp.maximum(bins.residual_square - slope * bins.weight_residual, 0))
+    left = bins.residual_square - slope * bins.weight_residual
+    rounding = 8 * jnp.finfo(left.dtype).eps * bins.residual_square  # its root would be noise
+    spread = jnp.sqrt(jnp.where(left > rounding, left, 0))
     step = jnp.sqrt(bins.weight_square)[None] * normal[0]
     residual = (bins.residual[None] + slope[None] * step) + spread[None] * normal[1]
     weight = jnp.maximum(bins.weight[None] + step, 0)

@@ -198,7 +198,7 @@ def _check_one_per_example(name: str, values: np.ndarray, examples: int) -> None
 
 def _raise_at(name: str, values: np.ndarray, bad: np.ndarray, rule: str) -> None:
     """Raises for the first row with something bad."""
-    rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
+    rows = np.flatnonzero(bad.any(axis=tuple(range(1, bad.ndim))))
     if rows.size:
         row = int(rows[0])
         raise ValueError(f"{name} must {rule}, got {name}[{row}]={values[row]}.")

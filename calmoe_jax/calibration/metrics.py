@@ -33,6 +33,9 @@ _Where = Bool[Array, " examples"] | None
 
 
 def _mean(values: Float[Array, " examples"], weights: _Weights, where: _Where) -> Float[Array, ""]:
+    if weights is None and where is None:  # XLA would sum the ones at compile time, slowly
+        size = values.shape[0]
+        return total(values) / size if size else jnp.full((), jnp.nan, values.dtype)
     weight = example_weights(values.shape, weights, where, values.dtype)
     return total(jnp.where(weight == 0, 0, values) * weight) / total(weight)
 

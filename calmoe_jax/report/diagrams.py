@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from calmoe_jax.calibration.diagrams import ReliabilityCurve, StatisticGap
-from calmoe_jax.report.plots import _COLOURS, _LINES, _MARKERS, _STYLE, _legend_below
+from calmoe_jax.report.plots import COLOURS, LINES, MARKERS, STYLE, legend_below
 
 _DIAGONAL: Any = {"color": "#7F7F7F", "lw": 1, "zorder": 1}
 # half the width of a 95 % interval, in standard errors
@@ -43,7 +43,7 @@ def draw_reliability_diagram(curve: ReliabilityCurve, *, title: str = "") -> Fig
         2
     """
     curve = _one_curve(curve)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, [(ax, foot)] = _panels(1, columns=1, side=3.6)
         _draw_curve(ax, curve, 0)
         _draw_shares(foot, curve, 0)
@@ -82,7 +82,7 @@ def draw_expert_diagrams(
             raise ValueError(f"{name} must be of the {number} experts of curves, got shape {size}.")
     rows = -(-number // 4)
     top = np.max(each.share, initial=0, where=each.share > 0)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, panels = _panels(number, columns=-(-number // rows), side=2.0)
         for k, (ax, foot) in enumerate(panels):
             curve = jax.tree.map(lambda x, k=k: x[k], each)
@@ -117,7 +117,7 @@ def draw_gaps(gaps: Mapping[str, Mapping[str, StatisticGap]]) -> Figure:
     if not gaps or not all(gaps.values()):
         raise ValueError(f"gaps must hold a statistic, and a model for each, got {gaps!r}.")
     models = list(dict.fromkeys(name for lines in gaps.values() for name in lines))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6 * len(gaps), 3.8))
         axes = figure.subplots(1, len(gaps), squeeze=False, sharey=True)[0]
         reach = 0.0
@@ -140,7 +140,7 @@ def draw_gaps(gaps: Mapping[str, Mapping[str, StatisticGap]]) -> Figure:
                 0.02, place, word, va=side, transform=axes[0].transAxes, color="#555555", fontsize=9
             )
         with_all = max(axes, key=lambda ax: len(ax.get_legend_handles_labels()[1]))
-        _legend_below(figure, with_all)
+        legend_below(figure, with_all)
     return figure
 
 
@@ -160,7 +160,7 @@ def draw_method_comparison(curves: Mapping[str, ReliabilityCurve]) -> Figure:
     """
     if not curves:
         raise ValueError(f"curves must hold at least one model, got {curves!r}.")
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 4.6))
         left, right = figure.subplots(1, 2)
         _square(left, label=None)
@@ -177,16 +177,16 @@ def draw_method_comparison(curves: Mapping[str, ReliabilityCurve]) -> Figure:
         right.set_box_aspect(1)
         right.set_xlabel("confidence")
         right.set_ylabel("share of the data in the bin")
-        _legend_below(figure, left)
+        legend_below(figure, left)
     return figure
 
 
 def _look(i: int) -> dict[str, Any]:
     """Colour, marker and line of the i-th of several; no two alike among the first ten."""
     return {
-        "color": _COLOURS[i % len(_COLOURS)],
-        "marker": _MARKERS[i % len(_MARKERS)],
-        "ls": _LINES[i % len(_LINES)],
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "ls": LINES[i % len(LINES)],
     }
 
 
@@ -282,7 +282,7 @@ def _draw_curve(
 def _draw_shares(ax: Axes, curve: ReliabilityCurve, i: int) -> None:
     held = curve.share > 0
     width = 0.8 / len(curve.share)
-    ax.bar(curve.confidence[held], curve.share[held], width=width, color=_COLOURS[i], alpha=0.6)
+    ax.bar(curve.confidence[held], curve.share[held], width=width, color=COLOURS[i], alpha=0.6)
     ax.set_ylim(bottom=0)
 
 

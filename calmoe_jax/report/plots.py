@@ -13,13 +13,13 @@ from calmoe_jax.comparison import REFERENCE
 from calmoe_jax.report.summary import Results, pooled_bins, split_names, spread, title_of
 
 # Okabe and Ito's palette, which colour-blind people tell apart; ordered by lightness.
-_COLOURS = (
+COLOURS = (
     "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00",
     "#7F7F7F", "#A6761D", "#B2DF8A",
 )  # fmt: skip
-_MARKERS = "osD^vP*X<>"
-_LINES = ("-", "--", "-.", ":")
-_STYLE: Any = {
+MARKERS = "osD^vP*X<>"
+LINES = ("-", "--", "-.", ":")
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,16 +37,16 @@ def draw_all(results: Results) -> dict[str, bytes]:
         "reliability": draw_reliability,
     }
     files = {}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, draw in pictures.items():
             figure = draw(results)
             if figure is not None:
-                files[name] = _png(figure)
+                files[name] = png(figure)
     return files
 
 
-def _png(figure: Figure) -> bytes:
-
+def png(figure: Figure) -> bytes:
+    """The PNG file of a figure."""
     buffer = io.BytesIO()
     # no metadata: the same numbers give the same file
     figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
@@ -68,7 +68,7 @@ def draw_tradeoff(results: Results) -> Figure | None:
                 accuracy = spread(results, method, calibrator, splits, "accuracy")
                 if ece and accuracy:
                     points.append((ece, accuracy))
-            colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             xs, ys = [p[0].mean for p in points], [100 * p[1].mean for p in points]
             ax.plot(xs, ys, color=colour, lw=0.8, alpha=0.6)
             for j, (ece, accuracy) in enumerate(points):
@@ -88,7 +88,7 @@ def draw_tradeoff(results: Results) -> Figure | None:
         ax.set_ylabel("accuracy, %")
         ax.set_xlim(left=0)
         ax.set_title(title)
-    _legend_below(figure, axes[0][0])
+    legend_below(figure, axes[0][0])
     return figure
 
 
@@ -113,7 +113,7 @@ def draw_along_the_shift(results: Results) -> Figure | None:
     for row in axes:
         row[0].set_ylabel("top-label ECE")
         row[0].set_ylim(bottom=0)
-    _legend_below(figure, axes.flat[0])
+    legend_below(figure, axes.flat[0])
     return figure
 
 
@@ -131,9 +131,9 @@ def _along(ax: Axes, results: Results, name: str, points: list[tuple[float, str]
         ax.plot(
             range(len(means)),
             means,
-            color=_COLOURS[i % len(_COLOURS)],
-            marker=_MARKERS[i % len(_MARKERS)],
-            ls=_LINES[i % len(_LINES)],
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            ls=LINES[i % len(LINES)],
             lw=1.4,
             ms=6,
             label=title_of(results, method),
@@ -163,7 +163,7 @@ def draw_reliability(results: Results) -> Figure | None:
         ax.set_title(title_of(results, method))
     for ax in axes[-1]:
         ax.set_xlabel("confidence")
-    _legend_below(figure, axes[0][0])
+    legend_below(figure, axes[0][0])
     return figure
 
 
@@ -204,7 +204,8 @@ def _methods_to_show(results: Results) -> list[str]:
     return present[:4]
 
 
-def _legend_below(figure: Figure, ax: Axes) -> None:
+def legend_below(figure: Figure, ax: Axes) -> None:
+    """Puts the legend of a panel under the whole figure."""
     handles, labels = ax.get_legend_handles_labels()
     figure.tight_layout()
     figure.legend(

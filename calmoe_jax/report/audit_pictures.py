@@ -1,0 +1,46 @@
+"""Pictures of a deployed model's logs: its reliability, its experts', where it goes wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from calmoe_jax import calibration, mixture
+from calmoe_jax.audit import Logs
+from calmoe_jax.report.diagrams import draw_expert_diagrams, draw_gaps, draw_reliability_diagram
+from calmoe_jax.report.plots import png
+
+
+def draw_audit(logs: Logs) -> dict[str, bytes]:
+    """PNG files by name, of the examples with labels.
+
+    Args:
+        logs: checked logs.
+    """
+    known = logs.labels >= 0
+    probs = jnp.asarray(logs.expert_probs[known], jnp.float32)
+    weights = jnp.asarray(logs.routing_weights[known], jnp.float32)
+    labels = jnp.asarray(logs.labels[known], jnp.int32)
+    config = jax.jit(mixture.configuration)(jnp.log(probs), weights)
+    bins = calibration.top_label_bins(config.log_probs, labels, from_logits=True)
+    of_experts = calibration.expert_bins(probs, weights, labels)
+    confidence, correct = calibration.top_label(config.log_probs, labels, from_logits=True)
+    statistics = {
+        "routing entropy, nats": config.routing_entropy,
+        "root of disagreement": jnp.sqrt(jnp.maximum(config.disagreement, 0)),
+    }
+    gaps = {
+        name: {"aggregate": calibration.gap_by_statistic(values, confidence, correct)}
+        for name, values in statistics.items()
+        if float(jnp.ptp(values)) > 0
+    }
+    figures = {
+        "reliability": draw_reliability_diagram(calibration.reliability_curve(bins)),
+        "experts": draw_expert_diagrams(
+            jax.vmap(calibration.reliability_curve)(of_experts),
+            np.asarray(weights.mean(axis=0)),
+            title="experts on their routing-weighted views",
+        ),
+    }
+    if gaps:
+        figures["gaps"] = draw_gaps(gaps)
+    return {name: png(figure) for name, figure in figures.items()}
