@@ -11,6 +11,7 @@ from calmoe_jax.calibration.inputs import (
     class_labels,
     distributions,
     event,
+    largest_class,
     probabilities,
 )
 
@@ -145,3 +146,24 @@ def test_bad_predictions_are_named(kind, message, probs, options):
 def test_host_and_device_agree_on_what_is_bad(row):
     with pytest.raises(ValueError, match=r"probs\[1\]"):
         check_predictions(np.array([[1.0, 0.0, 0.0], row], np.float32))
+
+
+def test_largest_class_is_max_argmax_and_validity():
+    rows = np.random.RandomState(0).multinomial(8, np.full(5, 0.2), size=50) / 8
+    probs = jnp.asarray(np.concatenate([rows, np.pad(list(BAD_ROWS.values()), ((0, 0), (0, 2)))]))
+    largest, index, valid = jax.jit(largest_class)(probs.astype(jnp.float32))
+    assert valid.tolist() == [True] * 50 + [False] * len(BAD_ROWS)
+    assert valid.tolist() == distributions(probs).tolist()
+    np.testing.assert_array_equal(largest[:50], rows.max(1))
+    np.testing.assert_array_equal(index[:50], rows.argmax(1))  # the first of ties
+    assert [x.shape for x in largest_class(jnp.zeros((0, 3)))] == [(0,)] * 3
+
+
+def test_the_gradient_of_the_largest_is_that_of_its_class():
+    probs = jnp.array([[0.4, 0.4, 0.2], [0.0, 0.1, 0.9]])
+    weights = jnp.array([2.0, 3.0])
+    for batch in (jax.grad, lambda f: jax.jit(jax.jacfwd(f))):
+        found = batch(lambda p: jnp.sum(weights * largest_class(p)[0]))(probs)
+        assert found.tolist() == [[2, 0, 0], [0, 0, 3]]
+    mapped = jax.vmap(largest_class)(jnp.stack([probs, probs[::-1]]))
+    assert mapped[1].tolist() == [[0, 2], [2, 0]]

@@ -112,16 +112,22 @@ def sums_by_bin(
     counted = weight != 0
     level = jnp.where(counted, confidence, 0)
     residual = jnp.where(counted, confidence - outcome, 0) * weight
-    poison = jnp.where(jnp.isnan(residual).any(), jnp.nan, 0).astype(dtype)
+    residuals = sum_by_bin(residual, index, num_bins)
+    poison = jnp.where(jnp.isnan(residuals).any(), jnp.nan, 0).astype(dtype)
 
     def per_bin(values: Float[Array, " examples"]) -> Float[Array, " bins"]:
         return sum_by_bin(values, index, num_bins) + poison
 
+    if weights is None:  # counts are exact as integers, and quicker
+        counts = jnp.zeros(num_bins, jnp.int32).at[index].add(counted.astype(jnp.int32))
+        weight_sums = square_sums = counts.astype(dtype) + poison
+    else:
+        weight_sums, square_sums = per_bin(weight), per_bin(jnp.square(weight))
     return ReliabilityBins(
-        per_bin(weight),
+        weight_sums,
         per_bin(level * weight),
-        per_bin(residual),
-        per_bin(jnp.square(weight)),
+        residuals + poison,
+        square_sums,
         per_bin(jnp.square(residual)),
         per_bin(weight * residual),
     )

@@ -9,6 +9,10 @@ The truth is the binned error of endless data, in the same bins. The error alone
 it is spread over the bins, on which the bias depends. For `l2` the dependence is slight. For `l1`
 it is not, and no method can be exact for every spread. The upper end takes the gaps to be in
 proportion to those seen; the lower end also tries the bins alone where they stand out.
+
+Simulated (`python -m experiments.interval_coverage`, 1000 problems a line, 200 to 20,000 examples,
+true `l1` errors of .02 to .1 spread in nine ways), 95 % intervals covered 92.6 to 97.2 % for `l1`
+and 93.7 to 97.4 % for `l2`, and held 0 in 96.4 % or more where the model was calibrated.
 """
 
 from collections.abc import Callable
@@ -169,7 +173,8 @@ def squared_calibration_error_difference_interval(
     Returns:
         The value is the true difference under which the observed one would be the median. Exactly
         [0, 0] where both have the same sums in every cluster; all NaN where fewer than two
-        clusters have weight.
+        clusters have weight. Simulated coverage of 95 % intervals was 94 to 99.6 %, but 89.7 %
+        for two models that err by as much in opposite directions, at 1000 examples.
 
     Raises:
         ValueError: if a number is out of range, or the models differ in clusters.

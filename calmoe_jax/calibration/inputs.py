@@ -10,9 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from calmoe_jax._numerics import at_least_float32
+
+# A value, its place in the row, and a sum.
+_Cell = tuple[jax.Array, jax.Array, jax.Array]
 
 # How far the probabilities of a row may sum from 1, or a probability lie above 1 by rounding.
 _SUM_TOLERANCE = 1e-3
@@ -44,6 +47,51 @@ def distributions(probs: Float[Array, "*batch classes"]) -> Bool[Array, "*batch"
     total = jnp.dot(values, ones, precision="highest")
     # NaN makes the sum NaN, and comparisons with it are false
     return (jnp.min(values, axis=-1, initial=0) >= 0) & (jnp.abs(total - 1) <= tolerance)
+
+
+def largest_class(
+    probs: Float[Array, "examples classes"],
+) -> tuple[Float[Array, " examples"], Int[Array, " examples"], Bool[Array, " examples"]]:
+    """Largest probability of each row, its class, and whether the row is a distribution.
+
+    All in one pass over the row: separate reductions take twice as long on CPUs. The gradient of
+    the largest is that of the class returned.
+
+    Args:
+        probs: class probabilities, in the dtype they were made in.
+
+    Returns:
+        `(largest, index, valid)`: ties go to the lower class; `valid` as `distributions` has it;
+        the others mean nothing where it is false.
+    """
+    tolerance = _sum_tolerance(probs.dtype, probs.shape[-1])
+    largest, index, total = _largest(at_least_float32(probs))
+    return largest, index, jnp.abs(total - 1) <= tolerance
+
+
+@jax.custom_jvp
+def _largest(
+    values: Float[Array, "examples classes"],
+) -> tuple[Float[Array, " examples"], Int[Array, " examples"], Float[Array, " examples"]]:
+    """Largest value of each row, its place, and the sum, `inf` with NaN or what is below 0."""
+
+    def better(a: _Cell, b: _Cell) -> _Cell:
+        second = (b[0] > a[0]) | ((b[0] == a[0]) & (b[1] < a[1]))
+        return jnp.where(second, b[0], a[0]), jnp.where(second, b[1], a[1]), a[2] + b[2]
+
+    places = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
+    counted = jnp.where(values >= 0, values, jnp.inf)
+    start = jnp.array(-jnp.inf, values.dtype), jnp.int32(0), jnp.zeros((), values.dtype)
+    largest, index, total = jax.lax.reduce((values, places, counted), start, better, (1,))
+    return largest, index, total
+
+
+@_largest.defjvp
+def _largest_jvp(primals: Any, tangents: Any) -> Any:
+    largest, index, total = _largest(*primals)
+    moved = jnp.take_along_axis(tangents[0], index[:, None], axis=1)[:, 0]
+    still = np.zeros(index.shape, jax.dtypes.float0), jnp.zeros_like(total)
+    return (largest, index, total), (moved, *still)
 
 
 def probabilities(

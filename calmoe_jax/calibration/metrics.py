@@ -24,7 +24,12 @@ from calmoe_jax.calibration.binning import (
     debiased_squared_binned_calibration_error,
     reliability_bins,
 )
-from calmoe_jax.calibration.inputs import class_labels, distributions, probabilities
+from calmoe_jax.calibration.inputs import (
+    class_labels,
+    distributions,
+    largest_class,
+    probabilities,
+)
 
 _Probs = Float[Array, "examples classes"]
 _Labels = Int[Array, " examples"]
@@ -63,15 +68,12 @@ def top_label(
     """
     labels = class_labels(labels)
     if from_logits:
-        values = probabilities(probs, from_logits=True)
-        valid = ~jnp.isnan(values[..., 0])  # a row of softmax is NaN throughout or nowhere
-    else:
-        values, valid = at_least_float32(probs), distributions(probs)
+        probs = jax.nn.softmax(at_least_float32(probs), axis=-1)
+    largest, index, valid = largest_class(probs)
     valid &= (labels >= 0) & (labels < probs.shape[-1])
-    largest = jnp.max(values, axis=-1)
-    # only the largest is looked at, hence one NaN a row and not a whole row of them
+    # one NaN is enough: the rest of a bad row is not looked at
     confidence = jnp.where(valid, jnp.where(largest > 1, 1, largest), jnp.nan)
-    return confidence, jnp.argmax(values, axis=-1) == labels
+    return confidence, index == labels
 
 
 def accuracy(

@@ -108,8 +108,8 @@ def agreement_accuracy(
     Example:
         >>> sure = jnp.zeros(1)
         >>> half, whole = Agreement(jnp.full(1, 0.5), sure), Agreement(jnp.ones(1), sure)
-        >>> agreement_accuracy(whole, half, jnp.full(1, 0.9), 0.1).round(3)
-        Array([0.338], dtype=float32)
+        >>> round(float(agreement_accuracy(whole, half, jnp.full(1, 0.9), 0.1)[0]), 3)
+        0.338
 
     References:
         Jiang et al., Assessing Generalization of SGD via Disagreement, 2022; Baek et al.,

@@ -44,8 +44,8 @@ def configuration_balance(
     Example:
         >>> held_out, targets = jnp.array([[0.0], [1.0], [1.0], [0.0]]), jnp.array([[0.75]])
         >>> solution = configuration_balance(held_out, targets, ridge=0.0)
-        >>> jnp.exp(solution.log_weights).round(3)
-        Array([0.125, 0.375, 0.375, 0.125], dtype=float32)
+        >>> [round(w, 3) for w in jnp.exp(solution.log_weights).tolist()]
+        [0.125, 0.375, 0.375, 0.125]
 
     References:
         Hainmueller, Entropy Balancing for Causal Effects, 2012. Balancing the configuration rests

@@ -215,8 +215,9 @@ def difference_of_confidences(
         ValueError: if the slope is negative.
 
     Example:
-        >>> difference_of_confidences(jnp.array(0.9), jnp.array(0.875), jnp.array(0.75))
-        Array(0.775, dtype=float32)
+        >>> values = [jnp.array(x) for x in (0.9, 0.875, 0.75)]
+        >>> round(float(difference_of_confidences(*values)), 3)
+        0.775
 
     References:
         Guillory et al., Predicting with Confidence on Unseen Distributions, 2021.
@@ -252,8 +253,8 @@ def separability_confidence(
 
     Example:
         >>> values = [jnp.array(x) for x in (0.9, 0.7, 0.0, 1.0)]
-        >>> separability_confidence(*values, num_classes=2).round(3)
-        Array(0.571, dtype=float32)
+        >>> round(float(separability_confidence(*values, num_classes=2)), 3)
+        0.571
 
     References:
         A rule of this project; 1.5 and the square were chosen on tasks that it is evaluated on.
