@@ -52,6 +52,13 @@ def skip_without(name: str | None) -> str | None:
     return name
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_what_was_compiled():
+    """Programs of one module are of no use to the next, and fill the memory."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(params=["xla", "triton"], scope="module")
 def implementation(request):
     """An implementation of dispatch."""

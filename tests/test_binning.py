@@ -104,7 +104,7 @@ def test_weights_repeat_and_masks_leave_out():
         where=jnp.asarray(where),
     )
     rows = np.repeat(np.arange(60), np.where(where, times, 0))
-    repeated = cm.reliability_bins(jnp.asarray(confidence[rows]), jnp.asarray(outcome[rows]))
+    repeated = bins_of(jnp.asarray(confidence[rows]), jnp.asarray(outcome[rows]))
     assert_same(found[:3], repeated[:3])  # one example of weight 2 is noisier than two
 
 
@@ -154,8 +154,8 @@ def test_computed_in_float32(dtype):
 
 
 def test_nothing_counts():
-    empty = cm.reliability_bins(jnp.zeros(0), jnp.zeros(0), num_bins=3)
-    masked = cm.reliability_bins(jnp.ones(2), jnp.ones(2), where=jnp.zeros(2, bool), num_bins=3)
+    empty = bins_of(jnp.zeros(0), jnp.zeros(0), num_bins=3)
+    masked = bins_of(jnp.ones(2), jnp.ones(2), where=jnp.zeros(2, bool), num_bins=3)
     for bins in (empty, masked):
         assert all(x.tolist() == [0, 0, 0] for x in bins)
         for error in ERRORS:
@@ -168,7 +168,7 @@ def test_too_few_bins(num_bins):
         cm.reliability_bins(jnp.ones(1), jnp.ones(1), num_bins=num_bins)
 
 
-@pytest.mark.parametrize("num_bins", [1, 3, 7, 15, 30, 49, 1000])
+@pytest.mark.parametrize("num_bins", [7, 30, 49, 1000])
 def test_levels_at_and_beside_every_edge(num_bins):
     edges = (np.arange(num_bins + 1) / num_bins).astype(np.float32)
     beside = [np.nextafter(edges[1:], np.float32(0)), np.nextafter(edges[:-1], np.float32(2))]

@@ -118,16 +118,11 @@ def sums_by_bin(
     def per_bin(values: Float[Array, " examples"]) -> Float[Array, " bins"]:
         return sum_by_bin(values, index, num_bins) + poison
 
-    if weights is None:  # counts are exact as integers, and quicker
-        counts = jnp.zeros(num_bins, jnp.int32).at[index].add(counted.astype(jnp.int32))
-        weight_sums = square_sums = counts.astype(dtype) + poison
-    else:
-        weight_sums, square_sums = per_bin(weight), per_bin(jnp.square(weight))
     return ReliabilityBins(
-        weight_sums,
+        per_bin(weight),
         per_bin(level * weight),
         residuals + poison,
-        square_sums,
+        per_bin(jnp.square(weight)),
         per_bin(jnp.square(residual)),
         per_bin(weight * residual),
     )

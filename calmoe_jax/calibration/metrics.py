@@ -38,11 +38,17 @@ _Where = Bool[Array, " examples"] | None
 
 
 def _mean(values: Float[Array, " examples"], weights: _Weights, where: _Where) -> Float[Array, ""]:
-    if weights is None and where is None:  # XLA would sum the ones at compile time, slowly
-        size = values.shape[0]
-        return total(values) / size if size else jnp.full((), jnp.nan, values.dtype)
     weight = example_weights(values.shape, weights, where, values.dtype)
-    return total(jnp.where(weight == 0, 0, values) * weight) / total(weight)
+    weighted = jnp.where(weight == 0, 0, values) * weight
+    return total(weighted) / _total_weight(weight, weights, where)
+
+
+def _total_weight(
+    weight: Float[Array, " examples"], weights: _Weights, where: _Where
+) -> Float[Array, ""]:
+    if weights is None and where is None:  # XLA would sum the ones at compile time, slowly
+        return jnp.asarray(weight.shape[0], weight.dtype)
+    return total(weight)
 
 
 def top_label(
@@ -288,16 +294,11 @@ def expected_calibration_error(
         Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, 2015; Guo
         et al., On Calibration of Modern Neural Networks, 2017.
     """
-    return binned_calibration_error(
-        top_label_bins(
-            probs,
-            labels,
-            weights=weights,
-            where=where,
-            num_bins=num_bins,
-            from_logits=from_logits,
-        )
-    )
+    confidence, correct = top_label(probs, labels, from_logits=from_logits)
+    bins = reliability_bins(confidence, correct, weights=weights, where=where, num_bins=num_bins)
+    weight = example_weights(confidence.shape, weights, where, confidence.dtype)
+    # not the sum of bins.weight: under jit those sums, half of the work, then are not made
+    return jnp.sum(jnp.abs(bins.residual)) / _total_weight(weight, weights, where)
 
 
 def root_mean_square_calibration_error(
