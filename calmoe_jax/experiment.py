@@ -205,7 +205,10 @@ def _train_and_evaluate(
                             "calibrator": evaluation.calibrator,
                             "split": evaluation.split.name,
                             "kind": evaluation.split.kind,
-                            **{k: v.tolist() for k, v in evaluation.bins._asdict().items()},
+                            **{
+                                name: getattr(evaluation.bins, name).tolist()
+                                for name in ("weight", "confidence", "residual")
+                            },
                         }
                     )
     results["comparisons"] = comparator.compare()

@@ -58,9 +58,10 @@ def equal_mass_bins(
     check_at_least("num_bins", num_bins, 1)
     confidence, outcome = event(confidence, outcome)
     weight = example_weights(confidence.shape, weights, where, confidence.dtype)
-    # what does not count must part no group: its weight is 0, and so is its level
-    level = jnp.where(weight == 0, 0, confidence)
-    level, weight, outcome = jax.lax.sort((level, weight, outcome), num_keys=1, is_stable=False)
+    # what does not count has weight 0, and so parts no group and moves no middle
+    level, weight, outcome = jax.lax.sort(
+        (confidence, weight, outcome), num_keys=1, is_stable=False
+    )
     middle, total = _middles(level, weight)
     index = _index(middle, total, num_bins)
     return sums_by_bin(index, level, outcome, weights=weight, num_bins=num_bins)
