@@ -10,6 +10,9 @@ import pytest
 import calmoe_jax as cm
 
 SIZE = 60
+shift_test = jax.jit(
+    cm.configuration_shift_test, static_argnames=("num_clusters", "num_permutations")
+)
 
 
 def draw(key, size=SIZE, *, load=0.0, sharpness=1.0, disagreement=1.0):
@@ -24,9 +27,9 @@ def draw(key, size=SIZE, *, load=0.0, sharpness=1.0, disagreement=1.0):
 @partial(jax.jit, static_argnames=("runs", "load", "sharpness", "disagreement"))
 def p_values(runs=400, **shift):
     def one(key):
-        held_out, targets, test = jax.random.split(key, 3)
+        held_out, targets, own = jax.random.split(key, 3)
         return cm.configuration_shift_test(
-            test, draw(held_out), draw(targets, SIZE + 20, **shift), num_permutations=99
+            own, draw(held_out), draw(targets, SIZE + 20, **shift), num_permutations=99
         )
 
     return jax.lax.map(one, jax.random.split(jax.random.key(0), runs), batch_size=50)
@@ -64,7 +67,7 @@ def whiten(rows):
 def test_p_values_equal_a_loop_over_the_same_relabellings():
     key, times = jax.random.key(3), 59
     sides = [draw(jax.random.key(1), 30), draw(jax.random.key(2), 25, load=0.3)]
-    found = cm.configuration_shift_test(key, *sides, num_permutations=times)
+    found = shift_test(key, *sides, num_permutations=times)
     both = jax.tree.map(lambda a, b: np.concatenate([a, b]), *sides)
     c, d = both.confidence[:, None], np.maximum(both.disagreement, 0)[:, None]
     groups = [
@@ -95,16 +98,15 @@ def test_p_values_equal_a_loop_over_the_same_relabellings():
 def test_clusters_are_relabelled_whole():
     """Copies of an example are no further evidence."""
     held_out, targets = draw(jax.random.key(1), 25), draw(jax.random.key(2), 20)
-    alone = cm.configuration_shift_test(jax.random.key(0), held_out, targets, num_permutations=199)
+    alone = shift_test(jax.random.key(0), held_out, targets, num_permutations=199)
     copies = [jax.tree.map(lambda x: jnp.repeat(x, 8, axis=0), x) for x in (held_out, targets)]
     clusters = jnp.repeat(jnp.arange(45), 8)
-    test = cm.configuration_shift_test
-    together = test(
+    together = shift_test(
         jax.random.key(0), *copies, clusters=clusters, num_clusters=45, num_permutations=199
     )
     for a, b in zip(alone, together, strict=True):
         np.testing.assert_allclose(a, b, atol=0.011)
-    fooled = test(jax.random.key(0), *copies, num_permutations=199)
+    fooled = shift_test(jax.random.key(0), *copies, num_permutations=199)
     assert fooled.p_value <= alone.p_value
 
 
@@ -116,7 +118,7 @@ def test_under_hard_routing_disagreement_never_moves():
         return cm.configuration(experts, chosen)
 
     sides = hard(jax.random.key(0)), hard(jax.random.key(1))
-    found = cm.configuration_shift_test(jax.random.key(2), *sides, num_permutations=99)
+    found = shift_test(jax.random.key(2), *sides, num_permutations=99)
     assert found.disagreement == 1
     assert 0 < found.p_value <= 1
 
@@ -126,9 +128,7 @@ def test_nan_and_empty_sides_are_nan():
     spoilt = held_out._replace(confidence=held_out.confidence.at[3].set(jnp.nan))
     empty = jax.tree.map(lambda x: x[:0], held_out)
     for targets in (spoilt, empty):
-        found = cm.configuration_shift_test(
-            jax.random.key(1), held_out, targets, num_permutations=19
-        )
+        found = shift_test(jax.random.key(1), held_out, targets, num_permutations=19)
         assert jnp.isnan(found.p_value)
 
 
