@@ -219,6 +219,9 @@ def evaluate(
     }
     num_experts = trained.network.num_experts
     longest = max(len(split) for split in task.evaluation)
+    most_clusters = max(
+        (s.num_clusters for s in task.evaluation if s.num_clusters < len(s)), default=None
+    )
     for name in methods:
         outputs, fits = raw, []
         calibration_labels = jnp.asarray(task.calibration.labels)
@@ -241,8 +244,9 @@ def evaluate(
         for split in task.evaluation:
             padded = Outputs(*(_pad(x, longest, 1) for x in outputs[split.name]))
             repaired = repair.fit_to_targets(
-                held_out, task.calibration, inside, _sample(padded, num_experts), split
-            )
+                held_out, task.calibration, inside, _sample(padded, num_experts), split,
+                most_clusters=most_clusters,
+            )  # fmt: skip
             shifts += _shift_lines(name, split, seeds, repaired, len(task.calibration), padded)
             temperatures = common | {
                 calibrator: Temperatures(ones, found)

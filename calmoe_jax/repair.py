@@ -108,6 +108,8 @@ def fit_to_targets(
     temperature: Float[Array, " seeds"],
     targets: Sample,
     target_split: Split,
+    *,
+    most_clusters: int | None = None,
 ) -> Repair:
     """Fits every calibrator of this module, for every seed.
 
@@ -117,6 +119,7 @@ def fit_to_targets(
         temperature: of the aggregate, fitted on it.
         targets: of the split to be repaired; may be padded at the end.
         target_split: that split; its labels are not looked at.
+        most_clusters: clusters of the split with the most of them, so that splits share a program.
 
     Returns:
         A `Repair`. Where something cannot be found, the given temperature; no `agreement` with
@@ -133,7 +136,7 @@ def fit_to_targets(
         for name in CALIBRATORS
         if name in temperatures
     }
-    tested = _test(held_out, held_out_split, targets, target_split)
+    tested = _test(held_out, held_out_split, targets, target_split, most_clusters)
     return Repair(usable, fits.effective_share, fits.balanced, fits.separability, tested)
 
 
@@ -237,31 +240,44 @@ def _match(
 
 
 def _test(
-    held_out: Sample, held_out_split: Split, targets: Sample, target_split: Split
+    held_out: Sample,
+    held_out_split: Split,
+    targets: Sample,
+    target_split: Split,
+    most_clusters: int | None,
 ) -> shift.ShiftTest:
     """The test of the configuration, on at most so many independent examples a side."""
-    sides = []
-    first = 0
+    sides, wheres, clusters, first = [], [], [], 0
     for sample, split in ((held_out, held_out_split), (targets, target_split)):
+        length = sample.routing_weights.shape[1]
         independent = split.num_clusters == len(split)
-        step = -(-len(split) // _MOST_EXAMPLES) if independent else 1
-        clusters = np.unique(split.clusters[::step], return_inverse=True)[1] + first
-        first = int(clusters.max()) + 1
-        sides.append((Sample(*(x[:, : len(split) : step] for x in sample)), clusters))
-    (ours, our_clusters), (theirs, their_clusters) = sides
-    together = jnp.asarray(np.concatenate([our_clusters, their_clusters]), jnp.int32)
-    return _test_each(ours, theirs, together, first)
+        step = -(-length // _MOST_EXAMPLES) if independent else 1
+        where = np.arange(0, length, step) < len(split)
+        numbers = np.full(len(where), first)
+        numbers[where] += np.unique(split.clusters[::step], return_inverse=True)[1]
+        sides.append(Sample(*(x[:, ::step] for x in sample)))
+        wheres.append(jnp.asarray(where))
+        clusters.append(numbers)
+        found = len(where) if independent else split.num_clusters
+        first += found if independent or split is held_out_split else max(found, most_clusters or 0)
+    together = jnp.asarray(np.concatenate(clusters), jnp.int32)
+    return _test_each(*sides, wheres[1], together, first)
 
 
-@partial(jax.jit, static_argnums=3)
+@partial(jax.jit, static_argnums=4)
 def _test_each(
-    held_out: Sample, targets: Sample, clusters: Int[Array, " all"], num_clusters: int
+    held_out: Sample,
+    targets: Sample,
+    where: Bool[Array, " targets"],
+    clusters: Int[Array, " all"],
+    num_clusters: int,
 ) -> shift.ShiftTest:
     def one_seed(of_held_out: Sample, of_targets: Sample) -> shift.ShiftTest:
         return shift.configuration_shift_test(
             jax.random.key(0),
             mixture.configuration(*of_held_out),
             mixture.configuration(*of_targets),
+            target_where=where,
             clusters=clusters,
             num_clusters=num_clusters,
             num_permutations=_PERMUTATIONS,

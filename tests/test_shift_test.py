@@ -110,6 +110,30 @@ def test_clusters_are_relabelled_whole():
     assert fooled.p_value <= alone.p_value
 
 
+def test_targets_that_do_not_count_are_not_there():
+    held_out, targets = draw(jax.random.key(1), 40), draw(jax.random.key(2), 30, load=0.3)
+    clusters = jnp.arange(70)
+    alone = shift_test(
+        jax.random.key(0), held_out, targets, clusters=clusters, num_clusters=80,
+        num_permutations=59,
+    )  # fmt: skip
+    padded = jax.tree.map(
+        lambda x: jnp.concatenate([x, jnp.full((9, *x.shape[1:]), jnp.nan)]), targets
+    )
+    masked = shift_test(
+        jax.random.key(0), held_out, padded, target_where=jnp.arange(39) < 30,
+        clusters=jnp.concatenate([clusters, jnp.zeros(9, clusters.dtype)]), num_clusters=80,
+        num_permutations=59,
+    )  # fmt: skip
+    for a, b in zip(alone, masked, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    nobody = shift_test(
+        jax.random.key(0), held_out, targets, target_where=jnp.zeros(30, bool),
+        num_permutations=59,
+    )  # fmt: skip
+    assert jnp.isnan(nobody.p_value)
+
+
 def test_under_hard_routing_disagreement_never_moves():
     def hard(key):
         config = draw(key)

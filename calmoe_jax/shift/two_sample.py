@@ -36,6 +36,7 @@ def configuration_shift_test(
     held_out: Configuration,
     targets: Configuration,
     *,
+    target_where: Bool[Array, " targets"] | None = None,
     clusters: Int[Array, " all"] | None = None,
     num_clusters: int | None = None,
     num_permutations: int = 999,
@@ -51,6 +52,7 @@ def configuration_shift_test(
         key: random key.
         held_out: configurations of held-out examples.
         targets: configurations of the targets.
+        target_where: targets that count; all by default.
         clusters: cluster of every example, held-out ones first, in `[0, num_clusters)`; examples
             of a cluster are relabelled together, and a cluster lies on one side. Each example is
             its own by default.
@@ -84,13 +86,17 @@ def configuration_shift_test(
     if clusters is not None and num_clusters is None:
         raise ValueError("num_clusters must be given with clusters, got num_clusters=None.")
     count = len(held_out.confidence), len(targets.confidence)
-    sizes = jnp.ones(sum(count))
-    side = jnp.arange(sum(count)) >= count[0]
+    counted = jnp.ones(sum(count), bool)
+    if target_where is not None:
+        check_same_size("target_where", target_where, 0, count[1], "targets")
+        counted = counted.at[count[0] :].set(target_where)
+    sizes = counted.astype(jnp.float32)
+    side = (jnp.arange(sum(count)) >= count[0]) & counted
     groups = [
         jnp.concatenate([of_held_out, of_targets])
         for of_held_out, of_targets in zip(_groups(held_out), _groups(targets), strict=True)
     ]
-    whitened = [_whiten(group) for group in groups]
+    whitened = [_whiten(group, counted) for group in groups]
     edges = np.cumsum([group.shape[1] for group in whitened])[:-1]
     sums = jnp.concatenate(whitened, axis=1)
     if clusters is not None:
@@ -124,14 +130,16 @@ def _groups(config: Configuration) -> tuple[Float[Array, "examples _"], ...]:
     )
 
 
-def _whiten(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
+def _whiten(rows: Float[Array, "n d"], counted: Bool[Array, " n"]) -> Float[Array, "n d"]:
     """Rows with mean 0 and covariance 1 along every direction in which they vary."""
-    off = rows - jnp.mean(rows, axis=0)[None, :]
-    deviation = jnp.sqrt(jnp.mean(jnp.square(off), axis=0))
-    varies = deviation > 1e-6 * jnp.maximum(jnp.max(jnp.abs(rows), axis=0), 1e-30)
+    rows = jnp.where(counted[:, None], rows, 0)
+    total = jnp.maximum(jnp.sum(counted), 1)
+    off = jnp.where(counted[:, None], rows - (jnp.sum(rows, axis=0) / total)[None, :], 0)
+    deviation = jnp.sqrt(jnp.sum(jnp.square(off), axis=0) / total)
+    varies = deviation > 1e-6 * jnp.maximum(jnp.max(jnp.abs(rows), axis=0, initial=0), 1e-30)
     off = jnp.where(varies[None, :], off / jnp.where(varies, deviation, 1)[None, :], 0)
     unknown = jnp.isnan(rows).any()
-    correlation = jnp.where(unknown, 0, off.T @ off / max(len(rows), 1))
+    correlation = jnp.where(unknown, 0, off.T @ off / total)
     values, vectors = jnp.linalg.eigh(correlation)
     kept = values > _LEAST_VARIANCE * jnp.maximum(values[-1], 1e-30)
     scaled = vectors * jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, values, 1)), 0)[None, :]
