@@ -32,10 +32,12 @@ from benchmarks.harness import Figure, benchmark_parser, ratio, report, time_int
 from calmoe_jax.calibration.binning import binned_calibration_error
 from calmoe_jax.calibration.bootstrap import bootstrap_bins
 from calmoe_jax.calibration.error_intervals import calibration_error_interval
-from calmoe_jax.calibration.metrics import (
+from calmoe_jax.calibration.errors import (
     expected_calibration_error,
-    top_label,
     top_label_bins,
+)
+from calmoe_jax.calibration.scores import (
+    top_label,
 )
 from calmoe_jax.calibration.smooth import smooth_calibration_error
 from calmoe_jax.calibration.temperature import fit_temperature

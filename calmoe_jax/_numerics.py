@@ -68,8 +68,14 @@ def example_weights(
     where: Bool[Array, "*shape"] | None,
     dtype: jnp.dtype,
 ) -> Float[Array, "*shape"]:
-    """Weights of examples after masking: `weights` (default 1), and 0 outside `where`."""
-    result = jnp.ones(shape, dtype) if weights is None else weights.astype(dtype)
+    """Weights of examples after masking: `weights` (default 1), and 0 outside `where`.
+
+    A negative one that counts is NaN, and so makes NaN of what is made of it.
+    """
+    if weights is None:
+        result = jnp.ones(shape, dtype)
+    else:
+        result = jnp.where(weights < 0, jnp.nan, weights).astype(dtype)
     return result if where is None else jnp.where(where, result, 0)
 
 

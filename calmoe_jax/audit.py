@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from calmoe_jax import calibration, mixture, shift
+from calmoe_jax import calibration, mixture, repair
 from calmoe_jax.calibration import Interval, ScoreIntervals
 
 _COLUMNS = ("routing_weights", "expert_probs", "labels", "targets", "clusters")
@@ -145,43 +145,24 @@ def audit(logs: Logs) -> dict[str, Any]:
     if not logs.targets.any():
         return result
     targets = _take(logs, logs.targets)
-    ours, theirs = _configuration(held_out), _configuration(targets)
-    labels = jnp.asarray(held_out.labels)
-    fit = calibration.fit_temperature(ours.log_probs, labels)
-    inside = fit.temperature if bool(fit.converged) else jnp.ones(())
-    tested = _test(held_out, targets)
-    solution = jax.jit(shift.configuration_balance)(
-        mixture.configuration_features(ours), mixture.configuration_features(theirs)
+    inside = result["held_out"]["temperature"] if result["held_out"]["temperature_converged"] else 1
+    repaired = repair.fit_to_targets(
+        _sample(held_out),
+        held_out.labels,
+        held_out.clusters,
+        jnp.full(1, inside, jnp.float32),
+        _sample(targets),
+        targets.clusters,
+        num_permutations=_PERMUTATIONS,
+        most_examples=_MOST_EXAMPLES,
     )
-    balanced = bool(solution.feasible & solution.converged)
-    share = float(solution.effective_sample_size) / len(labels)
-    told = float(
-        jax.jit(shift.separability)(
-            *(shift.configuration_coordinates(*_log_arrays(x)) for x in (held_out, targets))
-        )
+    result["shift"] = repair.describe(
+        repaired,
+        0,
+        len(held_out.labels),
+        hard=bool((targets.routing_weights.max(axis=1) >= 1 - 1e-6).all()),
     )
-    verdict = shift.repair_verdict(
-        float(tested.p_value),
-        share,
-        len(labels),
-        hard=bool((held_out.routing_weights.max(axis=1) >= 1 - 1e-6).all()),
-        feasible=balanced,
-    )
-    result["shift"] = {
-        **{name: float(value) for name, value in tested._asdict().items()},
-        "separability": told,
-        "effective_share": share,
-        "balanced": balanced,
-        "decision": verdict.decision,
-        "reason": verdict.reason,
-    }
-    temperatures = {"temperature": float(inside)}
-    if balanced:
-        weights = jnp.exp(solution.log_weights)
-        refit = calibration.fit_temperature(ours.log_probs, labels, weights=weights)
-        if bool(refit.converged):
-            temperatures["configuration_balanced"] = max(float(refit.temperature), float(inside))
-    temperatures["separability"] = _by_separability(ours, theirs, inside, told)
+    temperatures = {"temperature": float(inside), **result["shift"].pop("temperatures")}
     result["targets"] = {"n": len(targets.labels), "temperatures": temperatures}
     if (targets.labels >= 0).all():
         result["targets_scored"] = {"none": _scores(targets, 1.0)} | {
@@ -200,50 +181,11 @@ def _log_arrays(logs: Logs) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(log_probs), jnp.asarray(logs.routing_weights, jnp.float32)
 
 
-def _configuration(logs: Logs) -> mixture.Configuration:
-    return jax.jit(mixture.configuration)(*_log_arrays(logs))
-
-
-def _by_separability(
-    ours: mixture.Configuration,
-    theirs: mixture.Configuration,
-    inside: jax.Array,
-    told: float,
-) -> float:
-    before, after = (shift.mean_confidence(x.log_probs, inside) for x in (ours, theirs))
-    error = jnp.zeros(())
-    for config in (ours, theirs):
-        scaled = calibration.scale_log_probs(config.log_probs, inside[None])
-        confidence = jnp.exp(jnp.max(scaled, axis=-1))
-        error += jnp.var(confidence) / len(confidence)
-    aim = shift.separability_confidence(
-        before,
-        after,
-        jnp.sqrt(error),
-        jnp.asarray(told),
-        num_classes=ours.log_probs.shape[-1],
-    )
-    found = shift.match_confidence(theirs.log_probs, aim, at_least=inside)
-    return float(found.temperature)
-
-
-def _test(held_out: Logs, targets: Logs) -> shift.ShiftTest:
-    sides = []
-    for logs in (held_out, targets):
-        independent = len(np.unique(logs.clusters)) == len(logs.clusters)
-        step = -(-len(logs.labels) // _MOST_EXAMPLES) if independent else 1
-        sides.append(_take(logs, np.arange(0, len(logs.labels), step)))
-    # a cluster with examples on both sides is one on each
-    numbers = [np.unique(logs.clusters, return_inverse=True)[1] for logs in sides]
-    first = int(numbers[0].max()) + 1
-    clusters = np.concatenate([numbers[0], numbers[1] + first])
-    return shift.configuration_shift_test(
-        jax.random.key(0),
-        *(_configuration(logs) for logs in sides),
-        clusters=jnp.asarray(clusters, jnp.int32),
-        num_clusters=int(clusters.max()) + 1,
-        num_permutations=_PERMUTATIONS,
-    )
+def _sample(logs: Logs) -> repair.Sample:
+    """As of one seed, with all experts in their order."""
+    log_probs, weights = (x[None] for x in _log_arrays(logs))
+    experts = jnp.broadcast_to(jnp.arange(weights.shape[2]), weights.shape)
+    return repair.dense_sample(log_probs, weights, experts, num_experts=weights.shape[2])
 
 
 def _describe(logs: Logs) -> dict[str, Any]:

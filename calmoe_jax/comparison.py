@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from calmoe_jax.calibration import bootstrap_counts
+from calmoe_jax.calibration.binning import equal_width_index
 from calmoe_jax.data import Split
 from calmoe_jax.evaluation import Evaluation
 
@@ -124,7 +126,6 @@ def _cluster_numbers(split: Split) -> np.ndarray:
 def _cluster_sums(per_example: dict[str, np.ndarray], clusters: np.ndarray) -> np.ndarray:
     """Sums over each cluster, `[seeds, clusters, 5 + bins]`: all that the metrics need."""
     num_clusters = int(clusters.max()) + 1
-    edges = (np.arange(1, _NUM_BINS) / _NUM_BINS).astype(np.float32)
     result = []
     for i in range(len(per_example["correct"])):
         correct, nll, brier, confidence = (
@@ -134,7 +135,7 @@ def _cluster_sums(per_example: dict[str, np.ndarray], clusters: np.ndarray) -> n
         gap = confidence - correct
         columns = [np.ones_like(gap), correct, nll, brier, gap]
         sums = [np.bincount(clusters, column, num_clusters) for column in columns]
-        bins = np.searchsorted(edges, confidence, side="right")
+        bins = np.asarray(equal_width_index(jnp.asarray(per_example["confidence"][i]), _NUM_BINS))
         cells = np.bincount(clusters * _NUM_BINS + bins, gap, num_clusters * _NUM_BINS)
         result.append(np.column_stack([*sums, cells.reshape(num_clusters, _NUM_BINS)]))
     return np.stack(result)

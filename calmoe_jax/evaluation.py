@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax import calibration, mixture, repair, shift
+from calmoe_jax import calibration, mixture, repair
 from calmoe_jax.data import Split, Task
 from calmoe_jax.training import METHODS, TrainedSeeds
 from calmoe_jax.training.loop import over_seeds
@@ -244,9 +244,14 @@ def evaluate(
         for split in task.evaluation:
             padded = Outputs(*(_pad(x, longest, 1) for x in outputs[split.name]))
             repaired = repair.fit_to_targets(
-                held_out, task.calibration, inside, _sample(padded, num_experts), split,
+                held_out,
+                task.calibration.labels,
+                task.calibration.clusters,
+                inside,
+                _sample(padded, num_experts),
+                split.clusters,
                 most_clusters=most_clusters,
-            )  # fmt: skip
+            )
             shifts += _shift_lines(name, split, seeds, repaired, len(task.calibration), padded)
             temperatures = common | {
                 calibrator: Temperatures(ones, found)
@@ -347,30 +352,13 @@ def _shift_lines(
     outputs: Outputs,
 ) -> list[dict[str, Any]]:
     largest = np.asarray(outputs.routing_weights)[:, : len(split)].max(axis=-1)
-    lines = []
-    for i, seed in enumerate(seeds):
-        tested = {name: float(x[i]) for name, x in repaired.shift._asdict().items()}
-        share, balanced = float(repaired.effective_share[i]), bool(repaired.balanced[i])
-        verdict = shift.repair_verdict(
-            tested["p_value"],
-            share,
-            num_held_out,
-            hard=bool((largest[i] >= 1).all()),
-            feasible=balanced,
-        )
-        lines.append(
-            {
-                "method": method,
-                "split": split.name,
-                "kind": split.kind,
-                "seed": seed,
-                **tested,
-                "effective_share": share,
-                "balanced": balanced,
-                "separability": float(repaired.separability[i]),
-                "temperatures": {k: float(t[i]) for k, t in repaired.temperatures.items()},
-                "decision": verdict.decision,
-                "reason": verdict.reason,
-            }
-        )
-    return lines
+    return [
+        {
+            "method": method,
+            "split": split.name,
+            "kind": split.kind,
+            "seed": seed,
+            **repair.describe(repaired, i, num_held_out, hard=bool((largest[i] >= 1).all())),
+        }
+        for i, seed in enumerate(seeds)
+    ]

@@ -6,7 +6,7 @@ examples are thin evidence for more confidence.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax import calibration, mixture, shift
-from calmoe_jax.data import Split
+from calmoe_jax._numerics import largest_or_nan
 from calmoe_jax.training.loop import over_seeds
 
 # Where there is no other seed there is nothing to agree with.
@@ -26,9 +26,6 @@ CALIBRATORS = (
     "average_threshold",
 )
 _SLOPE = 1.5
-# Of the test: relabellings, and how many examples a side where they are independent.
-_PERMUTATIONS = 199
-_MOST_EXAMPLES = 1000
 
 
 class Sample(NamedTuple):
@@ -104,40 +101,76 @@ class _Fits(NamedTuple):
 
 def fit_to_targets(
     held_out: Sample,
-    held_out_split: Split,
+    labels: np.ndarray,
+    clusters: np.ndarray,
     temperature: Float[Array, " seeds"],
     targets: Sample,
-    target_split: Split,
+    target_clusters: np.ndarray,
     *,
     most_clusters: int | None = None,
+    num_permutations: int = 199,
+    most_examples: int = 1000,
 ) -> Repair:
     """Fits every calibrator of this module, for every seed.
 
     Args:
-        held_out: of the calibration split.
-        held_out_split: that split.
-        temperature: of the aggregate, fitted on it.
-        targets: of the split to be repaired; may be padded at the end.
-        target_split: that split; its labels are not looked at.
-        most_clusters: clusters of the split with the most of them, so that splits share a program.
+        held_out: what was said of labelled held-out examples.
+        labels: their classes.
+        clusters: their clusters.
+        temperature: of the aggregate, fitted on them.
+        targets: what was said of unlabelled examples; may be padded at the end.
+        target_clusters: clusters of those that are real.
+        most_clusters: clusters of the targets with the most of them, so that several calls share
+            a program.
+        num_permutations: relabellings of the test.
+        most_examples: examples a side of the test, where each is a cluster of its own; the others
+            are left out evenly.
 
     Returns:
         A `Repair`. Where something cannot be found, the given temperature; no `agreement` with
         one seed.
     """
-    labels = jnp.asarray(held_out_split.labels)
-    where = jnp.arange(targets.routing_weights.shape[1]) < len(target_split)
-    fits = _fit_each(held_out, labels, temperature, targets, where)
+    where = jnp.arange(targets.routing_weights.shape[1]) < len(target_clusters)
+    given = held_out, jnp.asarray(labels), temperature, targets, where
+    fits = _fit_each(*given)
     temperatures = dict(fits.temperatures)
     if len(temperature) > 1:
-        temperatures["agreement"] = _fit_agreement(held_out, labels, temperature, targets, where)
+        temperatures["agreement"] = _fit_agreement(*given)
     usable = {
         name: jnp.where(jnp.isfinite(temperatures[name]), temperatures[name], temperature)
         for name in CALIBRATORS
         if name in temperatures
     }
-    tested = _test(held_out, held_out_split, targets, target_split, most_clusters)
+    sides, numbers, count = _sides(
+        held_out, clusters, targets, target_clusters, most_clusters, most_examples
+    )
+    tested = _test_each(*sides, *numbers, count, num_permutations)
     return Repair(usable, fits.effective_share, fits.balanced, fits.separability, tested)
+
+
+def describe(repaired: Repair, seed: int, num_held_out: int, *, hard: bool) -> dict[str, Any]:
+    """What is known of the shift, and what to do about it, as plain values.
+
+    Args:
+        repaired: as from `fit_to_targets`.
+        seed: which of the seeds, from 0.
+        num_held_out: labelled held-out examples.
+        hard: whether each target is routed to one expert.
+    """
+    tested = {name: float(x[seed]) for name, x in repaired.shift._asdict().items()}
+    share, balanced = float(repaired.effective_share[seed]), bool(repaired.balanced[seed])
+    verdict = shift.repair_verdict(
+        tested["p_value"], share, num_held_out, hard=hard, feasible=balanced
+    )
+    return {
+        **tested,
+        "effective_share": share,
+        "balanced": balanced,
+        "separability": float(repaired.separability[seed]),
+        "temperatures": {k: float(t[seed]) for k, t in repaired.temperatures.items()},
+        "decision": verdict.decision,
+        "reason": verdict.reason,
+    }
 
 
 @jax.jit
@@ -154,7 +187,7 @@ def _fit_each(
             calibration.scale_log_probs(x.log_probs, temperature[None]) for x in (ours, theirs)
         )
         confidence, correct = calibration.top_label(scaled, labels, from_logits=True)
-        target_confidence = jnp.exp(jnp.max(target_scaled, axis=-1))
+        target_confidence = largest_or_nan(jnp.exp(target_scaled))
         count = jnp.sum(where)
         mean = jnp.mean(confidence)
         target_mean = jnp.sum(jnp.where(where, target_confidence, 0)) / count
@@ -239,38 +272,43 @@ def _match(
     return shift.match_confidence(log_probs, aim, at_least=temperature, where=where).temperature
 
 
-def _test(
+def _sides(
     held_out: Sample,
-    held_out_split: Split,
+    clusters: np.ndarray,
     targets: Sample,
-    target_split: Split,
+    target_clusters: np.ndarray,
     most_clusters: int | None,
-) -> shift.ShiftTest:
-    """The test of the configuration, on at most so many independent examples a side."""
-    sides, wheres, clusters, first = [], [], [], 0
-    for sample, split in ((held_out, held_out_split), (targets, target_split)):
-        length = sample.routing_weights.shape[1]
-        independent = split.num_clusters == len(split)
-        step = -(-length // _MOST_EXAMPLES) if independent else 1
-        where = np.arange(0, length, step) < len(split)
-        numbers = np.full(len(where), first)
-        numbers[where] += np.unique(split.clusters[::step], return_inverse=True)[1]
+    most_examples: int,
+) -> tuple[list[Sample], tuple[Bool[Array, " targets"], Int[Array, " all"]], int]:
+    """What the test is made on: both sides, which targets count, clusters, and their number.
+
+    A cluster with examples on both sides is one on each.
+    """
+    sides, numbers, first = [], [], 0
+    for sample, names in ((held_out, clusters), (targets, target_clusters)):
+        length, own = sample.routing_weights.shape[1], len(np.unique(names))
+        independent = own == len(names)
+        step = -(-length // most_examples) if independent else 1
+        counted = np.arange(0, length, step) < len(names)
+        number = np.full(len(counted), first)
+        number[counted] += np.unique(names[::step], return_inverse=True)[1]
         sides.append(Sample(*(x[:, ::step] for x in sample)))
-        wheres.append(jnp.asarray(where))
-        clusters.append(numbers)
-        found = len(where) if independent else split.num_clusters
-        first += found if independent or split is held_out_split else max(found, most_clusters or 0)
-    together = jnp.asarray(np.concatenate(clusters), jnp.int32)
-    return _test_each(*sides, wheres[1], together, first)
+        numbers.append(number)
+        first += len(counted) if independent else own
+    if not independent:
+        first += max(0, (most_clusters or 0) - own)
+    together = jnp.asarray(np.concatenate(numbers), jnp.int32)
+    return sides, (jnp.asarray(counted), together), first
 
 
-@partial(jax.jit, static_argnums=4)
+@partial(jax.jit, static_argnums=(4, 5))
 def _test_each(
     held_out: Sample,
     targets: Sample,
     where: Bool[Array, " targets"],
     clusters: Int[Array, " all"],
     num_clusters: int,
+    num_permutations: int,
 ) -> shift.ShiftTest:
     def one_seed(of_held_out: Sample, of_targets: Sample) -> shift.ShiftTest:
         return shift.configuration_shift_test(
@@ -280,7 +318,7 @@ def _test_each(
             target_where=where,
             clusters=clusters,
             num_clusters=num_clusters,
-            num_permutations=_PERMUTATIONS,
+            num_permutations=num_permutations,
         )
 
     # the relabellings are the same for all seeds: drawn once

@@ -64,7 +64,10 @@ def measure(task: Task, config: RunConfig, folder: Path) -> dict[str, dict[str, 
     for split in tqdm(task.evaluation, unit="split", disable=None, desc=task.name):
         targets = sample(split.inputs)
         log_probs, labels = mixture.mix_log_probs(*targets), jnp.asarray(split.labels)
-        found = repair.fit_to_targets(held_out, task.calibration, inside, targets, split)
+        found = repair.fit_to_targets(
+            held_out, task.calibration.labels, task.calibration.clusters, inside, targets,
+            split.clusters,
+        )  # fmt: skip
         temperatures = {
             "none": jnp.ones_like(inside),
             "temperature": inside,

@@ -11,10 +11,10 @@ import references
 import scipy.optimize
 
 import calmoe_jax as cm
+from calmoe_jax.calibration.disagreement import disagreement_identity
 from calmoe_jax.calibration.experts import (
     active_region,
     chosen_region,
-    disagreement_identity,
     expert_bins,
     expert_calibration_errors,
     expert_region_calibration_errors,

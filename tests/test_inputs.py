@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import references
 
+import calmoe_jax as cm
 from calmoe_jax.calibration.inputs import (
     check_predictions,
     class_labels,
@@ -167,3 +168,57 @@ def test_the_gradient_of_the_largest_is_that_of_its_class():
         assert found.tolist() == [[2, 0, 0], [0, 0, 3]]
     mapped = jax.vmap(largest_class)(jnp.stack([probs, probs[::-1]]))
     assert mapped[1].tolist() == [[0, 2], [2, 0]]
+
+
+SCORED = {
+    name: getattr(cm, name)
+    for name in (
+        "accuracy", "negative_log_likelihood", "brier_score", "confidence_gap",
+        "expected_calibration_error", "root_mean_square_calibration_error",
+        "maximum_calibration_error", "debiased_calibration_error",
+        "debiased_squared_calibration_error", "classwise_calibration_error",
+        "equal_mass_calibration_error", "squared_kernel_calibration_error",
+    )
+}  # fmt: skip
+PAIRED = {
+    name: getattr(cm, name)
+    for name in (
+        "smooth_calibration_error", "soft_binned_calibration_error",
+        "maximum_mean_calibration_error", "brier_decomposition",
+    )
+}  # fmt: skip
+FITTED = {
+    name: getattr(cm, name)
+    for name in (
+        "fit_temperature", "fit_vector_scaling", "fit_matrix_scaling", "fit_ensemble_temperature",
+    )
+}  # fmt: skip
+
+
+def example(size=20):
+    rng = np.random.RandomState(0)
+    logits = jnp.asarray(rng.randn(size, 3), jnp.float32)
+    return logits, jnp.asarray(rng.randint(3, size=size), jnp.int32)
+
+
+@pytest.mark.parametrize("name", [*SCORED, *PAIRED])
+def test_negative_weights_that_count_are_never_a_silent_number(name):
+    logits, labels = example()
+    weights = jnp.ones(20).at[4].set(-0.5)
+    if name in SCORED:
+        call, given = jax.jit(SCORED[name]), (jax.nn.softmax(logits), labels)
+    else:
+        confidence, correct = cm.top_label(logits, labels, from_logits=True)
+        call, given = jax.jit(PAIRED[name]), (confidence, correct)
+    value = jax.tree.leaves(call(*given, weights=weights))[0]
+    assert jnp.isnan(value)
+    masked = jax.tree.leaves(call(*given, weights=weights, where=jnp.arange(20) != 4))[0]
+    assert jnp.isfinite(masked)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_negative_weights_fit_nothing(name):
+    logits, labels = example()
+    fit = jax.jit(FITTED[name])(logits, labels, weights=jnp.ones(20).at[4].set(-0.5))
+    assert not fit.converged
+    assert jnp.isnan(jax.tree.leaves(fit)[0]).all()

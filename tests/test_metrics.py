@@ -11,7 +11,9 @@ import sklearn.metrics
 
 import calmoe_jax as cm
 from calmoe_jax.calibration import binning, metrics
-from calmoe_jax.calibration.metrics import classwise_bins
+from calmoe_jax.calibration.errors import (
+    classwise_bins,
+)
 
 SCORES = ("accuracy", "negative_log_likelihood", "brier_score", "confidence_gap")
 ERRORS = (

@@ -12,8 +12,10 @@ from calmoe_jax.calibration.beta import apply_beta, fit_beta
 from calmoe_jax.calibration.dirichlet import apply_dirichlet, fit_dirichlet
 from calmoe_jax.calibration.histogram import apply_histogram_binning, fit_histogram_binning
 from calmoe_jax.calibration.isotonic import apply_isotonic, fit_isotonic
-from calmoe_jax.calibration.metrics import negative_log_likelihood
 from calmoe_jax.calibration.platt import apply_platt, fit_platt
+from calmoe_jax.calibration.scores import (
+    negative_log_likelihood,
+)
 from calmoe_jax.calibration.temperature import fit_temperature
 
 pytestmark = pytest.mark.peers

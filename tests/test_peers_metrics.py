@@ -22,15 +22,17 @@ from calmoe_jax.calibration.binning import (
     reliability_bins,
 )
 from calmoe_jax.calibration.equal_mass import equal_mass_bins, equal_mass_calibration_error
-from calmoe_jax.calibration.kernel import maximum_mean_calibration_error
-from calmoe_jax.calibration.metrics import (
-    brier_score,
+from calmoe_jax.calibration.errors import (
     classwise_calibration_error,
     classwise_calibration_errors,
     expected_calibration_error,
+    top_label_bins,
+)
+from calmoe_jax.calibration.kernel import maximum_mean_calibration_error
+from calmoe_jax.calibration.scores import (
+    brier_score,
     negative_log_likelihood,
     top_label,
-    top_label_bins,
 )
 from calmoe_jax.calibration.smooth import smooth_calibration_error
 

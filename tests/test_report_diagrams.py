@@ -1,5 +1,6 @@
 """Pictures of calibration: what is in them, and that nothing covers anything."""
 
+import doctest
 import io
 import itertools
 
@@ -13,6 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
 import calmoe_jax as cm
+from calmoe_jax import report
 from calmoe_jax.calibration.diagrams import ReliabilityCurve, StatisticGap, reliability_curve
 from calmoe_jax.report.diagrams import (
     draw_expert_diagrams,
@@ -247,3 +249,10 @@ def test_what_cannot_be_drawn_is_named():
         draw_gaps({"disagreement": {}})
     with pytest.raises(ValueError, match="curves must hold at least one model"):
         draw_method_comparison({})
+
+
+def test_the_examples_run():
+    names = {"jnp": jnp, "reliability_curve": cm.reliability_curve}
+    found = doctest.testmod(report.diagrams, extraglobs={**names, **vars(cm)})
+    assert found.attempted > 0
+    assert found.failed == 0

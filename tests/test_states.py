@@ -9,7 +9,6 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import calmoe_jax as cm
-from calmoe_jax.calibration import metrics
 from calmoe_jax.calibration.states import (
     CalibrationSummary,
     compute_calibration,
@@ -40,12 +39,12 @@ def problem(seed=0):
 def every_function(probs, labels, **options):
     """Every field by the function of its name."""
     by_bins = {
-        name: getattr(metrics, name)(probs, labels, num_bins=BINS, **options)
+        name: getattr(cm, name)(probs, labels, num_bins=BINS, **options)
         for name in CalibrationSummary._fields
         if "calibration_error" in name
     }
     scores = {
-        name: getattr(metrics, name)(probs, labels, **options)
+        name: getattr(cm, name)(probs, labels, **options)
         for name in ("accuracy", "negative_log_likelihood", "brier_score", "confidence_gap")
     }
     bins = cm.top_label_bins(probs, labels, num_bins=BINS, **options)

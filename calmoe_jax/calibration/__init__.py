@@ -35,6 +35,8 @@ from calmoe_jax.calibration.dirichlet import apply_dirichlet as apply_dirichlet
 from calmoe_jax.calibration.dirichlet import apply_matrix_scaling as apply_matrix_scaling
 from calmoe_jax.calibration.dirichlet import fit_dirichlet as fit_dirichlet
 from calmoe_jax.calibration.dirichlet import fit_matrix_scaling as fit_matrix_scaling
+from calmoe_jax.calibration.disagreement import DisagreementIdentity as DisagreementIdentity
+from calmoe_jax.calibration.disagreement import disagreement_identity as disagreement_identity
 from calmoe_jax.calibration.ensemble import EnsembleFit as EnsembleFit
 from calmoe_jax.calibration.ensemble import apply_ensemble_temperature as apply_ensemble_temperature
 from calmoe_jax.calibration.ensemble import fit_ensemble_temperature as fit_ensemble_temperature
@@ -51,13 +53,38 @@ from calmoe_jax.calibration.error_intervals import (
 from calmoe_jax.calibration.error_intervals import (
     squared_calibration_error_difference_interval as squared_calibration_error_difference_interval,
 )
-from calmoe_jax.calibration.experts import DisagreementIdentity as DisagreementIdentity
+from calmoe_jax.calibration.errors import (
+    classwise_bins as classwise_bins,
+)
+from calmoe_jax.calibration.errors import (
+    classwise_calibration_error as classwise_calibration_error,
+)
+from calmoe_jax.calibration.errors import (
+    classwise_calibration_errors as classwise_calibration_errors,
+)
+from calmoe_jax.calibration.errors import (
+    debiased_calibration_error as debiased_calibration_error,
+)
+from calmoe_jax.calibration.errors import (
+    debiased_squared_calibration_error as debiased_squared_calibration_error,
+)
+from calmoe_jax.calibration.errors import (
+    expected_calibration_error as expected_calibration_error,
+)
+from calmoe_jax.calibration.errors import (
+    maximum_calibration_error as maximum_calibration_error,
+)
+from calmoe_jax.calibration.errors import (
+    root_mean_square_calibration_error as root_mean_square_calibration_error,
+)
+from calmoe_jax.calibration.errors import (
+    top_label_bins as top_label_bins,
+)
 from calmoe_jax.calibration.experts import ExpertErrors as ExpertErrors
 from calmoe_jax.calibration.experts import MixtureCalibration as MixtureCalibration
 from calmoe_jax.calibration.experts import MixtureErrors as MixtureErrors
 from calmoe_jax.calibration.experts import active_region as active_region
 from calmoe_jax.calibration.experts import chosen_region as chosen_region
-from calmoe_jax.calibration.experts import disagreement_identity as disagreement_identity
 from calmoe_jax.calibration.experts import expert_bins as expert_bins
 from calmoe_jax.calibration.experts import expert_calibration_errors as expert_calibration_errors
 from calmoe_jax.calibration.experts import (
@@ -92,31 +119,24 @@ from calmoe_jax.calibration.kernel import (
 from calmoe_jax.calibration.kernel import (
     squared_kernel_calibration_error as squared_kernel_calibration_error,
 )
-from calmoe_jax.calibration.metrics import accuracy as accuracy
-from calmoe_jax.calibration.metrics import brier_score as brier_score
-from calmoe_jax.calibration.metrics import classwise_bins as classwise_bins
-from calmoe_jax.calibration.metrics import (
-    classwise_calibration_error as classwise_calibration_error,
-)
-from calmoe_jax.calibration.metrics import (
-    classwise_calibration_errors as classwise_calibration_errors,
-)
-from calmoe_jax.calibration.metrics import confidence_gap as confidence_gap
-from calmoe_jax.calibration.metrics import debiased_calibration_error as debiased_calibration_error
-from calmoe_jax.calibration.metrics import (
-    debiased_squared_calibration_error as debiased_squared_calibration_error,
-)
-from calmoe_jax.calibration.metrics import expected_calibration_error as expected_calibration_error
-from calmoe_jax.calibration.metrics import maximum_calibration_error as maximum_calibration_error
-from calmoe_jax.calibration.metrics import negative_log_likelihood as negative_log_likelihood
-from calmoe_jax.calibration.metrics import (
-    root_mean_square_calibration_error as root_mean_square_calibration_error,
-)
-from calmoe_jax.calibration.metrics import top_label as top_label
-from calmoe_jax.calibration.metrics import top_label_bins as top_label_bins
 from calmoe_jax.calibration.platt import PlattFit as PlattFit
 from calmoe_jax.calibration.platt import apply_platt as apply_platt
 from calmoe_jax.calibration.platt import fit_platt as fit_platt
+from calmoe_jax.calibration.scores import (
+    accuracy as accuracy,
+)
+from calmoe_jax.calibration.scores import (
+    brier_score as brier_score,
+)
+from calmoe_jax.calibration.scores import (
+    confidence_gap as confidence_gap,
+)
+from calmoe_jax.calibration.scores import (
+    negative_log_likelihood as negative_log_likelihood,
+)
+from calmoe_jax.calibration.scores import (
+    top_label as top_label,
+)
 from calmoe_jax.calibration.smooth import SmoothCalibrationError as SmoothCalibrationError
 from calmoe_jax.calibration.smooth import SmoothNullLevel as SmoothNullLevel
 from calmoe_jax.calibration.smooth import smooth_calibration_error as smooth_calibration_error

@@ -69,12 +69,20 @@ def reliability_bins(
     """  # noqa: E501
     check_at_least("num_bins", num_bins, 1)
     confidence, outcome = event(confidence, outcome)
-    index = _equal_width_index(jnp.where(jnp.isnan(confidence), 0, confidence), num_bins)
+    index = equal_width_index(jnp.where(jnp.isnan(confidence), 0, confidence), num_bins)
     return sums_by_bin(index, confidence, outcome, weights=weights, where=where, num_bins=num_bins)
 
 
-def _equal_width_index(level: Float[Array, " examples"], num_bins: int) -> Int[Array, " examples"]:
-    """The bin of each level in [0, 1]: how many of the edges `b / num_bins` are at most it."""
+def equal_width_index(level: Float[Array, " examples"], num_bins: int) -> Int[Array, " examples"]:
+    """The bin of each level in [0, 1]: `b` with `b / num_bins <= level < (b + 1) / num_bins`.
+
+    Args:
+        level: numbers in [0, 1], none of them NaN; 1 is in the last bin.
+        num_bins: number of bins; static.
+
+    Returns:
+        Indices, exact at the edges (each is a quotient that is rounded once).
+    """
     # each quotient rounded once: linspace is an ulp off at some edges
     quotients = np.arange(num_bins + 1) / num_bins
     quotients[-1] = np.inf  # the last bin is closed

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_choice
 from calmoe_jax._numerics import example_weights, safe_divide, weighted_sum
-from calmoe_jax.calibration.binning import ReliabilityBins, reliability_bins
+from calmoe_jax.calibration.binning import ReliabilityBins, equal_width_index, sums_by_bin
 from calmoe_jax.calibration.inputs import class_labels, event, probabilities
 
 
@@ -150,15 +150,11 @@ def brier_decomposition(
     def mean(values: Float[Array, " examples"]) -> Float[Array, ""]:
         return weighted_sum(values, weight) / total
 
-    def weight_by_bin(weights: Float[Array, " examples"]) -> Float[Array, " bins"]:
-        return reliability_bins(confidence, outcome, weights=weights, num_bins=num_bins).weight
-
-    bins = reliability_bins(confidence, outcome, weights=weight, num_bins=num_bins)
-    # the transpose of summing by bin looks up the value of each example's own bin
-    _, own_bin = jax.vjp(weight_by_bin, weight)
-    from_forecast = confidence - own_bin(safe_divide(bins.confidence, bins.weight))[0]
-    frequency = safe_divide(bins.confidence - bins.residual, bins.weight)
-    from_outcome = outcome - own_bin(frequency)[0]
+    unknown = jnp.isnan(confidence)
+    own = equal_width_index(jnp.where(unknown, 0, confidence), num_bins)
+    bins = sums_by_bin(own, confidence, outcome, weights=weight, num_bins=num_bins)
+    from_forecast = confidence - safe_divide(bins.confidence, bins.weight)[own]
+    from_outcome = outcome - safe_divide(bins.confidence - bins.residual, bins.weight)[own]
     parts = murphy_decomposition(bins)
     return BrierDecomposition(
         score=mean(jnp.square(confidence - outcome) + outcome * (1 - outcome)),

@@ -12,7 +12,9 @@ from calmoe_jax.calibration.binning import (
     sums_by_bin,
 )
 from calmoe_jax.calibration.inputs import event
-from calmoe_jax.calibration.metrics import top_label
+from calmoe_jax.calibration.scores import (
+    top_label,
+)
 
 
 def equal_mass_bins(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax.calibration.binning import reliability_bins
+from calmoe_jax.calibration.binning import equal_width_index, reliability_bins
 from calmoe_jax.calibration.inputs import event
 
 
@@ -89,7 +89,6 @@ def apply_histogram_binning(
     """
     confidence, _ = event(confidence, jnp.zeros_like(confidence))
     num_bins = fit.probability.shape[-1]
-    # each quotient rounded once, as in reliability_bins
-    edges = jnp.asarray(np.arange(1, num_bins) / num_bins, confidence.dtype)
-    bins = jnp.searchsorted(edges, confidence, side="right")
-    return jnp.where(jnp.isnan(confidence), jnp.nan, fit.probability[bins])
+    unknown = jnp.isnan(confidence)
+    index = equal_width_index(jnp.where(unknown, 0, confidence), num_bins)
+    return jnp.where(unknown, jnp.nan, fit.probability[index])

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import at_least_float32, example_weights, safe_divide
 from calmoe_jax.calibration.bootstrap import bootstrap_counts, bootstrap_sums, cluster_sums
-from calmoe_jax.calibration.metrics import (
+from calmoe_jax.calibration.scores import (
     accuracy,
     brier_score,
     confidence_gap,

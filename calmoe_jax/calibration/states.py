@@ -21,11 +21,13 @@ from calmoe_jax.calibration.binning import (
     debiased_binned_calibration_error,
     debiased_squared_binned_calibration_error,
 )
-from calmoe_jax.calibration.metrics import (
+from calmoe_jax.calibration.errors import (
     classwise_bins,
+    top_label_bins,
+)
+from calmoe_jax.calibration.scores import (
     log_losses,
     squared_distances,
-    top_label_bins,
 )
 
 

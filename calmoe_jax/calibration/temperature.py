@@ -103,7 +103,7 @@ def _solve(
     counted = weight > 0
     true = jnp.where(counted, pick_label(logits, labels), 0)
     strange = jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1)
-    invalid = jnp.any(counted & (strange | ~jnp.isfinite(true)))
+    invalid = jnp.any(counted & (strange | ~jnp.isfinite(true))) | jnp.isnan(total)
     # relative to the largest, so that no exponential overflows, whatever the temperature
     possible = ~jnp.isneginf(logits) & (counted & ~strange)[:, None]
     peak = jnp.max(jnp.where(possible, logits, -jnp.inf), axis=-1, initial=-jnp.inf)

@@ -13,7 +13,9 @@ from calmoe_jax.calibration.binning import (
     binned_calibration_error,
     reliability_bins,
 )
-from calmoe_jax.calibration.metrics import top_label
+from calmoe_jax.calibration.scores import (
+    top_label,
+)
 
 
 class WorstGroup(NamedTuple):
