@@ -221,3 +221,4 @@ from calmoe_jax.shift import mean_confidence as mean_confidence
 from calmoe_jax.shift import repair_verdict as repair_verdict
 from calmoe_jax.shift import separability as separability
 from calmoe_jax.shift import separability_confidence as separability_confidence
+from calmoe_jax.shift import smallest_p_value as smallest_p_value

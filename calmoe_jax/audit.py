@@ -5,6 +5,8 @@ Examples whose label is known are the held-out ones; the others (or those marked
 what the model meets now.
 """
 
+import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +59,7 @@ def read_logs(path: Path) -> Logs:
     """
     try:
         columns = _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise LogError(f"{path} cannot be read: {error}.") from error
     for name in _COLUMNS[:3]:
         if name not in columns:
@@ -69,9 +71,10 @@ def read_logs(path: Path) -> Logs:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("it is no npz file")
+    if not zipfile.is_zipfile(path):
+        path.open("rb").close()  # missing or forbidden is said so
+        raise ValueError("it is no whole npz file")
+    with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in _COLUMNS if name in arrays.files}
 
 
@@ -88,7 +91,9 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray]:
         if name in table.column_names:
             values = table.column(name).to_pylist()
             if name == "labels":
-                values = [-1 if value is None else value for value in values]
+                # pandas writes whole numbers with gaps as floats
+                values = [-1 if value is None or value != value else value for value in values]
+                values = [int(value) if value == int(value) else value for value in values]
             columns[name] = np.array(values)
     return columns
 
@@ -124,6 +129,8 @@ def _check(columns: dict[str, np.ndarray]) -> Logs:
         raise ValueError("some example that is no target must have a label, got none.")
     if (~known & ~targets).any():
         raise ValueError("every example that is no target must have a label, got -1 among them.")
+    if clusters.dtype.kind not in "iuSU":
+        raise TypeError(f"clusters must be whole numbers or names, got {clusters.dtype}.")
     numbers = np.unique(clusters, return_inverse=True)[1]
     return Logs(weights, probs, labels, targets, numbers)
 
@@ -145,24 +152,20 @@ def audit(logs: Logs) -> dict[str, Any]:
     if not logs.targets.any():
         return result
     targets = _take(logs, logs.targets)
-    inside = result["held_out"]["temperature"] if result["held_out"]["temperature_converged"] else 1
     repaired = repair.fit_to_targets(
         _sample(held_out),
         held_out.labels,
         held_out.clusters,
-        jnp.full(1, inside, jnp.float32),
+        jnp.full(1, result["held_out"]["temperature"], jnp.float32),
         _sample(targets),
         targets.clusters,
         num_permutations=_PERMUTATIONS,
         most_examples=_MOST_EXAMPLES,
     )
-    result["shift"] = repair.describe(
-        repaired,
-        0,
-        len(held_out.labels),
-        hard=bool((targets.routing_weights.max(axis=1) >= 1 - 1e-6).all()),
-    )
-    temperatures = {"temperature": float(inside), **result["shift"].pop("temperatures")}
+    found = repair.describe(repaired, 0, len(held_out.labels))
+    inside = result["held_out"]["temperature"]
+    temperatures = {"temperature": inside, **found.pop("temperatures")}
+    result["shift"] = {k: _plain(v) if isinstance(v, float) else v for k, v in found.items()}
     result["targets"] = {"n": len(targets.labels), "temperatures": temperatures}
     if (targets.labels >= 0).all():
         result["targets_scored"] = {"none": _scores(targets, 1.0)} | {
@@ -175,7 +178,8 @@ def _take(logs: Logs, rows: np.ndarray) -> Logs:
     return Logs(*(values[rows] for values in logs))
 
 
-def _log_arrays(logs: Logs) -> tuple[jax.Array, jax.Array]:
+def log_arrays(logs: Logs) -> tuple[jax.Array, jax.Array]:
+    """The experts' log probabilities and the routing weights, on the device."""
     with np.errstate(divide="ignore"):
         log_probs = np.log(logs.expert_probs.astype(np.float32))
     return jnp.asarray(log_probs), jnp.asarray(logs.routing_weights, jnp.float32)
@@ -183,13 +187,13 @@ def _log_arrays(logs: Logs) -> tuple[jax.Array, jax.Array]:
 
 def _sample(logs: Logs) -> repair.Sample:
     """As of one seed, with all experts in their order."""
-    log_probs, weights = (x[None] for x in _log_arrays(logs))
+    log_probs, weights = (x[None] for x in log_arrays(logs))
     experts = jnp.broadcast_to(jnp.arange(weights.shape[2]), weights.shape)
     return repair.dense_sample(log_probs, weights, experts, num_experts=weights.shape[2])
 
 
 def _describe(logs: Logs) -> dict[str, Any]:
-    log_probs, weights = _log_arrays(logs)
+    log_probs, weights = log_arrays(logs)
     labels = jnp.asarray(logs.labels)
     probs = jnp.exp(log_probs)
     mixed = jax.jit(calibration.mixture_calibration)(probs, weights, labels)
@@ -206,7 +210,7 @@ def _describe(logs: Logs) -> dict[str, Any]:
         "load": _plain(mixed.load),
         "router_confidence": _plain(mixed.router_confidence),
         "disagreement": {name: _plain(value) for name, value in identity._asdict().items()},
-        "temperature": _plain(fit.temperature),
+        "temperature": _plain(repair.usable_temperature(fit)),
         "temperature_converged": bool(fit.converged),
     }
 
@@ -216,7 +220,7 @@ def _scores(logs: Logs, temperature: float) -> dict[str, Any]:
     numbers = np.unique(logs.clusters, return_inverse=True)[1]
     count = int(numbers.max()) + 1
     scores, ece, plain = _score(
-        *_log_arrays(logs),
+        *log_arrays(logs),
         jnp.asarray(logs.labels, jnp.int32),
         jnp.full(1, temperature, jnp.float32),
         jnp.asarray(numbers, jnp.int32),
@@ -277,16 +281,17 @@ def describe_audit(found: dict[str, Any]) -> str:
         _score_words(held_out),
     ]
     experts = ", ".join(
-        "no load" if ece is None else f"{ece:.3f} (load {load:.2f})"
+        "no load" if ece is None else f"{ece:.3f} (load {_number(load, '.2f')})"
         for ece, load in zip(held_out["expert_ece"], held_out["load"], strict=True)
     )
-    identity = held_out["disagreement"]
+    parts = ("aggregate", "disagreement", "difference", "standard_error")
+    identity = {name: _number(held_out["disagreement"][name], "+.4f") for name in parts}
     lines += [
         f"  experts' ECE on their views: {experts}",
-        f"  disagreement {identity['disagreement']:.4f}; the aggregate is off by "
-        f"{identity['aggregate']:+.4f}, of which the experts' own errors "
-        f"{identity['difference']:+.4f} (standard error {identity['standard_error']:.4f})",
-        f"  temperature {held_out['temperature']:.3f}"
+        f"  disagreement {identity['disagreement'].lstrip('+')}; the aggregate is off by "
+        f"{identity['aggregate']}, of which the experts' own errors {identity['difference']} "
+        f"(standard error {identity['standard_error'].lstrip('+')})",
+        f"  temperature {_number(held_out['temperature'], '.3f')}"
         + ("" if held_out["temperature_converged"] else " (no finite optimum)"),
     ]
     if "shift" not in found:
@@ -295,12 +300,13 @@ def describe_audit(found: dict[str, Any]) -> str:
     temperatures = ", ".join(
         f"{name.replace('_', ' ')} {value:.3f}" for name, value in targets["temperatures"].items()
     )
+    p_values = ("p_value", "load", "confidence", "disagreement")
+    overall, load, confidence, disagreement = (_number(shifted[x], ".3f") for x in p_values)
     lines += [
         f"Targets: {targets['n']:,} examples.",
-        f"  shift of the configuration: p = {shifted['p_value']:.3f} (load {shifted['load']:.3f}, "
-        f"confidence {shifted['confidence']:.3f}, disagreement {shifted['disagreement']:.3f}); "
-        f"separability {shifted['separability']:.2f}; effective share of the held-out examples "
-        f"{shifted['effective_share']:.2f}",
+        f"  shift of the configuration: p = {overall} (load {load}, confidence {confidence}, "
+        f"disagreement {disagreement}); separability {_number(shifted['separability'], '.2f')}; "
+        f"effective share of the held-out examples {_number(shifted['effective_share'], '.2f')}",
         f"  temperatures: {temperatures}",
     ]
     for name, scores in found.get("targets_scored", {}).items():
@@ -309,20 +315,21 @@ def describe_audit(found: dict[str, Any]) -> str:
     return "\n".join([*lines, f"Verdict: {decision}: {shifted['reason']}."])
 
 
-def _score_words(scores: dict[str, Any]) -> str:
-    def words(name: str, title: str, sign: str = "") -> str:
-        interval = scores[name]
-        value, low, high = (interval[x] for x in ("value", "low", "high"))
-        if value is None:
-            return f"{title} infinite"
-        span = "" if low is None or high is None else f" ({low:{sign}.3f} to {high:{sign}.3f})"
-        return f"{title} {value:{sign}.3f}{span}"
+def _number(value: float | None, form: str) -> str:
+    return "unknown" if value is None else format(value, form)
 
-    return "  " + "; ".join(
-        [
-            words("accuracy", "accuracy"),
-            f"ECE {scores['ece']:.3f}, without its bias " + words("debiased_ece", "").strip(),
-            words("confidence_gap", "confidence minus accuracy", "+"),
-            words("negative_log_likelihood", "NLL"),
-        ]
-    )
+
+def _score_words(scores: dict[str, Any]) -> str:
+    def words(name: str, sign: str = "") -> str:
+        form = f"{sign}.3f"
+        value, low, high = (_number(scores[name][x], form) for x in ("value", "low", "high"))
+        return value if "unknown" in (low, high) else f"{value} ({low} to {high})"
+
+    infinite = scores["negative_log_likelihood"]["value"] is None
+    parts = [
+        f"accuracy {words('accuracy')}",
+        f"ECE {_number(scores['ece'], '.3f')}, without its bias {words('debiased_ece')}",
+        f"confidence minus accuracy {words('confidence_gap', '+')}",
+        f"NLL {'infinite' if infinite else words('negative_log_likelihood')}",
+    ]
+    return "  " + "; ".join(parts)

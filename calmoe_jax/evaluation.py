@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax import calibration, mixture, repair
 from calmoe_jax.data import Split, Task
+from calmoe_jax.repair import usable_temperature
 from calmoe_jax.training import METHODS, TrainedSeeds
 from calmoe_jax.training.loop import over_seeds
 
@@ -124,17 +125,6 @@ def _fit(
     return over_seeds(one_seed)(outputs.expert_log_probs, outputs.routing_weights)
 
 
-def _usable(fit: calibration.TemperatureFit) -> Float[Array, "*batch"]:
-    """Temperatures to apply where not all have a finite optimum.
-
-    Towards infinity (confidence is never justified) the bound of the search, which says next to
-    nothing, as it should; 1 (as it is) where all held-out examples are right, which does not show
-    that confidence should be boundless, or where there was nothing to fit.
-    """
-    flat = fit.at_bound & (fit.temperature > 1)
-    return jnp.where(fit.converged | flat, fit.temperature, 1.0)
-
-
 @jax.jit
 def _scale_experts(outputs: Outputs, temperatures: Float[Array, "seeds experts"]) -> Outputs:
     of_slots = jax.vmap(lambda t, indices: t[indices])(temperatures, outputs.expert_indices)
@@ -209,8 +199,8 @@ def evaluate(
     Yields:
         For each method: its evaluations (calibrator by calibrator, split by split); one line for
         each fitted calibrator and seed, with `converged: false` where no finite temperature is
-        optimal (see `_usable`); one for each split and seed: whether its configuration shifts,
-        and what can be done about it.
+        optimal (see `repair.usable_temperature`); one for each split and seed: whether its
+        configuration shifts, and what can be done about it.
     """
     # of the split that calibrators are fitted on all experts, whatever was chosen
     raw = {
@@ -228,16 +218,16 @@ def evaluate(
         if METHODS[name].expert_temperatures:
             fitted = _fit(raw["calibration"], calibration_labels)["mocae"]
             fits += _fit_lines(name, "mocae", seeds, fitted)
-            outputs = {k: _scale_experts(v, _usable(fitted)) for k, v in raw.items()}
+            outputs = {k: _scale_experts(v, usable_temperature(fitted)) for k, v in raw.items()}
         fitted_all = _fit(outputs["calibration"], calibration_labels)
         for calibrator in ("temperature", "per_expert"):
             fits += _fit_lines(name, calibrator, seeds, fitted_all[calibrator])
         ones = jnp.ones((len(seeds), num_experts))
-        inside = _usable(fitted_all["temperature"])
+        inside = usable_temperature(fitted_all["temperature"])
         common = {
             "none": Temperatures(ones, ones[:, 0]),
             "temperature": Temperatures(ones, inside),
-            "per_expert": Temperatures(_usable(fitted_all["per_expert"]), ones[:, 0]),
+            "per_expert": Temperatures(usable_temperature(fitted_all["per_expert"]), ones[:, 0]),
         }
         held_out = _sample(outputs["calibration"], num_experts)
         evaluations, shifts = {}, []
@@ -252,7 +242,7 @@ def evaluate(
                 split.clusters,
                 most_clusters=most_clusters,
             )
-            shifts += _shift_lines(name, split, seeds, repaired, len(task.calibration), padded)
+            shifts += _shift_lines(name, split, seeds, repaired, len(task.calibration))
             temperatures = common | {
                 calibrator: Temperatures(ones, found)
                 for calibrator, found in repaired.temperatures.items()
@@ -335,7 +325,7 @@ def _fit_lines(
             "method": method,
             "calibrator": calibrator,
             "seed": seed,
-            "temperature": _usable(fit)[i].tolist(),
+            "temperature": usable_temperature(fit)[i].tolist(),
             "converged": values["converged"][i].tolist(),
             "at_bound": values["at_bound"][i].tolist(),
         }
@@ -349,16 +339,14 @@ def _shift_lines(
     seeds: tuple[int, ...],
     repaired: repair.Repair,
     num_held_out: int,
-    outputs: Outputs,
 ) -> list[dict[str, Any]]:
-    largest = np.asarray(outputs.routing_weights)[:, : len(split)].max(axis=-1)
     return [
         {
             "method": method,
             "split": split.name,
             "kind": split.kind,
             "seed": seed,
-            **repair.describe(repaired, i, num_held_out, hard=bool((largest[i] >= 1).all())),
+            **repair.describe(repaired, i, num_held_out),
         }
         for i, seed in enumerate(seeds)
     ]

@@ -26,6 +26,10 @@ CALIBRATORS = (
     "average_threshold",
 )
 _SLOPE = 1.5
+# A largest routing weight above this one is the whole, up to rounding.
+_HARD = 1 - 1e-6
+# An aim is at least so far above the confidence of a uniform prediction, which no T > 0 reaches.
+_LEAST_ABOVE = 1e-3
 
 
 class Sample(NamedTuple):
@@ -48,14 +52,18 @@ class Repair(NamedTuple):
         effective_share: effective share of the held-out examples under the balancing weights.
         balanced: whether those were found.
         separability: of held-out and target configurations.
+        hard: whether each target is routed to one expert.
         shift: the test of the configuration.
+        smallest_p_value: that the test could have given.
     """
 
     temperatures: dict[str, Float[Array, " seeds"]]
     effective_share: Float[Array, " seeds"]
     balanced: Bool[Array, " seeds"]
     separability: Float[Array, " seeds"]
+    hard: Bool[Array, " seeds"]
     shift: shift.ShiftTest
+    smallest_p_value: float
 
 
 def dense_sample(
@@ -97,6 +105,7 @@ class _Fits(NamedTuple):
     effective_share: Float[Array, "*seeds"]
     balanced: Bool[Array, "*seeds"]
     separability: Float[Array, "*seeds"]
+    hard: Bool[Array, "*seeds"]
 
 
 def fit_to_targets(
@@ -127,8 +136,8 @@ def fit_to_targets(
             are left out evenly.
 
     Returns:
-        A `Repair`. Where something cannot be found, the given temperature; no `agreement` with
-        one seed.
+        A `Repair`. Where a rule has no aim (NaN), the given temperature; an aim near or below
+        1 / classes makes predictions all but uniform; no `agreement` with one seed.
     """
     where = jnp.arange(targets.routing_weights.shape[1]) < len(target_clusters)
     given = held_out, jnp.asarray(labels), temperature, targets, where
@@ -141,26 +150,47 @@ def fit_to_targets(
         for name in CALIBRATORS
         if name in temperatures
     }
-    sides, numbers, count = _sides(
+    sides, numbers, counts = _sides(
         held_out, clusters, targets, target_clusters, most_clusters, most_examples
     )
-    tested = _test_each(*sides, *numbers, count, num_permutations)
-    return Repair(usable, fits.effective_share, fits.balanced, fits.separability, tested)
+    tested = _test_each(*sides, *numbers, sum(counts), num_permutations)
+    smallest = shift.smallest_p_value(*(len(np.unique(c)) for c in (clusters, target_clusters)))
+    return Repair(
+        usable, fits.effective_share, fits.balanced, fits.separability, fits.hard, tested, smallest
+    )
 
 
-def describe(repaired: Repair, seed: int, num_held_out: int, *, hard: bool) -> dict[str, Any]:
+def usable_temperature(fit: calibration.TemperatureFit) -> Float[Array, "*batch"]:
+    """Temperatures to apply where not all have a finite optimum.
+
+    Towards infinity (confidence is never justified) the bound of the search, which says next to
+    nothing, as it should; 1 (as it is) where all held-out examples are right, which does not show
+    that confidence should be boundless, or where there was nothing to fit.
+
+    Args:
+        fit: fitted temperatures.
+    """
+    flat = fit.at_bound & (fit.temperature > 1)
+    return jnp.where(fit.converged | flat, fit.temperature, 1.0)
+
+
+def describe(repaired: Repair, seed: int, num_held_out: int) -> dict[str, Any]:
     """What is known of the shift, and what to do about it, as plain values.
 
     Args:
         repaired: as from `fit_to_targets`.
         seed: which of the seeds, from 0.
         num_held_out: labelled held-out examples.
-        hard: whether each target is routed to one expert.
     """
     tested = {name: float(x[seed]) for name, x in repaired.shift._asdict().items()}
     share, balanced = float(repaired.effective_share[seed]), bool(repaired.balanced[seed])
     verdict = shift.repair_verdict(
-        tested["p_value"], share, num_held_out, hard=hard, feasible=balanced
+        tested["p_value"],
+        share,
+        num_held_out,
+        hard=bool(repaired.hard[seed]),
+        feasible=balanced,
+        smallest_p_value=repaired.smallest_p_value,
     )
     return {
         **tested,
@@ -227,7 +257,8 @@ def _fit_each(
             balanced & fit.converged, jnp.maximum(fit.temperature, temperature), temperature
         )
         share = solution.effective_sample_size / len(labels)
-        return _Fits(found, share, balanced, told)
+        hard = jnp.all(jnp.where(where, jnp.max(of_targets.routing_weights, axis=-1), 1) > _HARD)
+        return _Fits(found, share, balanced, told, hard)
 
     return over_seeds(one_seed)(held_out, temperature, targets)
 
@@ -269,6 +300,7 @@ def _match(
     temperature: Float[Array, ""],
     where: Bool[Array, " targets"],
 ) -> Float[Array, ""]:
+    aim = jnp.maximum(aim, 1 / log_probs.shape[-1] + _LEAST_ABOVE)
     return shift.match_confidence(log_probs, aim, at_least=temperature, where=where).temperature
 
 
@@ -279,26 +311,30 @@ def _sides(
     target_clusters: np.ndarray,
     most_clusters: int | None,
     most_examples: int,
-) -> tuple[list[Sample], tuple[Bool[Array, " targets"], Int[Array, " all"]], int]:
-    """What the test is made on: both sides, which targets count, clusters, and their number.
+) -> tuple[list[Sample], tuple[Bool[Array, " targets"], Int[Array, " all"]], list[int]]:
+    """What the test is made on: both sides, which targets count, clusters, their numbers.
 
     A cluster with examples on both sides is one on each.
     """
-    sides, numbers, first = [], [], 0
+    sides: list[Sample] = []
+    numbers: list[np.ndarray] = []
+    counts: list[int] = []
+    counted = np.ones(0, bool)
     for sample, names in ((held_out, clusters), (targets, target_clusters)):
         length, own = sample.routing_weights.shape[1], len(np.unique(names))
         independent = own == len(names)
-        step = -(-length // most_examples) if independent else 1
-        counted = np.arange(0, length, step) < len(names)
-        number = np.full(len(counted), first)
-        number[counted] += np.unique(names[::step], return_inverse=True)[1]
-        sides.append(Sample(*(x[:, ::step] for x in sample)))
+        size = min(length, most_examples) if independent else length
+        # as many rows whatever is real, so that splits share a program
+        rows = np.linspace(0, len(names) - 1, min(len(names), size)).round().astype(int)
+        counted = np.arange(size) < len(rows)
+        number = np.full(size, sum(counts))
+        number[counted] += np.unique(names[rows], return_inverse=True)[1]
+        padded = jnp.asarray(np.pad(rows, (0, size - len(rows))))
+        sides.append(Sample(*(x[:, padded] for x in sample)))
         numbers.append(number)
-        first += len(counted) if independent else own
-    if not independent:
-        first += max(0, (most_clusters or 0) - own)
+        counts.append(size if independent else max(own, (counts and most_clusters) or 0))
     together = jnp.asarray(np.concatenate(numbers), jnp.int32)
-    return sides, (jnp.asarray(counted), together), first
+    return sides, (jnp.asarray(counted), together), counts
 
 
 @partial(jax.jit, static_argnums=(4, 5))

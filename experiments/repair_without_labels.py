@@ -20,8 +20,8 @@ from tqdm import tqdm
 from calmoe_jax import calibration, mixture, repair
 from calmoe_jax._files import to_json, write_whole
 from calmoe_jax.data import Task, load_task
-from calmoe_jax.evaluation import predict
-from calmoe_jax.training import METHODS, Checkpoints, MetricsLog, RunConfig, train_recipe
+from calmoe_jax.training import RunConfig
+from experiments.trained import sample, train_vanilla
 
 RULES = ("none", "temperature", *repair.CALIBRATORS, "oracle")
 _TASKS = ("portal", "newsgroups", "sentiment", "digits16")
@@ -29,8 +29,9 @@ _TASKS = ("portal", "newsgroups", "sentiment", "digits16")
 
 @jax.jit
 def fit(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
-    """The temperature of each seed."""
-    return jax.lax.map(lambda x: calibration.fit_temperature(x, labels).temperature, log_probs)
+    """The temperature of each seed, as `calmoe run` uses it."""
+    fits = jax.lax.map(lambda x: calibration.fit_temperature(x, labels), log_probs)
+    return repair.usable_temperature(fits)
 
 
 @jax.jit
@@ -46,23 +47,12 @@ def errors(log_probs: jax.Array, labels: jax.Array, temperatures: jax.Array) -> 
 
 def measure(task: Task, config: RunConfig, folder: Path) -> dict[str, dict[str, list[float]]]:
     """ECE of every seed by split and rule."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=config.train.epochs, unit="epoch", disable=None, desc=task.name) as bar:
-        trained = train_recipe(
-            METHODS["vanilla"].recipe, task, config.model, config.train, config.seed_numbers,
-            checkpoints=Checkpoints(folder / "checkpoints" / "vanilla"),
-            log=MetricsLog(folder / "metrics.jsonl"), on_epoch=lambda loss: bar.update(),
-        )  # fmt: skip
-    experts = trained.network.num_experts
-
-    def sample(inputs: np.ndarray) -> repair.Sample:
-        return repair.dense_sample(*predict(trained, inputs), num_experts=experts)
-
-    held_out = sample(task.calibration.inputs)
+    trained = train_vanilla(task, config, folder)
+    held_out = sample(trained, task.calibration.inputs)
     inside = fit(mixture.mix_log_probs(*held_out), jnp.asarray(task.calibration.labels))
     result = {}
     for split in tqdm(task.evaluation, unit="split", disable=None, desc=task.name):
-        targets = sample(split.inputs)
+        targets = sample(trained, split.inputs)
         log_probs, labels = mixture.mix_log_probs(*targets), jnp.asarray(split.labels)
         found = repair.fit_to_targets(
             held_out, task.calibration.labels, task.calibration.clusters, inside, targets,

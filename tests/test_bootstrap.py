@@ -152,6 +152,12 @@ def test_draws_depend_on_nothing_but_the_key():
     assert_same(bootstrap_bins(jax.random.key(0), bins, num_replicates=8), first, atol=1e-4)
 
 
+def test_counts_are_float32_whatever_the_default():
+    with jax.enable_x64(True):
+        for where in (None, jnp.ones(5, bool)):
+            assert bootstrap_counts(jax.random.key(0), 5, where=where).dtype == jnp.float32
+
+
 def test_bad_numbers():
     bins = binned(*problem()[:2])
     with pytest.raises(ValueError, match="num_replicates must be at least 1"):

@@ -594,3 +594,21 @@ def test_the_aggregate_may_be_calibrated_by_gradients():
             jax.grad(lambda p, r, y: disagreement_identity(p, r, y).disagreement, argnums=(0, 1))
         )(probs, routing, labels)
         assert all(jnp.isfinite(x).all() for x in gradients)
+
+
+def test_gradients_leave_out_experts_that_were_not_computed():
+    rng = np.random.RandomState(0)
+    logits = jnp.asarray(rng.randn(30, 3, 4), jnp.float32)
+    labels = jnp.asarray(rng.randint(4, size=30))
+    routing = jnp.asarray(rng.dirichlet(np.ones(3), size=30), jnp.float32)
+    routing = routing.at[5].set(jnp.array([0.25, 0.75, 0.0]))
+
+    @jax.jit
+    @jax.grad
+    def slope(logits):
+        found = cm.mixture_calibration(logits, routing, labels, from_logits=True)
+        return found.top_label.aggregate + found.classwise.aggregate + found.top_label.expert_mean
+
+    clean = slope(logits)
+    assert jnp.isfinite(clean).all()
+    np.testing.assert_allclose(slope(logits.at[5, 2].set(jnp.nan)), clean, atol=1e-6)

@@ -11,6 +11,7 @@ import scipy.stats
 
 import calmoe_jax as cm
 from calmoe_jax.calibration.diagrams import gap_by_statistic, mean_and_error, reliability_curve
+from calmoe_jax.calibration.equal_mass import equal_mass_bins
 
 curve_of = jax.jit(reliability_curve)
 bins_of = jax.jit(cm.reliability_bins, static_argnames="num_bins")
@@ -141,7 +142,7 @@ def groups_by_loops(statistic, weights, num_groups):
 def test_gaps_equal_loops(ties):
     rng = np.random.RandomState(1)
     confidence, correct, weights = draw(1)
-    # whole weights: no middle is rounded to another side of an edge
+    # whole weights: their sums are exact
     weights = rng.randint(0, 4, size=200).astype(np.float32)
     statistic = rng.gamma(1.0, size=200).astype(np.float32)
     if ties:
@@ -171,6 +172,16 @@ def test_gaps_equal_loops(ties):
     if not ties:
         assert np.ptp(np.asarray(found.share)) < 0.02
     np.testing.assert_allclose(found.share.sum(), 1, rtol=1e-6)
+
+
+def test_groups_are_equal_mass_bins():
+    """By exact comparisons: a quotient would be rounded, in jit to the other side of an edge."""
+    confidence, correct, _ = map(jnp.asarray, draw(3))
+    for size in (49, 98, 196):
+        given = confidence[:size], correct[:size]
+        found = gaps_of(given[0], *given, num_groups=7)
+        bins = jax.jit(functools.partial(equal_mass_bins, num_bins=7))(*given)
+        np.testing.assert_array_equal(jnp.round(found.share * size), bins.weight)
 
 
 def test_equal_values_stay_together_in_any_order():

@@ -8,7 +8,7 @@ import references
 from small import all_experts, small_task, split
 
 import calmoe_jax as cm
-from calmoe_jax import comparison, evaluation, training
+from calmoe_jax import comparison, evaluation, repair, training
 from calmoe_jax.training.models import Network, build_network
 from calmoe_jax.training.step import TrainState
 
@@ -207,9 +207,9 @@ def test_a_single_classifier_has_no_disagreement_to_report():
 def test_temperatures_without_a_finite_optimum():
     logits = jnp.array([[5.0, 0.0], [0.0, 5.0]])
     right = cm.fit_temperature(logits, jnp.array([0, 1]))
-    assert float(evaluation._usable(right)) == 1.0
+    assert float(repair.usable_temperature(right)) == 1.0
     wrong = cm.fit_temperature(logits, jnp.array([1, 0]))
-    assert float(evaluation._usable(wrong)) > 1e4
+    assert float(repair.usable_temperature(wrong)) > 1e4
 
 
 def test_nan_is_an_error_and_an_infinite_loss_is_none():

@@ -225,6 +225,12 @@ def test_values_that_are_not_finite_have_no_interval():
     assert_no_interval(sure_and_wrong.negative_log_likelihood, math.inf)
 
 
+def test_ends_beyond_the_pole_of_the_correction_are_the_farthest_replicates():
+    found = mean_interval(KEY, jnp.array([4.0, -1, -1, -1, -1]), level=0.999)
+    assert found.low <= found.value <= found.high
+    assert found.high > found.value + 1
+
+
 def test_transforms_agree():
     rng = np.random.RandomState(0)
     values = jnp.asarray(rng.randn(3, 20), jnp.float32)
@@ -287,6 +293,11 @@ def test_chunks_do_not_matter():
         for size in (32, 1000)
     )
     assert_same(one, other)
+
+
+def test_negative_weights_of_a_statistic_make_nan():
+    found = statistic_interval(KEY, jnp.sum, jnp.ones(30).at[3].set(-1.0), num_replicates=20)
+    assert_no_interval(found)
 
 
 def test_a_value_outside_its_replicates_has_no_interval():

@@ -102,6 +102,11 @@ def test_classwise_equals_a_loop_and_sums_to_one():
     assert jnp.isnan(isotonic.apply_classwise_isotonic(wrong, given)).all()
 
 
+def test_labels_are_integers(unchecked):
+    with pytest.raises(TypeError, match="labels must be integers"):
+        isotonic.fit_classwise_isotonic(jnp.full((2, 2), 0.5), jnp.zeros(2))
+
+
 def test_where_every_class_is_ruled_out_the_row_is_uniform():
     fit = isotonic.IsotonicFit(jnp.array([[0.0, 1.0]] * 2), jnp.zeros((2, 2)))
     np.testing.assert_array_equal(

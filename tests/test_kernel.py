@@ -308,14 +308,33 @@ def test_the_test_holds_its_level_and_has_power():
     assert (p_values(0.1) <= 0.05 + 1e-6).mean() > 0.8
 
 
-def test_statistic_and_p_value_by_hand():
+def test_statistic_and_p_value_of_labels_drawn_by_hand():
     probs, labels = map(jnp.asarray, forecasts())
-    found = jax.jit(functools.partial(kernel.kernel_calibration_test, num_replicates=49))(
-        jax.random.key(0), probs, labels
-    )
+    test = jax.jit(functools.partial(kernel.kernel_calibration_test, num_replicates=499))
+    found = test(jax.random.key(0), probs, labels)
     np.testing.assert_allclose(found.statistic, skce(probs, labels), rtol=1e-4)
-    assert 0.02 - 1e-6 <= found.p_value <= 1
-    np.testing.assert_allclose(found.p_value * 50, jnp.round(found.p_value * 50), atol=1e-4)
+    np.testing.assert_allclose(found.p_value * 500, jnp.round(found.p_value * 500), atol=1e-3)
+    rng = np.random.RandomState(0)
+    drawn = [
+        skce(probs, jnp.asarray([rng.choice(3, p=p / p.sum()) for p in np.float64(probs)]))
+        for _ in range(500)
+    ]
+    share = np.mean(np.array(drawn) >= found.statistic)
+    # two estimates of 500 draws each: three standard errors of their difference
+    assert abs(found.p_value - share) < 3 * math.sqrt(0.5 / 500) + 0.002
+
+
+def test_very_unequal_weights_do_not_cancel():
+    probs, labels = forecasts()
+    weights = np.full(40, 1e-9)
+    weights[7] = 1
+    for scale in (1.0, 1e-25):
+        found = skce(
+            jnp.asarray(probs),
+            jnp.asarray(labels),
+            weights=jnp.asarray(scale * weights, jnp.float32),
+        )
+        np.testing.assert_allclose(found, skce_by_loops(probs, labels, weights), rtol=1e-4)
 
 
 def test_certain_forecasts_that_come_true_are_no_evidence():

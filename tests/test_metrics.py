@@ -10,7 +10,8 @@ import references
 import sklearn.metrics
 
 import calmoe_jax as cm
-from calmoe_jax.calibration import binning, metrics
+from calmoe_jax import calibration
+from calmoe_jax.calibration import binning
 from calmoe_jax.calibration.errors import (
     classwise_bins,
 )
@@ -293,7 +294,7 @@ OF_BINS = {
 
 @functools.partial(jax.jit, static_argnames="from_logits")
 def further(probs, labels, **options):
-    found = {name: getattr(metrics, name)(probs, labels, **options) for name in OF_BINS}
+    found = {name: getattr(calibration, name)(probs, labels, **options) for name in OF_BINS}
     return found, cm.top_label_bins(probs, labels, **options)
 
 
@@ -333,7 +334,7 @@ def test_a_row_that_is_no_distribution_makes_nan(row):
 @pytest.mark.parametrize("name", [*SCORES, *ERRORS, *OF_BINS, "classwise_bins", "top_label"])
 def test_labels_must_be_integers(name, dtype, unchecked):
     with pytest.raises(TypeError, match=r"labels must be integers, got labels\.dtype="):
-        getattr(metrics, name)(jnp.full((2, 2), 0.5), jnp.zeros(2, dtype))
+        getattr(calibration, name)(jnp.full((2, 2), 0.5), jnp.zeros(2, dtype))
 
 
 def test_gradients_flow_through_the_largest_probability():
@@ -344,3 +345,33 @@ def test_gradients_flow_through_the_largest_probability():
     np.testing.assert_allclose(found, [[1 / 3, 0], [0, 1 / 3], [1 / 3, 0]], rtol=1e-6)
     certain = jax.jit(jax.grad(cm.brier_score))(probs, jnp.array([1, 1, 1]))[2]
     np.testing.assert_allclose(certain, [2 / 3, -2 / 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("from_logits", [False, True])
+@pytest.mark.parametrize("name", [*SCORES, *ERRORS[:2], *OF_BINS])
+def test_gradients_leave_out_what_does_not_count(name, from_logits):
+    """Also where the row that does not count has no gradient, or none that is a number."""
+    probs, labels = problem()
+    labels, kept = labels.at[3].set(1), jnp.arange(60) != 3
+    given = jnp.log(probs + 0.01) if from_logits else probs
+
+    @jax.jit
+    @jax.grad
+    def slope(given):
+        return getattr(calibration, name)(given, labels, where=kept, from_logits=from_logits)
+
+    clean = slope(given.at[3].set(given[40]))
+    assert jnp.isfinite(clean).all()
+    lowest = -jnp.inf if from_logits else 0.0
+    for row in ([jnp.nan] * 4, [lowest] * 4, [jnp.inf] * 4, [1.0, lowest, 0.0, 0.0]):
+        np.testing.assert_allclose(slope(given.at[3].set(jnp.array(row))), clean, atol=1e-6)
+
+
+def test_no_log_loss_is_below_0_and_none_of_a_certain_mistake_is_finite():
+    rounded = jnp.array([[1.0005, 0.0], [1 - 5e-4, 0.0]])
+    losses = calibration.scores.log_losses(rounded, jnp.array([0, 0]))
+    np.testing.assert_allclose(losses, [0, 5e-4], rtol=1e-3)
+    given = jnp.array([[0.0, 1.0], [0.5, 0.5]])
+    found = calibration.scores.log_losses(given, jnp.array([0, 2]))
+    assert found[0] == jnp.inf
+    assert jnp.isnan(found[1])

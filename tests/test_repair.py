@@ -13,8 +13,10 @@ SEEDS, EXPERTS, CLASSES = 3, 4, 3
 
 
 def draw(size, seed=0):
-    logits, gates, _ = jax.random.split(jax.random.key(seed), 3)
+    """Predictions of seeds that agree more often than by chance."""
+    logits, gates, common = jax.random.split(jax.random.key(seed), 3)
     logits = 2 * jax.random.normal(logits, (SEEDS, size, EXPERTS, CLASSES))
+    logits += 2 * jax.random.normal(common, (size, 1, CLASSES))[None]
     weights = jax.nn.softmax(jax.random.normal(gates, (SEEDS, size, EXPERTS)))
     return repair.Sample(jax.nn.log_softmax(logits), weights)
 
@@ -61,25 +63,61 @@ def test_each_rule_is_the_public_functions_put_together(fitted):
     task, split, held_out, inside, targets, found = fitted
     labels = jnp.asarray(task.calibration.labels)
     real = repair.Sample(*(x[:, : len(split)] for x in targets))
+    mixed = [cm.mix_log_probs(*sample) for sample in (held_out, real)]
+    agreement = [
+        cm.chance_corrected_agreement(jnp.argmax(x, axis=-1), num_classes=CLASSES) for x in mixed
+    ]
     for i in range(SEEDS):
         ours, theirs = (cm.configuration(*(x[i] for x in sample)) for sample in (held_out, real))
         means = [cm.mean_confidence(x.log_probs, inside[i]) for x in (ours, theirs)]
-        aim = cm.difference_of_confidences(
-            cm.accuracy(ours.log_probs, labels, from_logits=True), *means, slope=1.5
+        accuracy = cm.accuracy(ours.log_probs, labels, from_logits=True)
+        levels = [jax.nn.softmax(x.log_probs / inside[i]).max(axis=-1) for x in (ours, theirs)]
+        shares = jnp.mean(jax.nn.one_hot(jnp.argmax(mixed[1][i], axis=-1), CLASSES), axis=0)
+        classes = jnp.mean(jax.nn.one_hot(labels, CLASSES), axis=0)
+        told = cm.separability(
+            *(cm.configuration_coordinates(*(x[i] for x in sample)) for sample in (held_out, real))
         )
-        match = cm.match_confidence(theirs.log_probs, aim, at_least=inside[i])
-        np.testing.assert_allclose(
-            found.temperatures["difference_of_confidences"][i], match.temperature, rtol=1e-3
-        )
+        aims = {
+            "difference_of_confidences": cm.difference_of_confidences(accuracy, *means, slope=1.5),
+            "average_threshold": cm.average_threshold_accuracy(
+                levels[0], jnp.argmax(mixed[0][i], axis=-1) == labels, levels[1]
+            ),
+            "separability": cm.separability_confidence(
+                *means, jnp.sqrt(sum(x.var() / len(x) for x in levels)), told, num_classes=CLASSES
+            ),
+            "agreement": cm.agreement_accuracy(
+                *agreement, jnp.full(SEEDS, means[0]), jnp.full(SEEDS, shares @ classes)
+            )[i],
+        }
         solution = cm.configuration_balance(
             cm.configuration_features(ours), cm.configuration_features(theirs)
         )
-        weights = jnp.exp(solution.log_weights)
-        fit = cm.fit_temperature(ours.log_probs, labels, weights=weights)
-        expected = jnp.maximum(jnp.where(fit.converged, fit.temperature, 0), inside[i])
-        np.testing.assert_allclose(
-            found.temperatures["configuration_balanced"][i], expected, rtol=1e-3
+        refit = cm.fit_temperature(ours.log_probs, labels, weights=jnp.exp(solution.log_weights))
+        expected = {
+            name: cm.match_confidence(
+                theirs.log_probs, jnp.maximum(aim, 1 / CLASSES + 1e-3), at_least=inside[i]
+            ).temperature
+            for name, aim in aims.items()
+        }
+        expected["configuration_balanced"] = jnp.maximum(
+            jnp.where(refit.converged, refit.temperature, 0), inside[i]
         )
+        assert set(expected) == set(found.temperatures)
+        assert expected["agreement"] > inside[i]
+        for name, value in expected.items():
+            np.testing.assert_allclose(found.temperatures[name][i], value, rtol=2e-3, err_msg=name)
+
+
+def test_the_test_sees_as_many_examples_of_a_small_split_as_there_are(fitted):
+    task, _, held_out, *_ = fitted
+    long = draw(3000, seed=5)
+    sides, (counted, clusters), counts = repair._sides(
+        held_out, task.calibration.clusters, long, np.arange(40), None, 1000
+    )
+    assert counted.sum() == 40
+    assert len(np.unique(clusters[len(task.calibration) :][np.asarray(counted)])) == 40
+    np.testing.assert_array_equal(sides[1].routing_weights[:, :40], long.routing_weights[:, :40])
+    assert counts == [len(task.calibration), 1000]
 
 
 def test_one_seed_has_nothing_to_agree_with(fitted):

@@ -1,5 +1,7 @@
 """Targets without labels: agreement, matched confidence, separability, balance, verdicts."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +100,14 @@ def test_the_matched_temperature_gives_the_wanted_confidence(scale, wanted):
     np.testing.assert_allclose(found.confidence, wanted, atol=2e-6)
 
 
+@pytest.mark.parametrize("mask", [-jnp.inf, -1e9, float(jnp.finfo(jnp.float32).min)])
+def test_masked_classes_set_no_scale(mask):
+    logits = jnp.asarray(draw_logits(60)).at[:, 3].set(mask)
+    found = match(logits, 0.6)
+    assert found.reached
+    np.testing.assert_allclose(found.temperature, match(logits[:, :3], 0.6).temperature, rtol=1e-4)
+
+
 def test_the_floor_and_what_cannot_be_reached():
     logits = jnp.asarray(draw_logits(100))
     free = match(logits, 0.9)
@@ -144,11 +154,7 @@ def test_the_average_threshold_equals_a_loop():
     held_out = np.round(rng.rand(50), 1).astype(np.float32)  # ties
     correct = rng.rand(50) < held_out
     targets = np.round(rng.rand(40), 1).astype(np.float32)
-    error = np.sum(~correct)
-    levels = [c for c in sorted(set(held_out)) if np.sum(held_out < c) >= error]
-    # the smallest sorted position that leaves the errors below it
-    threshold = np.sort(held_out)[error]
-    assert threshold <= levels[0]
+    threshold = np.sort(held_out)[np.sum(~correct)]
     found = cm.average_threshold_accuracy(
         jnp.asarray(held_out), jnp.asarray(correct), jnp.asarray(targets)
     )
@@ -197,6 +203,8 @@ def test_separability_strengthens_a_drop_of_confidence():
     np.testing.assert_allclose(aim(1.0), 0.1 + 0.5 * (0.5 / 0.8) ** 1.5, rtol=1e-5)
     np.testing.assert_allclose(aim(1.0, error=0.3), 0.6, rtol=1e-6)
     np.testing.assert_allclose(aim(1.0, target=0.95), 0.95, rtol=1e-6)
+    values = [jnp.asarray(x) for x in (jnp.nan, 0.7, 0.0, 1.0)]
+    assert jnp.isnan(cm.separability_confidence(*values, num_classes=10))
 
 
 # separability
@@ -239,8 +247,10 @@ def test_separability_ignores_scale_masked_rows_and_constant_columns():
     constant = [jnp.concatenate([jnp.asarray(x), jnp.full((len(x), 1), 7.0)], 1) for x in (a, b)]
     np.testing.assert_allclose(plain, separate(*constant), atol=1e-5)
     assert jnp.isnan(separate(jnp.asarray(a), padded))
-    nobody = separate(jnp.asarray(a), padded, target_where=jnp.zeros(130, bool))
-    assert nobody == 0
+    for some in (0, 1):
+        few = separate(jnp.asarray(a), padded, target_where=jnp.arange(130) < some)
+        assert few == 0
+    assert separate(jnp.asarray(a[:1]), jnp.asarray(b + 9)) == 0
 
 
 # balance
@@ -258,6 +268,11 @@ def test_balanced_moments_are_those_of_the_targets():
     np.testing.assert_allclose(weights @ held_out, targets.mean(axis=0), atol=1e-4)
     softer = balance(jnp.asarray(held_out), padded, target_where=jnp.arange(100) < 90, ridge=0.3)
     assert softer.effective_sample_size > found.effective_sample_size
+    times = jnp.asarray(rng.randint(3, size=100), jnp.float32).at[90:].set(0.0)
+    weighted = balance(jnp.asarray(held_out), padded, target_weights=times)
+    repeated = jnp.repeat(padded, times.astype(int), axis=0)
+    again = balance(jnp.asarray(held_out), repeated)
+    np.testing.assert_allclose(weighted.log_weights, again.log_weights, atol=1e-4)
     nobody = balance(jnp.asarray(held_out), padded, target_where=jnp.zeros(100, bool))
     assert not nobody.converged
 
@@ -316,6 +331,20 @@ def test_verdicts(p_value, share, hard, feasible, decision):
 
 def test_a_large_share_of_few_examples_is_no_evidence():
     assert cm.repair_verdict(0.01, 0.9, 40, hard=False).decision == "cannot_repair"
+
+
+def test_too_few_clusters_tell_nothing():
+    for own, other in ((3, 3), (2, 3), (1, 1), (0, 5), (1, 9)):
+        sides = {frozenset(x) for x in itertools.combinations(range(own + other), own)}
+        if own == other:  # the sides have no names
+            sides = {frozenset([side, frozenset(range(2 * own)) - side]) for side in sides}
+        np.testing.assert_allclose(cm.smallest_p_value(own, other), 1 / len(sides), rtol=1e-12)
+    assert cm.smallest_p_value(2_000_000, 1_000_000) == 0
+    assert cm.smallest_p_value(1000, 1000) < 1e-9
+    for p_value in (0.01, 0.9):
+        found = cm.repair_verdict(p_value, 0.9, 1000, hard=True, smallest_p_value=0.1)
+        assert found.decision == "cannot_repair"
+        assert "clusters" in found.reason
 
 
 @pytest.mark.parametrize(

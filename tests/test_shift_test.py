@@ -112,6 +112,20 @@ def test_clusters_are_relabelled_whole():
     assert fooled.p_value <= alone.p_value
 
 
+def test_no_p_value_is_below_the_smallest():
+    held_out = draw(jax.random.key(1), 30)
+    targets = draw(jax.random.key(2), 30, load=9.0)  # as different as can be
+    for own, other in ((1, 1), (2, 2), (2, 3)):
+        clusters = jnp.concatenate([jnp.arange(30) % own, own + jnp.arange(30) % other])
+        found = shift_test(
+            jax.random.key(0), held_out, targets, clusters=clusters, num_clusters=own + other,
+            num_permutations=399,
+        )  # fmt: skip
+        least = cm.smallest_p_value(own, other)
+        assert found.load >= 0.8 * least  # as far as 399 relabellings tell
+    assert shift_test(jax.random.key(0), held_out, targets, num_permutations=399).load < 0.01
+
+
 def test_targets_that_do_not_count_are_not_there():
     held_out, targets = draw(jax.random.key(1), 40), draw(jax.random.key(2), 30, load=0.3)
     clusters = jnp.arange(70)

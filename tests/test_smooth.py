@@ -251,13 +251,12 @@ def test_smooth_transforms_and_orders_agree():
 
 
 def test_smooth_outcomes_may_be_probabilities():
-    confidence, outcome = map(jnp.asarray, problem())
+    confidence, _ = map(jnp.asarray, problem())
     truth = jnp.square(confidence)
     both = jnp.tile(confidence, 2), jnp.repeat(jnp.array([True, False]), 80)
     expected = smooth(*both, weights=jnp.concatenate([truth, 1 - truth]))
     assert_same(smooth(confidence, truth), expected)
     assert smooth(confidence, confidence).value < 1e-6
-    del outcome
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

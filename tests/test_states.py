@@ -247,6 +247,7 @@ def test_coarse_inputs_do_not_change_the_dtype_of_the_state():
     with jax.enable_x64(True):
         fine = jax.eval_shape(update_calibration, empty(dtype=jnp.float64), probs, labels)
         assert {x.dtype for x in jax.tree.leaves(fine)} == {jnp.dtype("float64")}
+    assert {x.dtype for x in jax.tree.leaves(empty(dtype=jnp.bfloat16))} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("name", ["num_classes", "num_bins"])

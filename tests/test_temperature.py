@@ -202,6 +202,7 @@ def test_what_cannot_be_fitted_is_nan(logit, label):
     logits, labels = map(jnp.asarray, problem())
     fit = fit_of(logits.at[3, 0].set(logit), labels.at[3].set(label))
     assert jnp.isnan(fit.temperature)
+    assert jnp.isnan(fit.residual)
     assert not fit.converged
     assert not fit.at_bound
     assert jnp.isnan(cm.apply_temperature(fit, logits)).all()
@@ -307,6 +308,25 @@ def test_the_derivative_of_the_temperature_equals_differences():
         value, along = jax.jvp(temperature, (logits, weights), (logits, weights))
         np.testing.assert_allclose(along, value, rtol=1e-9)
         np.testing.assert_allclose(jnp.sum(by_weights * weights), 0, atol=1e-9)
+
+
+def test_second_derivatives_of_the_temperature():
+    with jax.enable_x64(True):
+        logits, labels = problem()
+        logits, labels = jnp.asarray(logits, jnp.float64), jnp.asarray(labels)
+
+        def temperature(logits):
+            return cm.fit_temperature(logits, labels).temperature
+
+        slope = jax.jit(jax.grad(temperature))
+        along = jax.jit(lambda z, v: jax.jvp(jax.grad(temperature), (z,), (v,))[1])
+        # T(s z) = s T(z): the gradient does not change along z
+        np.testing.assert_allclose(along(logits, logits), 0, atol=1e-9)
+        change = jnp.asarray(np.random.RandomState(1).randn(*logits.shape))
+        step = 1e-5
+        expected = (slope(logits + step * change) - slope(logits - step * change)) / (2 * step)
+        assert jnp.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(along(logits, change), expected, atol=1e-8)
 
 
 def test_a_loss_after_the_fit_is_differentiable():

@@ -9,7 +9,11 @@ import pytest
 import references
 import scipy.optimize
 
-from calmoe_jax.calibration.binning import binned_calibration_error, reliability_bins
+from calmoe_jax.calibration.binning import (
+    ReliabilityBins,
+    binned_calibration_error,
+    reliability_bins,
+)
 from calmoe_jax.calibration.worst import (
     worst_group_calibration_error,
     worst_reweighting_calibration_error,
@@ -149,6 +153,14 @@ def test_the_worst_reweighting_equals_a_linear_programme(seed, alpha):
     assert (found.density <= (1 + 1e-5) / alpha).all()
     gap = jnp.where(bins.weight > 0, jnp.abs(bins.residual) / bins.weight, 0)
     np.testing.assert_allclose(jnp.sum(share * found.density * gap), found.value, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("alpha", "value"), [(1e-5, 0.505), (2e-7, 0.75), (1e-7, 1.0)])
+def test_a_small_alpha_keeps_its_digits(alpha, value):
+    share, gap = np.array([1e-7, 0.9, 0.1 - 1e-7]), np.array([1.0, 0.5, 0.2])
+    sums = [jnp.asarray(x, jnp.float32) for x in (share, share, share * gap)]
+    bins = ReliabilityBins(*sums, *[jnp.zeros(3)] * 3)
+    np.testing.assert_allclose(worst_tilt(bins, alpha=alpha).value, value, rtol=1e-5)
 
 
 def test_the_density_is_a_reweighting_of_the_examples():

@@ -75,6 +75,13 @@ def total(values: Float[Array, " examples"]) -> Float[Array, ""]:
     return compensated_sum(compensated_sum(padded.reshape(-1, lanes)))
 
 
+def weighted_total(
+    values: Float[Array, " examples"], weight: Float[Array, " examples"]
+) -> Float[Array, ""]:
+    """Compensated sum of values by weight; one of weight 0 does not count even if it is NaN."""
+    return total(jnp.where(weight == 0, 0, values) * weight)
+
+
 def sum_by_bin(
     values: Float[Array, " examples"], bins: Int[Array, " examples"], num_bins: int
 ) -> Float[Array, " bins"]:

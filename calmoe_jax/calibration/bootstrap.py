@@ -46,13 +46,14 @@ def bootstrap_counts(
     check_at_least("num_clusters", num_clusters, 1)
     check_at_least("num_replicates", num_replicates, 1)
     shape = (num_replicates, num_clusters)
+    zeros = jnp.zeros(num_clusters, jnp.float32)
     if where is None:
         drawn = jax.random.randint(key, shape, 0, num_clusters)
-        return jax.vmap(lambda row: jnp.zeros(num_clusters).at[row].add(1.0))(drawn)
+        return jax.vmap(lambda row: zeros.at[row].add(1.0))(drawn)
     existing = jnp.sum(where)
     drawn = jnp.argsort(~where, stable=True)[jax.random.randint(key, shape, 0, existing)]
     once = (jnp.arange(num_clusters) < existing).astype(jnp.float32)
-    return jax.vmap(lambda row: jnp.zeros(num_clusters).at[row].add(once))(drawn)
+    return jax.vmap(lambda row: zeros.at[row].add(once))(drawn)
 
 
 def bootstrap_sums(

@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import at_least_float32, example_weights
 from calmoe_jax.calibration._sums import total
 from calmoe_jax.calibration.binning import ReliabilityBins
-from calmoe_jax.calibration.equal_mass import _middles
+from calmoe_jax.calibration.equal_mass import mass_index, middle_weights
 from calmoe_jax.calibration.inputs import event
 
 # Of the standard normal law: 95 % of it lies within.
@@ -144,12 +144,11 @@ def gap_by_statistic(
     statistic, weight, residual = jax.lax.sort(
         (statistic, weight, confidence - outcome), num_keys=1, is_stable=False
     )
-    middle, held = _middles(statistic, weight)
-    group = jnp.floor(num_groups * middle / jnp.where(held == 0, 1, held))
-    group = jnp.clip(group, 0, num_groups - 1)
+    middle, held = middle_weights(statistic, weight)
+    group = mass_index(middle, held, num_groups)
 
     def of_group(
-        number: Float[Array, ""],
+        number: Int[Array, ""],
     ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
         inside = jnp.where(group == number, weight, 0)
         level, _ = mean_and_error(statistic, inside)

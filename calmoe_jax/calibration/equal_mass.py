@@ -64,12 +64,12 @@ def equal_mass_bins(
     level, weight, outcome = jax.lax.sort(
         (confidence, weight, outcome), num_keys=1, is_stable=False
     )
-    middle, total = _middles(level, weight)
-    index = _index(middle, total, num_bins)
+    middle, total = middle_weights(level, weight)
+    index = mass_index(middle, total, num_bins)
     return sums_by_bin(index, level, outcome, weights=weight, num_bins=num_bins)
 
 
-def _index(
+def mass_index(
     middle: Float[Array, " examples"], total: Float[Array, ""], num_bins: int
 ) -> Int[Array, " examples"]:
     """The bin `b` with `b total <= num_bins middle < (b + 1) total`."""
@@ -80,7 +80,7 @@ def _index(
     return jnp.clip(exact, 0, num_bins - 1).astype(jnp.int32)
 
 
-def _middles(
+def middle_weights(
     level: Float[Array, " examples"], weight: Float[Array, " examples"]
 ) -> tuple[Float[Array, " examples"], Float[Array, ""]]:
     """Weight below the middle of each one's group of ties, and in all; of sorted levels."""

@@ -109,9 +109,39 @@ def probabilities(
         that hold `inf` or NaN. What rounding put above 1 becomes 1.
     """
     if from_logits:
-        return jax.nn.softmax(at_least_float32(probs), axis=-1)
+        sound, logits = _sound(probs)
+        return jnp.where(sound, jax.nn.softmax(logits, axis=-1), jnp.nan)
     valid = distributions(probs)
     return jnp.where(valid[..., None], _at_most_one(at_least_float32(probs)), jnp.nan)
+
+
+def log_probabilities(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
+    """Log probabilities of at least float32; a row of logits that has none is all NaN.
+
+    Args:
+        logits: logits or log probabilities.
+
+    Returns:
+        `log_softmax(logits)`; NaN throughout, with zero gradient, for a row that is all `-inf` or
+        that holds `inf` or NaN.
+    """
+    sound, logits = _sound(logits)
+    return jnp.where(sound, jax.nn.log_softmax(logits, axis=-1), jnp.nan)
+
+
+def _sound(
+    logits: Float[Array, "*batch classes"],
+) -> tuple[Bool[Array, "*batch 1"], Float[Array, "*batch classes"]]:
+    """Which rows have a softmax, and the logits with zeros in the others.
+
+    Without the zeros the softmax of a row that does not count would still make NaN of the
+    gradient: 0 times NaN.
+    """
+    logits = at_least_float32(logits)
+    strange = jnp.isnan(logits) | jnp.isposinf(logits)
+    possible = jnp.any(~jnp.isneginf(logits), axis=-1, keepdims=True)
+    sound = possible & ~jnp.any(strange, axis=-1, keepdims=True)
+    return sound, jnp.where(sound, logits, 0)
 
 
 def class_labels(labels: Shaped[Array, "*batch"]) -> Integer[Array, "*batch"]:

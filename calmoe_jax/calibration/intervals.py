@@ -17,10 +17,9 @@ from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import at_least_float32, example_weights, safe_divide
 from calmoe_jax.calibration.bootstrap import bootstrap_counts, bootstrap_sums, cluster_sums
 from calmoe_jax.calibration.scores import (
-    accuracy,
-    brier_score,
-    confidence_gap,
-    negative_log_likelihood,
+    log_losses,
+    squared_distances,
+    top_label,
 )
 
 # Independent examples are dealt at random into so many groups: as valid, and less to draw.
@@ -277,7 +276,7 @@ def statistic_interval(
     check_level(level)
     check_at_least("num_replicates", num_replicates, 1)
     check_at_least("chunk_size", chunk_size, 1)
-    weights = at_least_float32(weights)
+    weights = example_weights(weights.shape, weights, None, at_least_float32(weights).dtype)
     if clusters is None and num_clusters is None:
         num_clusters = max(len(weights), 1)
         clusters = jnp.arange(len(weights))
@@ -307,12 +306,11 @@ def _given(clusters: _Clusters, num_clusters: int | None) -> tuple[Int[Array, " 
 
 def _scores(probs: _Probs, labels: _Labels, from_logits: bool) -> Float[Array, "examples scores"]:
     """The score of each example alone, in the order of `ScoreIntervals`."""
-    metrics = (accuracy, negative_log_likelihood, brier_score, confidence_gap)
-
-    def of_one(row: Float[Array, " classes"], label: Int[Array, ""]) -> Float[Array, " scores"]:
-        return jnp.stack([f(row[None], label[None], from_logits=from_logits) for f in metrics])
-
-    return jax.vmap(of_one)(probs, labels)
+    confidence, correct = top_label(probs, labels, from_logits=from_logits)
+    right = jnp.where(jnp.isnan(confidence), jnp.nan, correct.astype(confidence.dtype))
+    losses = log_losses(probs, labels, from_logits=from_logits)
+    distances = squared_distances(probs, labels, from_logits=from_logits)
+    return jnp.stack([right, losses, distances, confidence - right], axis=-1)
 
 
 def _named(table: Interval) -> ScoreIntervals:
@@ -375,8 +373,11 @@ def _corrected(
     acceleration = skewness / 6
     ends = jax.scipy.special.ndtri(jnp.array([(1 - level) / 2, (1 + level) / 2], value.dtype))
     shifted = bias + _student(ends, num_clusters)
-    at = jax.scipy.special.ndtr(bias + shifted / (1 - acceleration * shifted))
-    low, high = jnp.quantile(replicates, jnp.clip(at, 0, 1))
+    slack = 1 - acceleration * shifted
+    moved = shifted / jnp.where(slack > 0, slack, 1)
+    # beyond its pole the correction has no more to say than that the end is far out
+    moved = jnp.where(slack > 0, moved, jnp.sign(shifted) * jnp.inf)
+    low, high = jnp.quantile(replicates, jax.scipy.special.ndtr(bias + moved))
     valid = (num_clusters > 1) & (below > 0) & (below < 1) & jnp.isfinite(value)
     valid &= jnp.isfinite(replicates).all()
     return Interval(value, jnp.where(valid, low, jnp.nan), jnp.where(valid, high, jnp.nan))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax.calibration.inputs import event
+from calmoe_jax._numerics import example_weights
+from calmoe_jax.calibration.inputs import class_labels, event
 
 
 class IsotonicFit(NamedTuple):
@@ -65,9 +66,7 @@ def fit_isotonic(
     confidence, outcome = event(confidence, outcome)
     dtype = confidence.dtype
     level, happened = np.asarray(confidence, np.float64), np.asarray(outcome, np.float64)
-    weight = np.ones(len(level)) if weights is None else np.asarray(weights, np.float64)
-    if where is not None:
-        weight = np.where(np.asarray(where), weight, 0)
+    weight = np.asarray(example_weights(confidence.shape, weights, where, dtype), np.float64)
     counted = weight != 0
     if not counted.any():
         return IsotonicFit(jnp.array([0, 1], dtype), jnp.array([0, 1], dtype))
@@ -122,7 +121,7 @@ def fit_classwise_isotonic(
         outside the classes, make every value of a class NaN; of all classes, for labels.
 
     Raises:
-        TypeError: if an argument is traced.
+        TypeError: if an argument is traced, or the labels are not integers.
 
     Example:
         >>> probs = jnp.array([[0.8, 0.2], [0.6, 0.4], [0.4, 0.6]])
@@ -135,6 +134,7 @@ def fit_classwise_isotonic(
         estimates, 2002.
     """
     _check_concrete(probs=probs, labels=labels, weights=weights, where=where)
+    labels = class_labels(labels)
     classes = probs.shape[1]
     known = (labels >= 0) & (labels < classes)
     fits = []

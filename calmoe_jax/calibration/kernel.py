@@ -241,7 +241,9 @@ def _unbiased(
     blocks = max(1, -(-examples // side))
     spare = blocks * side - examples
     probs = jnp.pad(probs, ((0, spare), (0, 0))).reshape(blocks, side, classes)
-    shares = jnp.pad(weight, (0, spare)).reshape(blocks, side)
+    # products of small weights would underflow
+    share = weight / jnp.where(jnp.any(weight > 0), jnp.max(weight, initial=0), 1)
+    shares = jnp.pad(share, (0, spare)).reshape(blocks, side)
     labels = jnp.pad(labels, ((0, 0), (0, spare))).reshape(-1, blocks, side)
     replicates = labels.shape[0]
 
@@ -250,8 +252,8 @@ def _unbiased(
         return (true - probs[block][:, None, :]) * shares[block][:, None, None]
 
     def tile(
-        total: Float[Array, " replicates"], pair: Int[Array, "2"]
-    ) -> tuple[Float[Array, " replicates"], None]:
+        totals: tuple[Float[Array, " replicates"], Float[Array, ""]], pair: Int[Array, "2"]
+    ) -> tuple[tuple[Float[Array, " replicates"], Float[Array, ""]], None]:
         row, column = pair
         kernel = _gaussian(probs[row], probs[column], bandwidth)
         # a pair of blocks stands for its mirror image, and no example is its own partner
@@ -259,13 +261,15 @@ def _unbiased(
         smoothed = jnp.einsum(
             "ij,jrc->irc", kernel * twice, residuals(column), precision=jax.lax.Precision.HIGHEST
         )
-        return total + jnp.sum(smoothed * residuals(row), axis=(0, 2)), None
+        held = jnp.sum(shares[row][:, None] * twice * shares[column][None, :])
+        return (totals[0] + jnp.sum(smoothed * residuals(row), axis=(0, 2)), totals[1] + held), None
 
     pairs = jnp.asarray(np.stack(np.triu_indices(blocks), axis=-1), jnp.int32)
     # recomputed in the backward pass, which would otherwise keep every tile
-    start = jnp.zeros(replicates, probs.dtype)
-    total, _ = jax.lax.scan(jax.checkpoint(tile), start, pairs)
-    return total / (jnp.square(jnp.sum(weight)) - jnp.sum(jnp.square(weight)))
+    start = jnp.zeros(replicates, probs.dtype), jnp.zeros((), probs.dtype)
+    # the weight of all pairs is summed too: (sum w)^2 - sum w^2 would cancel where one is large
+    (total, held), _ = jax.lax.scan(jax.checkpoint(tile), start, pairs)
+    return total / held
 
 
 def _gaussian(

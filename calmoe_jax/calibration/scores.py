@@ -6,16 +6,16 @@ the same for all: **no weight, no value: NaN**. So is what cannot be scored: a r
 and is no distribution, or whose label is outside the classes, makes every value NaN.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
-from calmoe_jax.calibration._sums import total
+from calmoe_jax.calibration._sums import total, weighted_total
 from calmoe_jax.calibration.inputs import (
     class_labels,
     distributions,
     largest_class,
+    log_probabilities,
     probabilities,
 )
 
@@ -27,8 +27,7 @@ _Where = Bool[Array, " examples"] | None
 
 def _mean(values: Float[Array, " examples"], weights: _Weights, where: _Where) -> Float[Array, ""]:
     weight = example_weights(values.shape, weights, where, values.dtype)
-    weighted = jnp.where(weight == 0, 0, values) * weight
-    return total(weighted) / total_weight(weight, weights, where)
+    return weighted_total(values, weight) / total_weight(weight, weights, where)
 
 
 def total_weight(
@@ -63,7 +62,7 @@ def top_label(
     """
     labels = class_labels(labels)
     if from_logits:
-        probs = jax.nn.softmax(at_least_float32(probs), axis=-1)
+        probs = probabilities(probs, from_logits=True)
     largest, index, valid = largest_class(probs)
     valid &= (labels >= 0) & (labels < probs.shape[-1])
     # one NaN is enough: the rest of a bad row is not looked at
@@ -120,7 +119,8 @@ def negative_log_likelihood(
             where `p_y` may underflow.
 
     Returns:
-        The mean; `inf` where a true class has probability 0, NaN where nothing counts.
+        The mean, at least 0; `inf` where a true class has probability 0 (the gradient of that
+        example is 0), NaN where nothing counts.
 
     Example:
         >>> negative_log_likelihood(jnp.array([[0.0, 1.0]]), jnp.array([1]))
@@ -165,11 +165,15 @@ def log_losses(
 ) -> Float[Array, " examples"]:
     """`-log p_y` of each example, in nats; NaN where it cannot be scored."""
     labels = class_labels(labels)
-    values = at_least_float32(probs)
     if from_logits:
-        return 0 - pick_label(jax.nn.log_softmax(values, axis=-1), labels)
-    losses = 0 - jnp.log(pick_label(values, labels))
-    return jnp.where(distributions(probs), losses, jnp.nan)
+        return 0 - pick_label(log_probabilities(probs), labels)
+    chance = pick_label(at_least_float32(probs), labels)
+    # the logarithm sees no 0 and no NaN, whose gradient of a row that does not count were NaN;
+    # what rounding put above 1 is 1
+    inside = (chance > 0) & (chance <= 1)
+    losses = 0 - jnp.log(jnp.where(inside, chance, 1))
+    losses = jnp.where(chance == 0, jnp.inf, losses)
+    return jnp.where(distributions(probs) & ~jnp.isnan(chance), losses, jnp.nan)
 
 
 def squared_distances(

@@ -181,10 +181,10 @@ def _smoothed(
     least = jnp.asarray(0.5 / _GRID, dtype)
     low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (least, jnp.asarray(1, dtype)))
     chosen = jax.lax.stop_gradient((low + high) / 2)
-    # The root is implicit: a Newton step from it stays where it is, but has the root's derivative.
+    # The root is implicit: a Newton step from there hardly moves, but has the root's derivative.
     error, slope = jax.jvp(error_at, (chosen,), (jnp.ones_like(chosen),))
-    newton = jnp.where(low > least, error / (1 - jax.lax.stop_gradient(slope)), 0)
-    chosen = chosen + (newton - jax.lax.stop_gradient(newton))
+    step = (error - chosen) / (1 - jax.lax.stop_gradient(slope))
+    chosen = chosen + jnp.where(low > least, step, 0)
     return SmoothCalibrationError(error_at(chosen), chosen)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_same_size
 from calmoe_jax._numerics import AxisName, example_weights, psum
-from calmoe_jax.calibration._sums import add_pairs, total, two_sum
+from calmoe_jax.calibration._sums import add_pairs, two_sum, weighted_total
 from calmoe_jax.calibration.binning import (
     ReliabilityBins,
     binned_calibration_error,
@@ -99,7 +99,7 @@ def init_calibration(
     Args:
         num_classes: number of classes, at least 1.
         num_bins: number of equal-width bins, at least 1.
-        dtype: dtype of the sums; float32 will do for any number of examples.
+        dtype: dtype of the sums, at least float32, which will do for any number of examples.
 
     Returns:
         The state: zeros.
@@ -113,6 +113,7 @@ def init_calibration(
     """
     check_at_least("num_classes", num_classes, 1)
     check_at_least("num_bins", num_bins, 1)
+    dtype = jnp.promote_types(dtype, jnp.float32)
     zeros = jnp.zeros(num_bins, dtype)
     zero = jnp.zeros((), dtype)
     sums = CalibrationSums(
@@ -174,7 +175,7 @@ def update_calibration(
 
     def weighted(values: Float[Array, " examples"]) -> Float[Array, ""]:
         weight = example_weights(values.shape, weights, where, values.dtype)
-        return total(jnp.where(weight == 0, 0, values) * weight)
+        return weighted_total(values, weight)
 
     batch = CalibrationSums(
         top,

@@ -30,7 +30,7 @@ class TemperatureFit(NamedTuple):
 
     Attributes:
         temperature: T > 0; probabilities are `softmax(logits / T)`.
-        residual: `|dNLL / dlog T|` at the solution, in nats: 0 at the optimum.
+        residual: `|dNLL / dlog T|` at the solution, in nats: 0 at the optimum, NaN with T.
         converged: whether a further Newton step would move log T by less than eps^(2/3) (2e-5 in
             float32), and T is not at a bound.
         at_bound: whether the optimum lies at no T that is searched: every example right (T
@@ -146,7 +146,7 @@ def _solve(
     temperature = jnp.where(trivial, 1, spread * jnp.exp(-found.at))
     return TemperatureFit(
         temperature=jnp.where(invalid, jnp.nan, temperature).astype(dtype),
-        residual=jnp.where(trivial, 0, jnp.abs(slope)),
+        residual=jnp.where(invalid, jnp.nan, jnp.where(trivial, 0, jnp.abs(slope))),
         converged=fitted & ~at_bound & precise,
         at_bound=fitted & at_bound,
         num_steps=found.num_steps,
@@ -195,7 +195,7 @@ def _implicit_jvp(
     primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     logits, weight, labels, fit = primals
-    temperature = fit.temperature
+    temperature = _implicit(*primals)  # not the constant: this rule is differentiated again
     settled = ~(fit.at_bound | (fit.num_steps == 0))
     beta = 1 / jnp.where(settled, temperature, 1)
     # rows that count, or would count if they had weight

@@ -155,8 +155,9 @@ def worst_reweighting_calibration_error(
     gap = jnp.abs(safe_divide(bins.residual, bins.weight))
     order = jnp.argsort(-gap, axis=-1)
     sorted_share = jnp.take_along_axis(share, order, axis=-1)
-    reached = jnp.cumsum(sorted_share, axis=-1)
-    taken = jnp.clip(alpha - (reached - sorted_share), 0, sorted_share) / alpha
+    # taking a share off the sum that holds it would lose the digits of a small alpha
+    before = jnp.cumulative_sum(sorted_share, axis=-1, include_initial=True)[..., :-1]
+    taken = jnp.clip(alpha - before, 0, sorted_share) / alpha
     mass = jnp.take_along_axis(taken, jnp.argsort(order, axis=-1), axis=-1)
     mass = jnp.where(jnp.isnan(share), jnp.nan, mass)
     return WorstReweighting(jnp.sum(mass * gap, axis=-1), safe_divide(mass, share))

@@ -5,24 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from calmoe_jax import calibration, mixture
-from calmoe_jax.audit import Logs
+from calmoe_jax.audit import Logs, log_arrays
 from calmoe_jax.report.diagrams import draw_expert_diagrams, draw_gaps, draw_reliability_diagram
 from calmoe_jax.report.plots import png
 
 
 def draw_audit(logs: Logs) -> dict[str, bytes]:
-    """PNG files by name, of the examples with labels.
+    """PNG files by name, of the labelled held-out examples.
 
     Args:
         logs: checked logs.
     """
-    known = logs.labels >= 0
-    probs = jnp.asarray(logs.expert_probs[known], jnp.float32)
-    weights = jnp.asarray(logs.routing_weights[known], jnp.float32)
-    labels = jnp.asarray(logs.labels[known], jnp.int32)
-    config = jax.jit(mixture.configuration)(jnp.log(probs), weights)
+    held_out = Logs(*(values[~logs.targets] for values in logs))
+    log_probs, weights = log_arrays(held_out)
+    labels = jnp.asarray(held_out.labels, jnp.int32)
+    config = jax.jit(mixture.configuration)(log_probs, weights)
     bins = calibration.top_label_bins(config.log_probs, labels, from_logits=True)
-    of_experts = calibration.expert_bins(probs, weights, labels)
+    of_experts = calibration.expert_bins(jnp.exp(log_probs), weights, labels)
     confidence, correct = calibration.top_label(config.log_probs, labels, from_logits=True)
     statistics = {
         "routing entropy, nats": config.routing_entropy,

@@ -14,5 +14,6 @@ from calmoe_jax.shift.separability import configuration_coordinates as configura
 from calmoe_jax.shift.separability import separability as separability
 from calmoe_jax.shift.two_sample import ShiftTest as ShiftTest
 from calmoe_jax.shift.two_sample import configuration_shift_test as configuration_shift_test
+from calmoe_jax.shift.two_sample import smallest_p_value as smallest_p_value
 from calmoe_jax.shift.verdict import RepairVerdict as RepairVerdict
 from calmoe_jax.shift.verdict import repair_verdict as repair_verdict

@@ -14,6 +14,7 @@ def configuration_balance(
     *,
     weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
+    target_weights: Float[Array, " targets"] | None = None,
     target_where: Bool[Array, " targets"] | None = None,
     ridge: float | Float[Array, ""] = 0.3,
 ) -> BalanceSolution:
@@ -29,6 +30,7 @@ def configuration_balance(
         targets: features of unlabelled examples.
         weights: base weights of the held-out examples; uniform by default.
         where: held-out examples that count; all by default.
+        target_weights: non-negative weight of each target; 1 by default.
         target_where: targets that count; all by default.
         ridge: how readily the moments are missed; 0 for exact balance. .3 kept most of the
             effective sample size on the tasks of this package.
@@ -53,9 +55,9 @@ def configuration_balance(
     """
     check_same_size("targets", targets, 1, held_out.shape[1], "held_out.shape[1]")
     features = at_least_float32(held_out)
-    counted = example_weights(targets.shape[:1], None, target_where, features.dtype)
-    rows = jnp.where(counted[:, None] > 0, targets.astype(features.dtype), 0)
-    moments = jnp.sum(rows, axis=0) / jnp.sum(counted)
+    counted = example_weights(targets.shape[:1], target_weights, target_where, features.dtype)
+    rows = jnp.where(counted[:, None] == 0, 0, targets.astype(features.dtype))
+    moments = jnp.sum(rows * counted[:, None], axis=0) / jnp.sum(counted)
     return entropy_balance(
         jnp.zeros(len(features), features.dtype),
         features,

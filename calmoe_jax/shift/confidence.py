@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_non_negative
+from calmoe_jax._checks import check_at_least, check_non_negative
 from calmoe_jax._numerics import at_least_float32, example_weights, weighted_sum
 
-# The search for a temperature: how far from the logits' own scale, and how often it is halved.
-_LOG_RANGE = 10.0
+# The search for the logarithm of a temperature: its bracket, and how often that is halved.
+_LOG_RANGE = 40.0
 _HALVINGS = 40
 # Of PAD2: by how much separability strengthens the drop of confidence.
 _STRENGTH = 1.5
@@ -74,8 +74,8 @@ def match_confidence(
 ) -> ConfidenceMatch:
     """Finds the temperature at which the mean confidence is the wanted one.
 
-    Mean confidence falls with T, so halving a bracket finds it: 40 times, to a few parts in 1e11
-    of T, or to rounding.
+    Mean confidence falls with T, so halving a bracket from exp(-40) to exp(40) finds it, to
+    rounding.
 
     Args:
         logits: logits or log probabilities.
@@ -86,9 +86,9 @@ def match_confidence(
         where: examples that count; all by default.
 
     Returns:
-        A `ConfidenceMatch`. Where no T does it, T stops at the bound of the search (`exp(10)` from
-        the logits' own scale) or at the floor, and `reached` is False. NaN logits that count, a
-        NaN target, or nothing that counts give T = NaN.
+        A `ConfidenceMatch`. Where no T does it, T stops at a bound of the search or at the floor,
+        and `reached` is False. NaN logits that count, a NaN target, or nothing that counts give
+        T = NaN.
 
     Raises:
         ValueError: if `at_least` is negative.
@@ -106,29 +106,22 @@ def match_confidence(
     logits = at_least_float32(logits)
     dtype = logits.dtype
     weight = example_weights(logits.shape[:1], weights, where, dtype)
-    counted = (weight > 0)[:, None]
-    possible = counted & ~jnp.isneginf(logits)
-    peak = jnp.max(jnp.where(possible, logits, -jnp.inf), axis=-1, keepdims=True)
-    below = jnp.where(possible, logits - jnp.where(jnp.isfinite(peak), peak, 0), 0)
-    total = jnp.sum(weight)
-    spread = jnp.sqrt(
-        jnp.sum(weight * jnp.max(jnp.square(below), axis=-1)) / jnp.where(total > 0, total, 1)
-    )
-    centre = jnp.log(jnp.where(spread > 0, spread, 1))
+    peak = jnp.max(logits, axis=-1, keepdims=True)
+    below = logits - jnp.where(jnp.isfinite(peak), peak, 0)
 
     def halve(
         _: int | Int[Array, ""], bracket: tuple[Float[Array, ""], Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         low, high = bracket
         middle = (low + high) / 2
-        confidence = mean_confidence(logits, jnp.exp(middle), weights=weight)
+        confidence = mean_confidence(below, jnp.exp(middle), weights=weight)
         above = confidence > target
         return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
-    bracket = (centre - _LOG_RANGE, centre + _LOG_RANGE)
+    bracket = (jnp.asarray(-_LOG_RANGE, dtype), jnp.asarray(_LOG_RANGE, dtype))
     low, high = jax.lax.fori_loop(0, _HALVINGS, halve, bracket)
     found = jnp.maximum(jnp.exp((low + high) / 2), jnp.asarray(at_least, dtype))
-    confidence = mean_confidence(logits, found, weights=weight)
+    confidence = mean_confidence(below, found, weights=weight)
     unknown = jnp.isnan(confidence) | jnp.isnan(jnp.asarray(target, dtype))
     return ConfidenceMatch(
         temperature=jnp.where(unknown, jnp.nan, found),
@@ -147,8 +140,8 @@ def average_threshold_accuracy(
 ) -> Float[Array, ""]:
     """Estimated accuracy: the share of confidences above the level that held-out errors suggest.
 
-    The level is the smallest held-out confidence such that at least as large a share of held-out
-    examples as is wrong lies below it; the estimate is the share of the targets at or above it.
+    The level is the held-out confidence with as much weight before it, in ascending order, as is
+    wrong; the estimate is the share of the targets at or above it.
 
     Args:
         held_out_confidence: confidence in the predicted class, in [0, 1].
@@ -159,7 +152,8 @@ def average_threshold_accuracy(
 
     Returns:
         The estimate, in [0, 1]; NaN where nothing counts on either side or a confidence that
-        counts is NaN. Equal confidences stand or fall together.
+        counts is NaN. Targets with equal confidences stand or fall together; where many held-out
+        ones tie at the level, the estimate is above the held-out accuracy.
 
     Example:
         >>> held_out = jnp.array([0.5, 0.6, 0.8, 0.9])
@@ -249,7 +243,10 @@ def separability_confidence(
         num_classes: number of classes `C`.
 
     Returns:
-        The mean confidence to aim at, at most `c_t`.
+        The mean confidence to aim at, at most `c_t`; NaN where an argument is.
+
+    Raises:
+        ValueError: if `num_classes` is less than 2.
 
     Example:
         >>> values = [jnp.array(x) for x in (0.9, 0.7, 0.0, 1.0)]
@@ -261,9 +258,10 @@ def separability_confidence(
         `P` is the proxy A-distance of Ben-David et al., Analysis of Representations for Domain
         Adaptation, 2007, in units of the area under the curve.
     """
+    check_at_least("num_classes", num_classes, 2)
     chance = 1 / num_classes
     above = held_out_confidence - chance
-    ratio = (target_confidence + standard_error - chance) / jnp.where(above > 0, above, 1)
-    rho = jnp.where(above > 0, jnp.clip(ratio, 0, 1), 1)
+    ratio = (target_confidence + standard_error - chance) / jnp.where(above <= 0, 1, above)
+    rho = jnp.where(above <= 0, 1, jnp.clip(ratio, 0, 1))
     kept = jnp.power(rho, _STRENGTH * jnp.square(separability))
     return chance + (target_confidence - chance) * kept

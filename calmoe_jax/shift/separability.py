@@ -59,8 +59,9 @@ def separability(
         penalty: `penalty / 2 |beta|^2` is added to the sum of the log losses of a fold; above 0.
 
     Returns:
-        0 where they cannot be told apart (or either fold is empty), 1 where they can surely; NaN
-        where a number that counts is NaN.
+        0 where they cannot be told apart, or a sample has less than two rows, 1 where they can
+        surely; NaN where a number that counts is NaN. Dependent rows that lie in both folds make
+        it too large.
 
     Raises:
         ValueError: if the columns differ or the penalty is not above 0.
@@ -95,7 +96,9 @@ def separability(
         return _area_under_curve(off @ slopes, is_target, counts & ~fitted)
 
     area = (judge(even) + judge(~even)) / 2
-    return jnp.clip(2 * area - 1, 0, 1)
+    folds = jnp.stack([even, ~even])[:, None] & jnp.stack([is_target, ~is_target])[None]
+    judged = jnp.all(jnp.any(folds & counts[None, None], axis=-1))
+    return jnp.where(judged, jnp.clip(2 * area - 1, 0, 1), 0)
 
 
 class _Fit(NamedTuple):

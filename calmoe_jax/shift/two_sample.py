@@ -1,5 +1,6 @@
 """Does the routing configuration shift, and what of it: a permutation test."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -58,15 +59,15 @@ def configuration_shift_test(
             of a cluster are relabelled together, and a cluster lies on one side. Each example is
             its own by default.
         num_clusters: number of clusters; static.
-        num_permutations: relabellings, at least 19. The smallest p-value is
-            `1 / (num_permutations + 1)`.
+        num_permutations: relabellings, at least 19. No p-value is below
+            `1 / (num_permutations + 1)`, nor below `smallest_p_value`.
 
     Returns:
         A `ShiftTest`. Under no shift `p_value <= a` has probability at most `a`, whatever the law.
         A statistic that never varies (disagreement under hard routing) has p-value 1. It sees
         shifts of the means of the statistics (confidence also of its square), and no shift of
-        labels given the configuration: nothing without labels can. NaN in a statistic gives NaN;
-        so does an empty side.
+        labels given the configuration: nothing without labels can. A cluster with examples on
+        both sides counts as one of targets. NaN in a statistic gives NaN; so does an empty side.
 
     Raises:
         ValueError: if `num_permutations` is less than 19, or clusters come without their number.
@@ -118,6 +119,26 @@ def configuration_shift_test(
     found = jnp.concatenate([overall[None], adjusted])
     unknown = jnp.isnan(statistics).any() | (min(count) == 0)
     return ShiftTest(*jnp.where(unknown, jnp.nan, found))
+
+
+def smallest_p_value(num_held_out: int, num_targets: int) -> float:
+    """The smallest p-value that relabelling so many clusters can give: one in their ways to part.
+
+    Args:
+        num_held_out: clusters of held-out examples (examples, where they are independent).
+        num_targets: clusters of targets.
+
+    Returns:
+        `1 / C(a + b, a)`, twice that for `a = b` (sides may be exchanged); 1 where one is 0.
+
+    Example:
+        >>> round(smallest_p_value(3, 3), 6)
+        0.1
+    """
+    # in logarithms: the number itself has as many digits as there are clusters
+    log_ways = math.lgamma(num_held_out + num_targets + 1)
+    log_ways -= math.lgamma(num_held_out + 1) + math.lgamma(num_targets + 1)
+    return min(1.0, (1 + (num_held_out == num_targets)) * math.exp(-log_ways))
 
 
 def _groups(config: Configuration) -> tuple[Float[Array, "examples _"], ...]:

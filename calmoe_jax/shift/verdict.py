@@ -31,6 +31,7 @@ def repair_verdict(
     *,
     hard: bool,
     feasible: bool = True,
+    smallest_p_value: float = 0.0,
     level: float = 0.05,
 ) -> RepairVerdict:
     """Decides what held-out labels can do for targets without labels.
@@ -45,12 +46,14 @@ def repair_verdict(
         p_value: of `configuration_shift_test`.
         effective_share: `effective_sample_size / num_held_out` of `configuration_balance`.
         num_held_out: labelled held-out examples.
-        hard: whether each example is routed to one expert.
+        hard: whether each example is routed to one expert, or there is only one.
         feasible: whether the balance was found (`feasible & converged`).
+        smallest_p_value: that the test could have given (see `smallest_p_value`).
         level: of the test.
 
     Returns:
-        A `RepairVerdict`. A p-value or share that is NaN cannot be repaired.
+        A `RepairVerdict`. A p-value or share that is NaN cannot be repaired, nor what a test of so
+        few clusters that it could not have rejected says nothing of.
 
     Raises:
         ValueError: if a number is out of range.
@@ -68,6 +71,10 @@ def repair_verdict(
         return RepairVerdict("cannot_repair", "the statistics of the configuration are not numbers")
     check_range("p_value", p_value, 0, 1)
     number = effective_share * num_held_out
+    if smallest_p_value > level:
+        return RepairVerdict(
+            "cannot_repair", "there are too few clusters to tell whether the configuration shifts"
+        )
     if p_value > level:
         return RepairVerdict(
             "keep", f"no shift of the routing configuration is seen (p = {p_value:.3f})"
@@ -76,8 +83,8 @@ def repair_verdict(
     if hard:
         return RepairVerdict(
             "keep",
-            f"{shifted}, but with hard routing calibrated experts stay calibrated where loads "
-            "and confidences alone move",
+            f"{shifted}, but with one expert an example calibrated experts stay calibrated where "
+            "loads and confidences alone move",
         )
     if not feasible:
         return RepairVerdict(
