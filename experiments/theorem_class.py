@@ -1,0 +1,231 @@
+"""Is what is rebalanced without labels as good as what is fitted with them, where theory says so?
+
+`python -m experiments.theorem_class --data-dir DIR [--tasks NAME ...] [--out FILE]`
+
+Where the labels' law given the routing configuration S stays as it was and `log dQ/dP` is linear in
+the balanced features, configuration balance finds the targets' own temperature. Here that holds by
+construction, on real data: the in-distribution test examples of a task are parted at random into
+held-out ones with labels and targets, and targets are weighted by `exp(s z)`, with `z` a feature of
+S and `s` so large that their effective number is half of theirs. The rebalanced temperature, for
+which no label of a target is used, is compared with the oracle, which is fitted on the targets'
+labels. Their difference has a standard error, by a bootstrap of both sides with whole clusters that
+repeats the balance too.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import brentq
+from tqdm import tqdm
+
+from calmoe_jax import calibration, mixture, repair, shift
+from calmoe_jax._files import to_json, write_whole
+from calmoe_jax.data import Task, load_task
+from calmoe_jax.training import RunConfig
+from experiments.trained import sample, train_vanilla
+
+_TASKS = ("portal", "newsgroups", "sentiment", "digits16")
+# Columns of `configuration_features`, and which way they move.
+TILTS = {
+    "less confident": (0, -1.0),
+    "more disagreement": (5, 1.0),
+    "unsure router": (6, 1.0),
+    "first expert's load": (8, 1.0),
+}
+
+
+class Side(NamedTuple):
+    """Examples of one seed, with what they weigh."""
+
+    features: jax.Array
+    log_probs: jax.Array
+    labels: jax.Array
+    clusters: jax.Array
+
+
+class Comparison(NamedTuple):
+    """Logarithms of temperatures, less that of the oracle, and their standard errors.
+
+    Attributes:
+        rebalanced: of the held-out examples under balancing weights.
+        plain: of the held-out examples as they are.
+        rebalanced_error: standard error of the first.
+        plain_error: standard error of the second.
+        effective_share: effective share of the held-out examples.
+        found: whether the balance was exact and all temperatures have an optimum.
+    """
+
+    rebalanced: jax.Array
+    plain: jax.Array
+    rebalanced_error: jax.Array
+    plain_error: jax.Array
+    effective_share: jax.Array
+    found: jax.Array
+
+
+@partial(jax.jit, static_argnames="num_replicates")
+def compare(
+    key: jax.Array,
+    held_out: Side,
+    targets: Side,
+    tilt: jax.Array,
+    *,
+    num_replicates: int = 100,
+) -> Comparison:
+    """Compares the temperatures of one seed under one tilt.
+
+    Args:
+        key: random key.
+        held_out: labelled held-out examples.
+        targets: targets, whose labels only the oracle sees.
+        tilt: logarithm of each target's weight.
+        num_replicates: replicates of the bootstrap.
+    """
+
+    def differences(counts: jax.Array, target_counts: jax.Array) -> tuple[jax.Array, ...]:
+        weights = target_counts[targets.clusters] * jnp.exp(tilt - jnp.max(tilt))
+        ours = counts[held_out.clusters]
+        solution = shift.configuration_balance(
+            held_out.features, targets.features, weights=ours, target_weights=weights, ridge=0.0
+        )
+        fits = [
+            calibration.fit_temperature(side.log_probs, side.labels, weights=w)
+            for side, w in (
+                (held_out, jnp.exp(solution.log_weights)),
+                (held_out, ours),
+                (targets, weights),
+            )
+        ]
+        rebalanced, plain, oracle = (jnp.log(fit.temperature) for fit in fits)
+        found = solution.feasible & solution.converged
+        for fit in fits:
+            found &= fit.converged
+        share = solution.effective_sample_size / len(held_out.labels)
+        return rebalanced - oracle, plain - oracle, share, found
+
+    sides = held_out, targets
+    # clusters are numbered up to the number of examples; most numbers may have none
+    numbers = [len(side.labels) for side in sides]
+    exist = [
+        jnp.zeros(n, bool).at[side.clusters].set(True)
+        for n, side in zip(numbers, sides, strict=True)
+    ]
+
+    def replicate(keys: jax.Array) -> tuple[jax.Array, ...]:
+        return differences(
+            *(
+                calibration.bootstrap_counts(k, n, where=e, num_replicates=1)[0]
+                for k, n, e in zip(keys, numbers, exist, strict=True)
+            )
+        )
+
+    rebalanced, plain, share, found = differences(*(jnp.ones(n) for n in numbers))
+    keys = jax.random.split(key, (num_replicates, 2))
+    drawn, drawn_plain, _, drawn_found = jax.lax.map(replicate, keys)
+    spread = [jnp.std(x, where=drawn_found) for x in (drawn, drawn_plain)]
+    return Comparison(rebalanced, plain, *spread, share, found)
+
+
+def tilt_to_share(values: np.ndarray, share: float) -> np.ndarray:
+    """`s` times the values, with `s > 0` such that `exp` of it has that effective share.
+
+    Args:
+        values: a feature of each target.
+        share: effective share, in (0, 1), above the share of the largest value.
+    """
+    centred = np.float64(values) - np.max(values)
+
+    def above(log_strength: float) -> float:
+        weights = np.exp(np.exp(log_strength) * centred)
+        return float(weights.sum() ** 2 / (weights**2).sum() / len(weights)) - share
+
+    return np.exp(brentq(above, -20, 20)) * centred
+
+
+def measure(
+    task: Task,
+    outputs: repair.Sample,
+    labels: np.ndarray,
+    clusters: np.ndarray,
+    *,
+    share: float = 0.5,
+    num_replicates: int = 100,
+) -> list[dict[str, Any]]:
+    """One line for each seed and tilt, of predictions for in-distribution examples."""
+    lines = []
+    names = np.unique(clusters)
+    for seed in range(outputs.routing_weights.shape[0]):
+        rng = np.random.default_rng(seed)
+        ours = np.isin(clusters, rng.permutation(names)[: len(names) // 2])
+        config = mixture.configuration(*(x[seed] for x in outputs))
+        features = mixture.configuration_features(config)
+        held_out, targets = (
+            Side(
+                features[rows],
+                config.log_probs[rows],
+                jnp.asarray(labels[rows], jnp.int32),
+                jnp.asarray(np.unique(clusters[rows], return_inverse=True)[1], jnp.int32),
+            )
+            for rows in (ours, ~ours)
+        )
+        for name, (column, sign) in tqdm(
+            TILTS.items(), unit="tilt", disable=None, desc=f"{task.name}, seed {seed}"
+        ):
+            tilt = tilt_to_share(sign * np.asarray(targets.features[:, column]), share)
+            found = compare(
+                jax.random.key(seed), held_out, targets, jnp.asarray(tilt, jnp.float32),
+                num_replicates=num_replicates,
+            )  # fmt: skip
+            values = {k: float(v) if np.isfinite(v) else None for k, v in found._asdict().items()}
+            lines.append({"seed": seed, "tilt": name, **values, "found": bool(found.found)})
+    return lines
+
+
+def main() -> None:
+    """Measures, prints a table, and writes everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--tasks", nargs="+", default=list(_TASKS))
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where checkpoints are")
+    parser.add_argument("--share", type=float, default=0.5, help="effective share of the targets")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    everything: dict[str, Any] = {}
+    title = "within two standard errors of the oracle"
+    print(
+        f"{'task, tilt':<36}{'rebalanced':>12}{'plain':>8}  of   |log T - log T_oracle|, and error"
+    )
+    counts = np.zeros(3, int)
+    for name in arguments.tasks:
+        task = load_task(name, arguments.data_dir)
+        trained = train_vanilla(
+            task, RunConfig(task=name, methods=("vanilla",)), arguments.runs / name
+        )
+        split = next(split for split in task.evaluation if split.kind == "id")
+        outputs = sample(trained, split.inputs)
+        lines = measure(task, outputs, split.labels, split.clusters, share=arguments.share)
+        everything[name] = lines
+        for tilt in TILTS:
+            some = [x for x in lines if x["tilt"] == tilt and x["found"]]
+            near = [
+                sum(abs(x[rule]) <= 2 * x[f"{rule}_error"] for x in some)
+                for rule in ("rebalanced", "plain")
+            ]
+            counts += (*near, len(some))
+            sizes = "".join(
+                f"{np.mean([abs(x[r]) for x in some]):8.3f}" if some else f"{'-':>8}"
+                for r in ("rebalanced", "plain", "rebalanced_error")
+            )
+            print(f"{name + ', ' + tilt:<36}{near[0]:12}{near[1]:8}{len(some):4}{sizes}")
+    print(f"{title}: rebalanced {counts[0]}, plain {counts[1]}, of {counts[2]}")
+    if arguments.out:
+        write_whole(arguments.out, to_json(everything))
+
+
+if __name__ == "__main__":
+    main()
