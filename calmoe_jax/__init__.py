@@ -207,6 +207,7 @@ from calmoe_jax.routing import straight_through_weights as straight_through_weig
 from calmoe_jax.routing import top_k_routing as top_k_routing
 from calmoe_jax.shift import Agreement as Agreement
 from calmoe_jax.shift import ConfidenceMatch as ConfidenceMatch
+from calmoe_jax.shift import NeighbourSupport as NeighbourSupport
 from calmoe_jax.shift import RepairVerdict as RepairVerdict
 from calmoe_jax.shift import ShiftTest as ShiftTest
 from calmoe_jax.shift import agreement_accuracy as agreement_accuracy
@@ -218,6 +219,8 @@ from calmoe_jax.shift import configuration_shift_test as configuration_shift_tes
 from calmoe_jax.shift import difference_of_confidences as difference_of_confidences
 from calmoe_jax.shift import match_confidence as match_confidence
 from calmoe_jax.shift import mean_confidence as mean_confidence
+from calmoe_jax.shift import neighbour_accuracy as neighbour_accuracy
+from calmoe_jax.shift import neighbour_support as neighbour_support
 from calmoe_jax.shift import repair_verdict as repair_verdict
 from calmoe_jax.shift import separability as separability
 from calmoe_jax.shift import separability_confidence as separability_confidence

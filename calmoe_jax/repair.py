@@ -17,15 +17,19 @@ from calmoe_jax import calibration, mixture, shift
 from calmoe_jax._numerics import largest_or_nan
 from calmoe_jax.training.loop import over_seeds
 
-# Where there is no other seed there is nothing to agree with.
+# `neighbours`: their labels; `agreement`: theirs and that of seeds, whichever asks for less
+# confidence (where there is no other seed, there is nothing to agree with).
 CALIBRATORS = (
-    "configuration_balanced",
     "agreement",
+    "neighbours",
+    "configuration_balanced",
     "separability",
     "difference_of_confidences",
     "average_threshold",
 )
 _SLOPE = 1.5
+# Examples a side among which neighbours are looked for; the others are left out evenly.
+_MOST_NEIGHBOURS = 2000
 # A largest routing weight above this one is the whole, up to rounding.
 _HARD = 1 - 1e-6
 # An aim is at least so far above the confidence of a uniform prediction, which no T > 0 reaches.
@@ -139,12 +143,17 @@ def fit_to_targets(
         A `Repair`. Where a rule has no aim (NaN), the given temperature; an aim near or below
         1 / classes makes predictions all but uniform; no `agreement` with one seed.
     """
-    where = jnp.arange(targets.routing_weights.shape[1]) < len(target_clusters)
+    length = targets.routing_weights.shape[1]
+    where = jnp.arange(length) < len(target_clusters)
     given = held_out, jnp.asarray(labels), temperature, targets, where
-    fits = _fit_each(*given)
+    own, theirs = (np.unique(c, return_inverse=True)[1] for c in (clusters, target_clusters))
+    theirs = np.pad(theirs, (0, length - len(theirs)))
+    fits = _fit_each(*given, jnp.asarray(own, jnp.int32), jnp.asarray(theirs, jnp.int32))
     temperatures = dict(fits.temperatures)
     if len(temperature) > 1:
-        temperatures["agreement"] = _fit_agreement(*given)
+        # a maximum leaves out NaN
+        both = _fit_agreement(*given), temperatures["neighbours"]
+        temperatures["agreement"] = jnp.fmax(*both)
     usable = {
         name: jnp.where(jnp.isfinite(temperatures[name]), temperatures[name], temperature)
         for name in CALIBRATORS
@@ -210,6 +219,8 @@ def _fit_each(
     temperature: Float[Array, " seeds"],
     targets: Sample,
     where: Bool[Array, " targets"],
+    clusters: Int[Array, " examples"],
+    target_clusters: Int[Array, " targets"],
 ) -> _Fits:
     def one_seed(of_held_out: Sample, temperature: Float[Array, ""], of_targets: Sample) -> _Fits:
         ours, theirs = (mixture.configuration(*x) for x in (of_held_out, of_targets))
@@ -225,12 +236,25 @@ def _fit_each(
         error = jnp.sqrt(
             jnp.var(confidence) / len(confidence) + jnp.sum(jnp.square(off)) / count**2
         )
-        told = shift.separability(
-            shift.configuration_coordinates(*of_held_out),
-            shift.configuration_coordinates(*of_targets),
-            target_where=where,
+        coordinates, target_coordinates = (
+            shift.configuration_coordinates(*x) for x in (of_held_out, of_targets)
         )
+        told = shift.separability(coordinates, target_coordinates, target_where=where)
+        predicted, target_predicted = (jnp.argmax(x.log_probs, axis=-1) for x in (ours, theirs))
+        rows, _ = _spread(len(labels), len(labels))
+        target_rows, target_counted = _spread(count, len(where))
+        references = coordinates[rows], labels[rows]
+        support = shift.neighbour_support(
+            coordinates[rows], predicted[rows], *references, num_classes=scaled.shape[-1],
+            clusters=clusters[rows], num_clusters=len(labels), reference_clusters=clusters[rows],
+        )  # fmt: skip
+        target_support = shift.neighbour_support(
+            target_coordinates[target_rows], target_predicted[target_rows], *references,
+            num_classes=scaled.shape[-1], clusters=target_clusters[target_rows],
+            num_clusters=len(where), where=target_counted,
+        )  # fmt: skip
         aims = {
+            "neighbours": shift.neighbour_accuracy(support, target_support, mean),
             "separability": shift.separability_confidence(
                 mean, target_mean, error, told, num_classes=scaled.shape[-1]
             ),
@@ -241,9 +265,10 @@ def _fit_each(
                 confidence, correct, target_confidence, target_where=where
             ),
         }
-        found = {
-            name: _match(theirs.log_probs, aim, temperature, where) for name, aim in aims.items()
-        }
+        matched = jax.vmap(lambda aim: _match(theirs.log_probs, aim, temperature, where))(
+            jnp.stack(list(aims.values()))
+        )
+        found = dict(zip(aims, matched, strict=True))
         solution = shift.configuration_balance(
             mixture.configuration_features(ours),
             mixture.configuration_features(theirs),
@@ -261,6 +286,16 @@ def _fit_each(
         return _Fits(found, share, balanced, told, hard)
 
     return over_seeds(one_seed)(held_out, temperature, targets)
+
+
+def _spread(
+    count: int | Int[Array, ""], size: int
+) -> tuple[Int[Array, " rows"], Bool[Array, " rows"]]:
+    """Rows of neighbours' examples, evenly over the first `count` of `size`; which are any."""
+    most = min(size, _MOST_NEIGHBOURS)
+    step = jnp.maximum(count / most, 1)
+    rows = jnp.floor(jnp.arange(most) * step).astype(jnp.int32)
+    return jnp.minimum(rows, jnp.maximum(count - 1, 0)), rows < count
 
 
 @jax.jit

@@ -93,6 +93,19 @@ def test_each_rule_is_the_public_functions_put_together(fitted):
             cm.configuration_features(ours), cm.configuration_features(theirs)
         )
         refit = cm.fit_temperature(ours.log_probs, labels, weights=jnp.exp(solution.log_weights))
+        ids = [np.unique(x.clusters, return_inverse=True)[1] for x in (task.calibration, split)]
+        points = [cm.configuration_coordinates(*(x[i] for x in s)) for s in (held_out, real)]
+        own, other = (
+            cm.neighbour_support(
+                p, jnp.argmax(m[i], axis=-1), points[0], labels, num_classes=CLASSES,
+                clusters=jnp.asarray(c), num_clusters=len(c), **more,
+            )
+            for p, m, c, more in zip(
+                points, mixed, ids, ({"reference_clusters": jnp.asarray(ids[0])}, {}), strict=True
+            )
+        )  # fmt: skip
+        aims["neighbours"] = cm.neighbour_accuracy(own, other, means[0])
+        aims["agreement"] = jnp.minimum(aims["agreement"], aims["neighbours"])
         expected = {
             name: cm.match_confidence(
                 theirs.log_probs, jnp.maximum(aim, 1 / CLASSES + 1e-3), at_least=inside[i]

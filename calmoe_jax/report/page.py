@@ -232,7 +232,8 @@ _CALIBRATOR_TITLES = {
     "temperature": "temperature, in distribution",
     "per_expert": "per-expert temperatures",
     "configuration_balanced": "configuration-balanced",
-    "agreement": "agreement of seeds",
+    "agreement": "agreement of neighbours and seeds",
+    "neighbours": "agreement of neighbours",
     "separability": "PAD2",
     "difference_of_confidences": "difference of confidences",
     "average_threshold": "average threshold",
@@ -244,13 +245,12 @@ def _repair_tables(run: Results) -> str:
     shifts = split_names(run, "shift")
     if not shifts or not run.get("shifts"):
         return ""
+    reported = {record["calibrator"] for record in run["records"]}
+    titles = {k: v for k, v in _CALIBRATOR_TITLES.items() if k in reported}
     rows = [
         (
             title_of(run, method),
-            [
-                _cell(spread(run, method, calibrator, shifts, "ece"), "ece")
-                for calibrator in _CALIBRATOR_TITLES
-            ],
+            [_cell(spread(run, method, calibrator, shifts, "ece"), "ece") for calibrator in titles],
             method == "vanilla",
         )
         for method in run["methods"]
@@ -258,11 +258,12 @@ def _repair_tables(run: Results) -> str:
     words = (
         "<p>ECE under shift after one temperature for each split, from its examples without their "
         "labels; no rule makes a model more confident than the temperature fitted in distribution. "
-        "Agreement of seeds: confidence falls as models trained alike fall apart.</p>"
+        "Agreement: confidence falls as labelled examples that look alike have other labels than "
+        "the predicted ones, and as models trained alike fall apart.</p>"
     )
     return (
         "<h2>Repair without labels</h2>"
-        + _table(list(_CALIBRATOR_TITLES.values()), rows)
+        + _table(list(titles.values()), rows)
         + words
         + _decision_table(run)
     )

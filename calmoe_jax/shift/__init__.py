@@ -10,6 +10,9 @@ from calmoe_jax.shift.confidence import difference_of_confidences as difference_
 from calmoe_jax.shift.confidence import match_confidence as match_confidence
 from calmoe_jax.shift.confidence import mean_confidence as mean_confidence
 from calmoe_jax.shift.confidence import separability_confidence as separability_confidence
+from calmoe_jax.shift.neighbours import NeighbourSupport as NeighbourSupport
+from calmoe_jax.shift.neighbours import neighbour_accuracy as neighbour_accuracy
+from calmoe_jax.shift.neighbours import neighbour_support as neighbour_support
 from calmoe_jax.shift.separability import configuration_coordinates as configuration_coordinates
 from calmoe_jax.shift.separability import separability as separability
 from calmoe_jax.shift.two_sample import ShiftTest as ShiftTest

@@ -95,8 +95,9 @@ def separability(
         slopes = _ridge_logistic(off, is_target, counts & fitted, penalty)
         return _area_under_curve(off @ slopes, is_target, counts & ~fitted)
 
-    area = (judge(even) + judge(~even)) / 2
-    folds = jnp.stack([even, ~even])[:, None] & jnp.stack([is_target, ~is_target])[None]
+    fitted = jnp.stack([even, ~even])
+    area = jnp.mean(jax.vmap(judge)(fitted))
+    folds = fitted[:, None] & jnp.stack([is_target, ~is_target])[None]
     judged = jnp.all(jnp.any(folds & counts[None, None], axis=-1))
     return jnp.where(judged, jnp.clip(2 * area - 1, 0, 1), 0)
 
