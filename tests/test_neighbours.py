@@ -176,13 +176,13 @@ def test_the_accuracy_follows_the_support():
     np.testing.assert_allclose(estimate(whole, of(0.95)), 0.9, rtol=1e-6)  # never better
     nu = (0.55 - 0.2) / 0.6
     np.testing.assert_allclose(
-        estimate(whole, of(0.55, 0.2)), 0.2 + 0.7 * nu ** (1 + 4 * (1 - nu)), rtol=1e-5
+        estimate(whole, of(0.55, 0.2)), 0.2 + 0.7 * nu ** (1 + 5 * (1 - nu)), rtol=1e-5
     )
     np.testing.assert_allclose(estimate(whole, of(0.1)), 0.25, rtol=1e-6)  # below chance
     nu = (0.3 + 2 * 0.05) / 0.6  # hypot(.03, .04)
     np.testing.assert_allclose(
         estimate(of(0.85, error=0.03), of(0.55, error=0.04)),
-        0.25 + 0.65 * nu ** (1 + 4 * (1 - nu)),
+        0.25 + 0.65 * nu ** (1 + 5 * (1 - nu)),
         rtol=1e-5,
     )
     np.testing.assert_allclose(estimate(whole, of(0.3, error=math.inf)), 0.9, rtol=1e-6)

@@ -11,7 +11,7 @@ from calmoe_jax._numerics import at_least_float32
 from calmoe_jax.calibration.inputs import class_labels
 
 # Of the estimate of accuracy: how its exponent grows, and the margin in standard errors.
-_EXTRAPOLATION = 4.0
+_EXTRAPOLATION = 5.0
 _MARGIN = 2.0
 # Points compared with all references at once.
 _BATCH = 256
@@ -156,7 +156,7 @@ def neighbour_accuracy(
 
     With `nu = (support_targets - chance_targets + 2 e) / (support_held_out - chance_held_out)`,
     clipped to [0, 1], and `e` the standard error of the difference: `chance_targets + (accuracy -
-    chance_targets) nu^(1 + 4 (1 - nu))`. The exponent grows because the neighbours of what is
+    chance_targets) nu^(1 + 5 (1 - nu))`. The exponent grows because the neighbours of what is
     unlike all that was labelled are chosen by what the classifier makes of it.
 
     Args:
@@ -174,7 +174,7 @@ def neighbour_accuracy(
         >>> whole = NeighbourSupport(jnp.array(0.9), jnp.array(0.5), jnp.array(0.0))
         >>> half = NeighbourSupport(jnp.array(0.7), jnp.array(0.5), jnp.array(0.0))
         >>> round(float(neighbour_accuracy(whole, half, jnp.array(0.9))), 3)
-        0.55
+        0.535
 
     References:
         The rule is ours; its two constants and the number of neighbours were chosen by calibration
