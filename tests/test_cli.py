@@ -141,13 +141,13 @@ def calmoe(*arguments):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_end(tmp_path):
-    options = ("--methods", "vanilla", "--seeds", "2", "--epochs", "60", "--checkpoint-every", "25")
+    options = ("--methods", "vanilla", "--seeds", "2", "--epochs", "40", "--checkpoint-every", "15")
     whole = calmoe("run", *options, "--out", str(tmp_path / "whole"))
     assert whole.wait(timeout=300) == 0, whole.stderr.read()
     whole.communicate()
     log = tmp_path / "cut" / "metrics.jsonl"
     # twice, in two ways: a run that went on may be cut again
-    for number, written in ((signal.SIGINT, 3000), (signal.SIGTERM, 9000)):
+    for number, written in ((signal.SIGINT, 2000), (signal.SIGTERM, 6000)):
         cut = calmoe("run", *options, "--out", str(tmp_path / "cut"))
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and not (log.exists() and len(log.read_text()) > written):

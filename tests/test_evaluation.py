@@ -62,7 +62,7 @@ def test_every_combination_is_recorded_once(evaluated):
     for method, (evaluations, _, shifts) in results.items():
         records = [r for e in evaluations for r in e.records]
         keys = [(r["calibrator"], r["split"], r["seed"]) for r in records]
-        assert len(keys) == len(set(keys)) == 8 * 4 * 2
+        assert len(keys) == len(set(keys)) == 9 * 4 * 2
         assert [(x["split"], x["seed"]) for x in shifts] == [
             (split.name, seed) for split in task.evaluation for seed in SEEDS
         ]

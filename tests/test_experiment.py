@@ -53,7 +53,7 @@ def test_results_follow_the_schema(finished):
     _, results = finished
     assert results["schema"] == 1
     assert list(results)[:5] == ["schema", "task", "config", "environment", "source"]
-    assert len(results["records"]) == 3 * 8 * 4 * 2  # methods, calibrators, splits, seeds
+    assert len(results["records"]) == 3 * 9 * 4 * 2  # methods, calibrators, splits, seeds
     numbers = [r[m] for r in results["records"] for m in ("accuracy", "nll", "ece", "smooth_ece")]
     assert all(isinstance(x, float) for x in numbers)
     assert {x["split"] for x in results["comparisons"]} == {

@@ -133,6 +133,18 @@ def test_the_test_sees_as_many_examples_of_a_small_split_as_there_are(fitted):
     assert counts == [len(task.calibration), 1000]
 
 
+@pytest.mark.parametrize(
+    ("count", "size"), [(5000, 6000), (1500, 6000), (2001, 2001), (7, 9), (0, 3)]
+)
+def test_neighbours_are_looked_for_evenly(count, size):
+    rows, counted = repair._spread(jnp.asarray(count), size)
+    most = min(count, 2000)
+    np.testing.assert_array_equal(np.flatnonzero(counted), np.arange(most))
+    expected = np.arange(most) * max(count, 1) // max(most, 1)
+    np.testing.assert_array_equal(rows[:most], expected)
+    assert (rows < max(count, 1)).all()
+
+
 def test_one_seed_has_nothing_to_agree_with(fitted):
     task, split, held_out, inside, targets, _ = fitted
     alone = [repair.Sample(*(x[:1] for x in sample)) for sample in (held_out, targets)]
