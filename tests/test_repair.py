@@ -34,6 +34,12 @@ def fitted():
     task = small_task()
     split = task.evaluation[1]
     held_out, targets = draw(len(task.calibration)), draw(len(split) + 7, seed=1)
+    # neighbours bear out what is predicted, but for the last class, which most targets are given
+    predicted = np.asarray(jnp.argmax(cm.mix_log_probs(*(x[0] for x in held_out)), axis=-1))
+    drawn = np.random.RandomState(0).randint(CLASSES, size=len(predicted))
+    task.calibration.labels[:] = np.where(predicted == CLASSES - 1, drawn, predicted)
+    biased = targets.expert_log_probs.at[..., -1].add(1.5)
+    targets = targets._replace(expert_log_probs=jax.nn.log_softmax(biased))
     inside = jnp.array([0.5, 1.0, 2.0])
     found = fit(task, held_out, inside, targets, split)
     return task, split, held_out, inside, targets, found
@@ -46,6 +52,18 @@ def test_no_rule_goes_below_the_temperature_in_distribution(fitted):
         assert (value >= inside * (1 - 1e-6)).all(), name
     assert ((found.effective_share > 0) & (found.effective_share <= 1 + 1e-5)).all()
     assert ((found.separability >= 0) & (found.separability <= 1)).all()
+
+
+def test_no_temperature_is_below_a_high_one_and_none_is_boundless(fitted):
+    task, split, held_out, _, targets, _ = fitted
+    high = fit(task, held_out, jnp.full(SEEDS, 50.0), targets, split)
+    for name, value in high.temperatures.items():
+        assert (value >= 50 * (1 - 1e-6)).all(), name
+    logits, one = targets.expert_log_probs[0, :, 0], jnp.ones(())
+    where = jnp.ones(len(logits), bool)
+    hopeless = jax.jit(repair._match)(logits, jnp.zeros(()), one, where)
+    assert 10 < hopeless < 1e5
+    assert cm.mean_confidence(logits, hopeless) < 1 / CLASSES + 2e-3
 
 
 def test_padding_does_not_matter(fitted):
@@ -116,7 +134,7 @@ def test_each_rule_is_the_public_functions_put_together(fitted):
             jnp.where(refit.converged, refit.temperature, 0), inside[i]
         )
         assert set(expected) == set(found.temperatures)
-        assert expected["agreement"] > inside[i]
+        assert min(expected["agreement"], expected["neighbours"]) > inside[i]
         for name, value in expected.items():
             np.testing.assert_allclose(found.temperatures[name][i], value, rtol=2e-3, err_msg=name)
 
@@ -143,6 +161,18 @@ def test_neighbours_are_looked_for_evenly(count, size):
     expected = np.arange(most) * max(count, 1) // max(most, 1)
     np.testing.assert_array_equal(rows[:most], expected)
     assert (rows < max(count, 1)).all()
+
+
+def test_agreement_is_the_more_cautious_of_two(fitted):
+    """Seeds that never differ, and neighbours that do."""
+    task, split, held_out, _, targets, _ = fitted
+    alike = [
+        repair.Sample(*(jnp.broadcast_to(x[:1], x.shape) for x in sample))
+        for sample in (held_out, targets)
+    ]
+    found = fit(task, alike[0], jnp.ones(SEEDS), alike[1], split).temperatures
+    assert (found["neighbours"] > 1.05).all()
+    np.testing.assert_array_equal(found["agreement"], found["neighbours"])
 
 
 def test_one_seed_has_nothing_to_agree_with(fitted):

@@ -108,6 +108,14 @@ def test_masked_classes_set_no_scale(mask):
     np.testing.assert_allclose(found.temperature, match(logits[:, :3], 0.6).temperature, rtol=1e-4)
 
 
+def test_no_logit_is_too_large():
+    logits = jnp.asarray(draw_logits(60)).at[:5, 0].set(3e38)
+    found = match(logits, 0.6)
+    assert found.reached
+    rest = match(logits[5:], (0.6 * 60 - 5) / 55)
+    np.testing.assert_allclose(found.temperature, rest.temperature, rtol=1e-4)
+
+
 def test_the_floor_and_what_cannot_be_reached():
     logits = jnp.asarray(draw_logits(100))
     free = match(logits, 0.9)
@@ -201,6 +209,7 @@ def test_separability_strengthens_a_drop_of_confidence():
     np.testing.assert_allclose(aim(0.0), 0.6, rtol=1e-6)
     assert aim(0.9) < aim(0.5) < aim(0.2)
     np.testing.assert_allclose(aim(1.0), 0.1 + 0.5 * (0.5 / 0.8) ** 1.5, rtol=1e-5)
+    np.testing.assert_allclose(aim(0.5), 0.1 + 0.5 * (0.5 / 0.8) ** 0.375, rtol=1e-5)
     np.testing.assert_allclose(aim(1.0, error=0.3), 0.6, rtol=1e-6)
     np.testing.assert_allclose(aim(1.0, target=0.95), 0.95, rtol=1e-6)
     values = [jnp.asarray(x) for x in (jnp.nan, 0.7, 0.0, 1.0)]
@@ -230,6 +239,22 @@ def test_separability_equals_a_general_solver(shift):
     rng = np.random.RandomState(5)
     a = rng.randn(301, 6).astype(np.float32)
     b = (rng.randn(200, 6) * np.linspace(0.5, 2, 6) + shift).astype(np.float32)
+    found = separate(jnp.asarray(a), jnp.asarray(b))
+    np.testing.assert_allclose(found, oracle_separability(a, b), atol=3e-3)
+
+
+def test_separability_of_scores_that_tie():
+    rng = np.random.RandomState(5)
+    a, b = (rng.binomial(2, p, size=(n, 1)).astype(np.float32) for p, n in ((0.4, 301), (0.6, 60)))
+    found = separate(jnp.asarray(a), jnp.asarray(b))
+    np.testing.assert_allclose(found, oracle_separability(a, b), atol=1e-4)
+    assert separate(jnp.ones((40, 2)), jnp.ones((30, 2))) == 0
+
+
+def test_separability_is_of_samples_of_any_sizes():
+    rng = np.random.RandomState(5)
+    a = rng.randn(901, 3).astype(np.float32)
+    b = (rng.randn(41, 3) @ np.diag([3, 0.3, 1]) + [0.5, 0.3, 0]).astype(np.float32)
     found = separate(jnp.asarray(a), jnp.asarray(b))
     np.testing.assert_allclose(found, oracle_separability(a, b), atol=3e-3)
 
@@ -273,6 +298,12 @@ def test_balanced_moments_are_those_of_the_targets():
     repeated = jnp.repeat(padded, times.astype(int), axis=0)
     again = balance(jnp.asarray(held_out), repeated)
     np.testing.assert_allclose(weighted.log_weights, again.log_weights, atol=1e-4)
+    base = jnp.asarray(rng.randint(1, 3, size=400), jnp.float32)
+    counted = balance(jnp.asarray(held_out), jnp.asarray(targets), weights=base)
+    rows = np.repeat(np.arange(400), np.asarray(base, int))
+    again = balance(jnp.asarray(held_out[rows]), jnp.asarray(targets))
+    by_row = np.exp(np.asarray(counted.log_weights - jnp.log(base)))[rows]
+    np.testing.assert_allclose(np.exp(again.log_weights), by_row, rtol=1e-3)
     nobody = balance(jnp.asarray(held_out), padded, target_where=jnp.zeros(100, bool))
     assert not nobody.converged
 

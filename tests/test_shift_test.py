@@ -64,10 +64,18 @@ def whiten(rows):
     return off @ vectors[:, kept] / np.sqrt(values[kept])
 
 
-def test_p_values_equal_a_loop_over_the_same_relabellings():
+@pytest.mark.parametrize("clustered", [False, True])
+def test_p_values_equal_a_loop_over_the_same_relabellings(clustered):
+    """Clusters of several sizes, and four numbers that no example has."""
     key, times = jax.random.key(3), 59
+    rng = np.random.RandomState(0)
+    clusters, number = np.arange(55), 55
+    if clustered:
+        own, other = np.minimum(rng.geometric(0.2, (2, 30)), 12)
+        clusters, number = np.concatenate([own, 12 + other[:25]]), 29
     sides = [draw(jax.random.key(1), 30), draw(jax.random.key(2), 25, load=0.3)]
-    found = shift_test(key, *sides, num_permutations=times)
+    given = {"clusters": jnp.asarray(clusters), "num_clusters": number} if clustered else {}
+    found = shift_test(key, *sides, num_permutations=times, **given)
     both = jax.tree.map(lambda a, b: np.concatenate([a, b]), *sides)
     c, d = both.confidence[:, None], np.maximum(both.disagreement, 0)[:, None]
     groups = [
@@ -77,10 +85,11 @@ def test_p_values_equal_a_loop_over_the_same_relabellings():
     ]
     labellings = [np.arange(55) >= 30]
     for one in jax.random.split(key, times):
-        order = np.argsort(np.asarray(jax.random.uniform(one, (55,))))
-        side = np.zeros(55, bool)
-        side[order[:25]] = True
-        labellings.append(side)
+        drawn = np.asarray(jax.random.uniform(one, (number,)))
+        there = np.isin(np.arange(number), clusters)
+        order = np.argsort(np.where(there, drawn, np.inf))
+        chosen = order[: len(set(clusters[30:]))]
+        labellings.append(np.isin(clusters, chosen))
     shares = []
     for group in groups:
         rows = whiten(group)
