@@ -175,6 +175,26 @@ def test_agreement_is_the_more_cautious_of_two(fitted):
     np.testing.assert_array_equal(found["agreement"], found["neighbours"])
 
 
+def test_hard_routing_of_what_is_real_is_seen(fitted):
+    task, split, held_out, inside, targets, found = fitted
+    assert not found.hard.any()
+    chosen = jax.nn.one_hot(jnp.argmax(targets.routing_weights, axis=-1), EXPERTS)
+    real = (jnp.arange(chosen.shape[1]) < len(split))[None, :, None]
+    hard = targets._replace(routing_weights=jnp.where(real, chosen, targets.routing_weights))
+    assert fit(task, held_out, inside, hard, split).hard.all()
+
+
+def test_clusters_of_the_test_stay_whole():
+    held_out, targets = draw(30), draw(40, seed=1)
+    _, (counted, numbers), counts = repair._sides(
+        held_out, np.repeat(["b", "a", "c"], 10), targets, np.arange(24) // 4, 9, 1000
+    )
+    assert counts == [3, 9]
+    np.testing.assert_array_equal(counted, np.arange(40) < 24)
+    np.testing.assert_array_equal(numbers[:30], np.repeat([1, 0, 2], 10))
+    np.testing.assert_array_equal(numbers[30:54], 3 + np.arange(24) // 4)
+
+
 def test_one_seed_has_nothing_to_agree_with(fitted):
     task, split, held_out, inside, targets, _ = fitted
     alone = [repair.Sample(*(x[:1] for x in sample)) for sample in (held_out, targets)]
