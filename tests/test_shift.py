@@ -243,6 +243,22 @@ def test_separability_equals_a_general_solver(shift):
     np.testing.assert_allclose(found, oracle_separability(a, b), atol=3e-3)
 
 
+def test_coordinates_are_centred_logarithms():
+    rng = np.random.RandomState(0)
+    logs = np.log(rng.dirichlet(np.ones(3), (5, 2)))
+    weights = np.array([[0.25, 0.75]] * 4 + [[0.0, 1.0]])  # taken for at least 1e-6
+    gates = np.log(np.maximum(weights, 1e-6))
+    expected = [(x - x.mean(axis=-1, keepdims=True)).reshape(5, -1) for x in (logs, gates)]
+    found = cm.configuration_coordinates(*(jnp.asarray(x, jnp.float32) for x in (logs, weights)))
+    np.testing.assert_allclose(found, np.concatenate(expected, axis=1), atol=1e-5)
+
+
+def test_accuracy_falls_by_the_slope():
+    values = [jnp.asarray(x) for x in (0.9, 0.8, 0.7)]
+    found = cm.difference_of_confidences(*values, slope=2.0)
+    np.testing.assert_allclose(found, 0.7, rtol=1e-6)
+
+
 def test_separability_of_scores_that_tie():
     rng = np.random.RandomState(5)
     a, b = (rng.binomial(2, p, size=(n, 1)).astype(np.float32) for p, n in ((0.4, 301), (0.6, 60)))
