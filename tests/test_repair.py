@@ -163,16 +163,29 @@ def test_neighbours_are_looked_for_evenly(count, size):
     assert (rows < max(count, 1)).all()
 
 
-def test_agreement_is_the_more_cautious_of_two(fitted):
-    """Seeds that never differ, and neighbours that do."""
-    task, split, held_out, _, targets, _ = fitted
-    alike = [
-        repair.Sample(*(jnp.broadcast_to(x[:1], x.shape) for x in sample))
-        for sample in (held_out, targets)
-    ]
-    found = fit(task, alike[0], jnp.ones(SEEDS), alike[1], split).temperatures
-    assert (found["neighbours"] > 1.05).all()
-    np.testing.assert_array_equal(found["agreement"], found["neighbours"])
+def test_agreement_is_the_more_cautious_of_two():
+    """Seeds that never differ, and neighbours that do; many examples, so that it shows."""
+    held_out, targets = (
+        repair.Sample(*(jnp.broadcast_to(x[:1], (2, *x.shape[1:])) for x in draw(400, seed=i)))
+        for i in range(2)
+    )
+    predicted = np.asarray(jnp.argmax(cm.mix_log_probs(*(x[0] for x in held_out)), axis=-1))
+    drawn = np.random.RandomState(0).randint(CLASSES, size=400)
+    labels = np.where(predicted == CLASSES - 1, drawn, predicted)
+    biased = jax.nn.log_softmax(targets.expert_log_probs.at[..., -1].add(4.0))
+    targets = targets._replace(expert_log_probs=biased)
+    alone = np.arange(400)
+    both, one = (
+        repair.fit_to_targets(
+            *(repair.Sample(*(x[:n] for x in held_out)), labels, alone, jnp.ones(n)),
+            *(repair.Sample(*(x[:n] for x in targets)), alone),
+        ).temperatures
+        for n in (2, 1)
+    )
+    np.testing.assert_allclose(both["agreement"], one["neighbours"][0], rtol=1e-4)
+    confidence = cm.mean_confidence(cm.mix_log_probs(*(x[0] for x in held_out)), jnp.ones(()))
+    matched = cm.match_confidence(cm.mix_log_probs(*(x[0] for x in targets)), confidence)
+    assert (both["agreement"] > 1.2 * jnp.maximum(matched.temperature, 1)).all()
 
 
 def test_hard_routing_of_what_is_real_is_seen(fitted):
