@@ -93,7 +93,8 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray]:
             if name == "labels":
                 # pandas writes whole numbers with gaps as floats
                 values = [-1 if value is None or value != value else value for value in values]
-                values = [int(value) if value == int(value) else value for value in values]
+                whole = [isinstance(value, float) and value.is_integer() for value in values]
+                values = [int(v) if w else v for v, w in zip(values, whole, strict=True)]
             columns[name] = np.array(values)
     return columns
 

@@ -211,7 +211,9 @@ def main() -> None:
         lines = measure(task, outputs, split.labels, split.clusters, share=arguments.share)
         everything[name] = lines
         for tilt in TILTS:
-            some = [x for x in lines if x["tilt"] == tilt and x["found"]]
+            # an error is missing where no replicate found a balance
+            known = [x for x in lines if x["found"] and None not in x.values()]
+            some = [x for x in known if x["tilt"] == tilt]
             near = [
                 sum(abs(x[rule]) <= 2 * x[f"{rule}_error"] for x in some)
                 for rule in ("rebalanced", "plain")

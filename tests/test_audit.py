@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import calmoe_jax as cm
-from calmoe_jax.audit import LogError, audit, describe_audit, read_logs
+from calmoe_jax.audit import LogError, Logs, audit, describe_audit, read_logs
 from calmoe_jax.cli import main
+from calmoe_jax.report.audit_pictures import draw_audit
 
 SIZE, TARGETS, EXPERTS, CLASSES = 240, 180, 3, 4
 
@@ -172,6 +173,12 @@ def test_logs_that_tell_little_are_described(folder):
     json.dumps(result, allow_nan=False)
 
 
+def test_pictures_are_of_held_out_examples(folder):
+    logs = read_logs(write(folder, make(sharper=3.0)))
+    held_out = Logs(*(values[~logs.targets] for values in logs))
+    assert draw_audit(logs) == draw_audit(held_out)
+
+
 def test_a_parquet_file_says_the_same(folder):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -193,5 +200,11 @@ def test_a_parquet_file_says_the_same(folder):
     as_floats = table.set_column(2, "labels", pyarrow.array(gaps))
     parquet.write_table(as_floats, folder / "floats.parquet")
     np.testing.assert_array_equal(read_logs(folder / "floats.parquet").labels, logs.labels)
+    gaps[0] = np.inf
+    parquet.write_table(
+        table.set_column(2, "labels", pyarrow.array(gaps)), folder / "infinite.parquet"
+    )
+    with pytest.raises(LogError, match="labels"):
+        read_logs(folder / "infinite.parquet")
     np.testing.assert_allclose(logs.expert_probs, arrays["expert_probs"], rtol=1e-6)
     np.testing.assert_array_equal(logs.targets, arrays["targets"])

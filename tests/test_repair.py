@@ -174,15 +174,30 @@ def test_agreement_is_the_more_cautious_of_two():
     labels = np.where(predicted == CLASSES - 1, drawn, predicted)
     biased = jax.nn.log_softmax(targets.expert_log_probs.at[..., -1].add(4.0))
     targets = targets._replace(expert_log_probs=biased)
-    alone = np.arange(400)
+    alone, pad = np.arange(400), ((0, 0), (0, 80), (0, 0), (0, 0))
     both, one = (
         repair.fit_to_targets(
             *(repair.Sample(*(x[:n] for x in held_out)), labels, alone, jnp.ones(n)),
-            *(repair.Sample(*(x[:n] for x in targets)), alone),
+            *(repair.Sample(*(jnp.pad(x[:n], pad[: x.ndim]) for x in targets)), alone),
         ).temperatures
         for n in (2, 1)
     )
     np.testing.assert_allclose(both["agreement"], one["neighbours"][0], rtol=1e-4)
+    numbers = {"clusters": jnp.asarray(alone), "num_clusters": 400}
+    points = [cm.configuration_coordinates(*(x[0] for x in s)) for s in (held_out, targets)]
+    chosen = [jnp.argmax(cm.mix_log_probs(*(x[0] for x in s)), -1) for s in (held_out, targets)]
+    own, other = (
+        cm.neighbour_support(
+            p, c, points[0], jnp.asarray(labels), num_classes=CLASSES, **numbers, **more
+        )
+        for p, c, more in zip(
+            points, chosen, ({"reference_clusters": jnp.asarray(alone)}, {}), strict=True
+        )
+    )
+    ours, theirs = (cm.mix_log_probs(*(x[0] for x in s)) for s in (held_out, targets))
+    aim = cm.neighbour_accuracy(own, other, cm.mean_confidence(ours, jnp.ones(())))
+    expected = cm.match_confidence(theirs, aim, at_least=1.0).temperature
+    np.testing.assert_allclose(one["neighbours"][0], expected, rtol=1e-3)
     confidence = cm.mean_confidence(cm.mix_log_probs(*(x[0] for x in held_out)), jnp.ones(()))
     matched = cm.match_confidence(cm.mix_log_probs(*(x[0] for x in targets)), confidence)
     assert (both["agreement"] > 1.2 * jnp.maximum(matched.temperature, 1)).all()
