@@ -3,13 +3,18 @@
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-# Most of the time goes into compiling, which is a quarter faster where LLVM does not optimise.
+# Most of the time goes into compiling, which is a quarter faster where LLVM does not optimise, and
+# half as slow with the emitters that XLA had until jaxlib 0.10 (a flag it does not know ends it).
 # `XLA_FLAGS=` (empty) tests what users run; a GPU's kernels are always optimised.
 if shutil.which("nvidia-smi") is None:
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    _flags = ["--xla_backend_optimization_level=0"]
+    if version("jaxlib").startswith("0.10."):
+        _flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault("XLA_FLAGS", " ".join(_flags))
 
 import jax
 import jaxtyping

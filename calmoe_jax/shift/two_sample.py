@@ -207,4 +207,5 @@ def _p_values(statistics: Float[Array, " labellings"]) -> Float[Array, " labelli
     tolerance = 1e-5 * jnp.max(statistics) + 1e-12
     ranked = jnp.sort(statistics)
     smaller = jnp.searchsorted(ranked, statistics - tolerance, side="left")
-    return 1 - smaller / len(statistics)
+    # from whole numbers: near 1, a share's complement has lost the digits that tell ties apart
+    return (len(statistics) - smaller) / len(statistics)
