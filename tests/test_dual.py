@@ -123,6 +123,21 @@ def test_sums_of_many_examples_lose_no_digits():
         np.testing.assert_allclose(total[0], exact, rtol=1e-6)
 
 
+@pytest.mark.parametrize("centre", [0.0, 1.9, 2.1, 300.0])
+def test_means_keep_their_digits_wherever_the_centre_is(centre):
+    size = 100_000
+    rng = np.random.RandomState(0)
+    rows = (centre + rng.standard_normal((size, 3))).astype(np.float32)
+    scores = rng.standard_normal(size).astype(np.float32)
+    columns = dual.Columns(jnp.asarray(rows), jnp.full(3, np.float32(centre)), jnp.ones(3))
+    weights = np.exp(scores.astype(np.float64))
+    off = rows.astype(np.float64) - np.float64(np.float32(centre))
+    got = jax.jit(dual.means)(columns, jnp.asarray(scores), jnp.zeros(3)).mean
+    # 1e-6 is the residual that a solve aims at; rows far from 0 have lost more themselves
+    far = centre > 100
+    np.testing.assert_allclose(got, weights @ off / weights.sum(), atol=5e-6 if far else 1e-6)
+
+
 def test_triton_declines_what_it_has_no_kernel_for(implementation):
     if implementation == "xla":
         pytest.skip("XLA takes everything")

@@ -11,6 +11,7 @@ not with that of the examples.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,9 +21,12 @@ from calmoe_kernels.varying import vary_along, varying_axes
 
 # Rows of a block, at most: 1024 to 65536 were tried on CPU, for 10 and 50 columns.
 _BLOCK = 8192
-# Rows that one product of `weighted_sum` sums, at most. On CPU more than a few thousand are up to
-# six times as slow for some widths; few rows leave little rounding where a centre is far from 0.
+# Rows that one product of `weighted_sum` sums, at most. On CPU a few thousand are up to twice as
+# fast as a hundred, and more up to six times as slow for some widths; few rows leave little
+# rounding where a centre is far from 0, by more than so many units of its column.
 _PANEL = 128
+_LARGE_PANEL = 4096
+_NEAR = 2.0
 
 
 class Columns(NamedTuple):
@@ -102,9 +106,12 @@ def means(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
         Moments without the second.
     """
     reach, log_sum, terms, total = _tilt(shifts(columns, slopes), scores)
-    # panel by panel: rounding of a panel whose centre is large against its scale averages out
-    mean = weighted_sum(terms, columns.rows, columns.centre) / columns.scale / total
-    return Moments(log_sum, mean, None, reach)
+    sums = (
+        partial(weighted_sum, terms, columns.rows, columns.centre, panel=panel)
+        for panel in (_LARGE_PANEL, _PANEL)
+    )
+    near = jnp.max(jnp.abs(columns.centre) / columns.scale, initial=0) <= _NEAR
+    return Moments(log_sum, jax.lax.cond(near, *sums) / columns.scale / total, None, reach)
 
 
 def shifts(columns: Columns, slopes: jax.Array) -> jax.Array:
@@ -139,10 +146,22 @@ def over_devices(moments: Moments, axis_name: str | Sequence[str]) -> Moments:
     )
 
 
-def weighted_sum(weights: jax.Array, rows: jax.Array, centre: jax.Array) -> jax.Array:
-    """`sum_i weights_i (rows_i - centre)`, in panels: exact for 1e7 rows, and fast on a CPU."""
+def weighted_sum(
+    weights: jax.Array, rows: jax.Array, centre: jax.Array, *, panel: int = _PANEL
+) -> jax.Array:
+    """`sum_i weights_i (rows_i - centre)`, in panels: exact for 1e7 rows, and fast on a CPU.
+
+    Args:
+        weights: `[n]`.
+        rows: `[n, m]`.
+        centre: `[m]`.
+        panel: rows that are summed as they are, at most, before the centre is taken off.
+
+    Returns:
+        Sums, `[m]`.
+    """
     size, width = rows.shape
-    panel = _divide(size, _PANEL)
+    panel = _divide(size, panel)
     panels = size // panel
     cut = panels * panel
     masses = weights[:cut].reshape(panels, panel)
