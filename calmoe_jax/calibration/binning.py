@@ -87,9 +87,9 @@ def equal_width_index(level: Float[Array, " examples"], num_bins: int) -> Int[Ar
     quotients = np.arange(num_bins + 1) / num_bins
     quotients[-1] = np.inf  # the last bin is closed
     edges = jnp.asarray(quotients, level.dtype)
-    # the product is rounded, hence a bin off at most; the edges decide
-    guess = jnp.minimum((level * num_bins).astype(jnp.int32), num_bins - 1)
-    return guess - (level < edges[guess]) + (level >= edges[guess + 1])
+    # the product is rounded; only the nearest edge can be on the wrong side of it
+    nearest = jnp.round(level * num_bins).astype(jnp.int32)
+    return nearest - (level < edges[nearest])
 
 
 def sums_by_bin(
