@@ -5,9 +5,9 @@
 
 Everybody starts from the same float32 numbers, in the dtype, layout and library of arrays of their
 own choice, made before the clock starts, without validation where it can be left out. Values must
-agree before anything is timed. Calls alternate; a figure is the median over the rounds of a peer's
-time in units of ours. A peer that is not installed is said to be absent, and its bound is not
-judged.
+agree before anything is timed. Then each has turns of a few runs, after a rest; a figure is the
+median over the rounds of a peer's time in units of ours. A peer that is not installed is said to be
+absent, and its bound is not judged.
 
 * expected: top-label error, 15 bins, from probabilities. Also against JAX: bayes-hdc's, and a plain
   argmax, max and scatter without any check, which takes its place where it is absent.
@@ -28,7 +28,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import Figure, benchmark_parser, ratio, report, time_interleaved
+from benchmarks.harness import (
+    Figure,
+    benchmark_parser,
+    ratio,
+    report,
+    time_in_turns,
+    time_interleaved,
+)
 from calmoe_jax.calibration.binning import binned_calibration_error
 from calmoe_jax.calibration.bootstrap import bootstrap_bins
 from calmoe_jax.calibration.error_intervals import calibration_error_interval
@@ -163,7 +170,7 @@ def measure_expected(given: Given, rounds: int) -> Found:
         return jitted(probs, labels)
 
     figures, details = compare("expected", ours, expected_peers(given), rounds)
-    found, alike = compare("expected", ours, jax_peers(probs, labels), 5 * rounds)
+    found, alike = compare("expected", ours, jax_peers(probs, labels), rounds)
     seconds = alike["seconds"]
     rivals = [name for name in seconds if name not in ("ours", "plain JAX")] or ["plain JAX"]
     fastest = min(rivals, key=lambda name: median(seconds[name]))
@@ -285,14 +292,14 @@ def show(name: str, seconds: Mapping[str, list[float]]) -> None:
 def compare(
     name: str, ours: Callable[[], jax.Array], peers: Mapping[str, Peer], rounds: int
 ) -> Found:
-    """Checks that peers agree with our value, then times all in turn."""
+    """Checks that peers agree with our value, then times them in turns."""
     value = float(ours())
     figures = []
     for who, peer in peers.items():
         off = abs(float(peer.run()) - value)
         figures.append(Figure(f"{name}: {who} differs by", off, peer.tolerance))
     calls = {"ours": ours} | {who: peer.run for who, peer in peers.items()}
-    seconds = time_interleaved(calls, rounds=rounds)
+    seconds = time_in_turns(calls, rounds=rounds)
     show(name, seconds)
     for who in peers:
         label = f"{name}: {who} / ours"
@@ -335,7 +342,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = benchmark_parser(__doc__, PROBLEMS)
     parser.add_argument("--size", type=int, default=1_000_000, help="examples")
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=9, help="calls of each, five times in JAX")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each")
     return parser.parse_args(arguments)
 
 

@@ -29,12 +29,10 @@ import scipy.special
 
 import calmoe_jax as cm
 from benchmarks import clocks
-from benchmarks.harness import Figure, benchmark_parser, report
+from benchmarks.harness import Figure, benchmark_parser, report, time_in_turns
 from calmoe_kernels import dual as passes
 
 _TOLERANCE = 1e-6
-# Seconds of rest before a solver's turn, and those of a turn.
-_REST, _TURN = 0.1, 0.1
 
 
 class Problem(NamedTuple):
@@ -179,17 +177,6 @@ def ours(problem: Problem) -> Callable[..., cm.BalanceSolution]:
     return jax.jit(jax.vmap(solve) if problem.batch > 1 else solve)
 
 
-def _wall(run: Callable[[], Any]) -> float:
-    # threads of the solver before, BLAS's and XLA's alike, wait for more work and take a core
-    time.sleep(_REST)
-    times: list[float] = []
-    while len(times) < 2 or (sum(times) < _TURN and len(times) < 20):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return median(times[1:])
-
-
 def measure(name: str, problem: Problem, *, on_cpu: bool) -> tuple[list[Figure], dict[str, Any]]:
     """Checks and times one problem."""
     given = make(problem)
@@ -215,12 +202,7 @@ def measure(name: str, problem: Problem, *, on_cpu: bool) -> tuple[list[Figure],
     worst = float(np.abs(mine - outcomes["scipy"].log_weights).max())
     figures.append(Figure(f"{name}: log weights differ from SciPy's by", worst, 1e-3))
     rounds = 7 if problem.size * problem.batch <= 10**6 else 3
-    times: dict[str, list[float]] = {key: [] for key in solvers}
-    for _ in range(rounds):  # interleaved
-        for key, run in solvers.items():
-            if key == "empirical_calibration" and times[key] and times[key][0] > 2:
-                continue
-            times[key].append(_wall(run))
+    times = time_in_turns(solvers, rounds=rounds)
     seconds = {key: median(values) for key, values in times.items()}
     for key, value in seconds.items():
         left = residual if key == "ours" else outcomes[key].residual

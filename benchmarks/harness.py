@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, machine facts, one line of figures."""
+"""What the benchmarks share: timing in turn, machine facts, one line of figures."""
 
 import argparse
 import os
@@ -51,6 +51,40 @@ def time_interleaved(
             jax.block_until_ready(call())
             if round_number >= warmup:
                 seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def time_in_turns(
+    variants: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    turn: float = 0.1,
+    rest: float = 0.1,
+) -> dict[str, list[float]]:
+    """Seconds of variants that have threads of their own: each rests first, then runs repeatedly.
+
+    The threads of NumPy's BLAS, torch and XLA wait for more work for a while and take a core: what
+    runs right after them is up to twice as slow.
+
+    Args:
+        variants: what is timed.
+        rounds: how often each has a turn.
+        turn: seconds that a turn lasts, if it has two runs by then; 20 runs at most.
+        rest: seconds without work before a turn.
+
+    Returns:
+        The median of each turn's runs but the first, which warms up.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, call in variants.items():
+            time.sleep(rest)
+            runs: list[float] = []
+            while len(runs) < 2 or (sum(runs) < turn and len(runs) < 20):
+                start = time.perf_counter()
+                jax.block_until_ready(call())
+                runs.append(time.perf_counter() - start)
+            seconds[name].append(statistics.median(runs[1:]))
     return seconds
 
 

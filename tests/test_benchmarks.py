@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ import pytest
 
 from benchmarks import bounds, clocks, dispatch, gpu_check, parts
 from benchmarks.agreement import differences, disagreements, reference
-from benchmarks.harness import Figure, report
+from benchmarks.harness import Figure, report, time_in_turns
 from benchmarks.problems import LOADS, PROBLEMS, Problem, cut, make_inputs
 from benchmarks.rivals import FAIR, NAIVE
 from benchmarks.roofline import bytes_of
@@ -408,3 +409,24 @@ def test_hypothesis_has_a_stand_in_that_skips(tmp_path):
     alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True)
     assert "1 passed, 2 skipped" in done.stdout, done.stdout
+
+
+def test_a_turn_begins_rested_and_its_first_run_is_not_timed():
+    starts = []
+
+    def slow_at_first():
+        cold = not starts or time.perf_counter() - starts[-1] > 0.08
+        starts.append(time.perf_counter())
+        time.sleep(0.05 if cold else 0.001)
+
+    calls = {"a": slow_at_first, "b": lambda: None}
+    # two runs, however short the turn
+    seconds = time_in_turns(calls, rounds=3, turn=0.0, rest=0.1)
+    assert [len(seconds[name]) for name in "ab"] == [3, 3]
+    assert len(starts) == 6
+    assert max(seconds["a"]) < 0.02
+    assert min(np.diff(starts)[1::2]) >= 0.2  # b rests too
+    # and at most 20, however fast
+    starts.clear()
+    time_in_turns(calls, rounds=1, turn=10.0, rest=0.0)
+    assert len(starts) == 20
