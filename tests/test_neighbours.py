@@ -193,6 +193,19 @@ def test_the_accuracy_follows_the_support():
     assert math.isnan(estimate(whole, of(math.nan)))
 
 
+def test_growth_and_margin_of_the_accuracy():
+    whole, part, accuracy = of(0.85, error=0.03), of(0.55, error=0.04), jnp.asarray(0.9)
+    plain = cm.neighbour_accuracy(whole, part, accuracy, growth=0.0, margin=0.0)
+    np.testing.assert_allclose(plain, 0.25 + 0.65 * (0.3 / 0.6), rtol=1e-6)
+    nu = (0.3 + 0.05) / 0.6
+    found = cm.neighbour_accuracy(whole, part, accuracy, growth=2.0, margin=1.0)
+    np.testing.assert_allclose(found, 0.25 + 0.65 * nu ** (1 + 2 * (1 - nu)), rtol=1e-6)
+    for options in ({"growth": -1.0}, {"margin": -0.5}):
+        (name, value), *_ = options.items()
+        with pytest.raises(ValueError, match=f"{name} must be non-negative.*{value}"):
+            cm.neighbour_accuracy(whole, part, accuracy, **options)
+
+
 def test_it_sees_predictions_that_are_no_longer_right():
     """The classifier trusts two coordinates, which fail; neighbours see two more."""
     rng = np.random.RandomState(0)

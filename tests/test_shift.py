@@ -84,6 +84,19 @@ def test_estimated_accuracy_falls_with_agreement_from_accuracy_to_chance():
     assert jnp.isnan(useless).all()
 
 
+def test_growth_and_margin_of_the_agreements_accuracy():
+    given = sure([0.9]), sure([0.45], 0.1), jnp.full(1, 0.8), 0.25
+    plain = cm.agreement_accuracy(*given, growth=0.0, margin=0.0)
+    np.testing.assert_allclose(plain, 0.25 + 0.55 * 0.5, rtol=1e-6)
+    rho = (0.45 + 2 * 0.1) / 0.9
+    found = cm.agreement_accuracy(*given, growth=4.0, margin=2.0)
+    np.testing.assert_allclose(found, 0.25 + 0.55 * rho ** (1 + 4 * (1 - rho) ** 2), rtol=1e-6)
+    for options in ({"growth": -1.0}, {"margin": -0.5}):
+        (name, value), *_ = options.items()
+        with pytest.raises(ValueError, match=f"{name} must be non-negative.*{value}"):
+            cm.agreement_accuracy(*given, **options)
+
+
 # confidence
 
 

@@ -6,11 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_same_size
-
-# Where models agree less, they also err together more often: found on four tasks (see
-# `agreement_accuracy`).
-_EXTRAPOLATION = 3.0
+from calmoe_jax._checks import check_at_least, check_non_negative, check_same_size
 
 
 class Agreement(NamedTuple):
@@ -85,13 +81,16 @@ def agreement_accuracy(
     targets: Agreement,
     held_out_accuracy: Float[Array, " models"],
     chance: Float[Array, " models"] | float,
+    *,
+    growth: float = 3.0,
+    margin: float = 1.0,
 ) -> Float[Array, " models"]:
     """Estimated accuracy on unlabelled examples: what is above chance falls as agreement falls.
 
-    With `rho = (kappa_targets + e) / kappa_held_out`, clipped to [0, 1], and `e` the standard error
-    of the difference: `chance + (accuracy - chance) rho^(1 + 3 (1 - rho)^2)`. To first order in
-    the loss of agreement it is proportional; the exponent grows because models trained alike err
-    alike the more the further they are from what they know.
+    With `rho = (kappa_targets + margin e) / kappa_held_out`, clipped to [0, 1], and `e` the
+    standard error of the difference: `chance + (accuracy - chance) rho^(1 + growth (1 - rho)^2)`.
+    To first order in the loss of agreement it is proportional; the exponent grows because models
+    trained alike err alike the more the further they are from what they know.
 
     Args:
         held_out: `chance_corrected_agreement` on labelled held-out examples.
@@ -99,11 +98,16 @@ def agreement_accuracy(
         held_out_accuracy: accuracy on the held-out examples, or mean confidence there after
             calibration, which varies less.
         chance: accuracy of a guess; 1 / classes where classes are equally frequent.
+        growth: of the exponent as agreement is lost, at least 0.
+        margin: standard errors in favour of the targets, at least 0.
 
     Returns:
         The estimate, never above `held_out_accuracy` (where that exceeds chance): agreement does
         not show that a model became better. NaN where kappa is NaN, or not above 0 on held-out
         examples: such models say nothing.
+
+    Raises:
+        ValueError: if a plain number is below 0.
 
     Example:
         >>> sure = jnp.zeros(1)
@@ -116,9 +120,11 @@ def agreement_accuracy(
         Agreement-on-the-Line, 2022. The chance correction and the exponent are ours: chosen by
         calibration error on `portal`, `newsgroups`, `sentiment` and `digits16`.
     """
+    check_non_negative("growth", growth)
+    check_non_negative("margin", margin)
     informative = held_out.kappa > 0
     error = jnp.hypot(held_out.standard_error, targets.standard_error)
-    ratio = (targets.kappa + error) / jnp.where(informative, held_out.kappa, 1)
+    ratio = (targets.kappa + margin * error) / jnp.where(informative, held_out.kappa, 1)
     rho = jnp.where(informative, jnp.clip(ratio, 0, 1), jnp.nan)
-    kept = jnp.power(rho, 1 + _EXTRAPOLATION * jnp.square(1 - rho))
+    kept = jnp.power(rho, 1 + growth * jnp.square(1 - rho))
     return chance + (held_out_accuracy - chance) * kept

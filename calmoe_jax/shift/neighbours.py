@@ -6,13 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_same_size
+from calmoe_jax._checks import check_at_least, check_non_negative, check_same_size
 from calmoe_jax._numerics import at_least_float32
 from calmoe_jax.calibration.inputs import class_labels
 
-# Of the estimate of accuracy: how its exponent grows, and the margin in standard errors.
-_EXTRAPOLATION = 5.0
-_MARGIN = 2.0
 # Points compared with all references at once.
 _BATCH = 256
 
@@ -151,24 +148,33 @@ def neighbour_accuracy(
     held_out: NeighbourSupport,
     targets: NeighbourSupport,
     held_out_accuracy: Float[Array, ""],
+    *,
+    growth: float = 5.0,
+    margin: float = 2.0,
 ) -> Float[Array, ""]:
     """Estimated accuracy on unlabelled examples: above chance it falls as support does.
 
-    With `nu = (support_targets - chance_targets + 2 e) / (support_held_out - chance_held_out)`,
-    clipped to [0, 1], and `e` the standard error of the difference: `chance_targets + (accuracy -
-    chance_targets) nu^(1 + 5 (1 - nu))`. The exponent grows because the neighbours of what is
-    unlike all that was labelled are chosen by what the classifier makes of it.
+    With `nu = (support_targets - chance_targets + margin e) / (support_held_out -
+    chance_held_out)`, clipped to [0, 1], and `e` the standard error of the difference:
+    `chance_targets + (accuracy - chance_targets) nu^(1 + growth (1 - nu))`. The exponent grows
+    because the neighbours of what is unlike all that was labelled are chosen by what the classifier
+    makes of it.
 
     Args:
         held_out: `neighbour_support` of labelled held-out examples among themselves.
         targets: that of unlabelled ones, with held-out neighbours.
         held_out_accuracy: accuracy on the held-out examples, or mean confidence there after
             calibration, which varies less.
+        growth: of the exponent as support is lost, at least 0.
+        margin: standard errors in favour of the targets, at least 0.
 
     Returns:
         The estimate, never above `held_out_accuracy` (where that exceeds chance). NaN where a
         support is, or that of held-out examples is not above chance: it says nothing. It is too
         low for examples that were chosen because their neighbours differ.
+
+    Raises:
+        ValueError: if a plain number is below 0.
 
     Example:
         >>> whole = NeighbourSupport(jnp.array(0.9), jnp.array(0.5), jnp.array(0.0))
@@ -178,13 +184,16 @@ def neighbour_accuracy(
 
     References:
         The rule is ours; its two constants and the number of neighbours were chosen by calibration
-        error on `portal`, `newsgroups`, `sentiment` and `digits16`. Jiang et al., To Trust Or Not
+        error on `portal`, `newsgroups`, `sentiment` and `digits16` (`experiments.choose_rule`
+        chooses without labels of targets). Jiang et al., To Trust Or Not
         To Trust A Classifier, 2018, judge single predictions by their neighbours.
     """
+    check_non_negative("growth", growth)
+    check_non_negative("margin", margin)
     above = held_out.value - held_out.chance
     informative = above > 0
     error = jnp.hypot(held_out.standard_error, targets.standard_error)
-    ratio = (targets.value - targets.chance + _MARGIN * error) / jnp.where(informative, above, 1)
+    ratio = (targets.value - targets.chance + margin * error) / jnp.where(informative, above, 1)
     nu = jnp.where(informative, jnp.clip(ratio, 0, 1), jnp.nan)
-    kept = jnp.power(nu, 1 + _EXTRAPOLATION * (1 - nu))
+    kept = jnp.power(nu, 1 + growth * (1 - nu))
     return targets.chance + (held_out_accuracy - targets.chance) * kept
