@@ -197,6 +197,11 @@ def test_growth_and_margin_of_the_accuracy():
     whole, part, accuracy = of(0.85, error=0.03), of(0.55, error=0.04), jnp.asarray(0.9)
     plain = cm.neighbour_accuracy(whole, part, accuracy, growth=0.0, margin=0.0)
     np.testing.assert_allclose(plain, 0.25 + 0.65 * (0.3 / 0.6), rtol=1e-6)
+    # of one cluster alone the error is infinite; without a margin that does not matter
+    single = cm.neighbour_accuracy(
+        whole, of(0.55, error=math.inf), accuracy, growth=0.0, margin=0.0
+    )
+    np.testing.assert_allclose(single, plain, rtol=1e-6)
     nu = (0.3 + 0.05) / 0.6
     found = cm.neighbour_accuracy(whole, part, accuracy, growth=2.0, margin=1.0)
     np.testing.assert_allclose(found, 0.25 + 0.65 * nu ** (1 + 2 * (1 - nu)), rtol=1e-6)

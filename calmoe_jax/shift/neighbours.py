@@ -193,7 +193,8 @@ def neighbour_accuracy(
     above = held_out.value - held_out.chance
     informative = above > 0
     error = jnp.hypot(held_out.standard_error, targets.standard_error)
-    ratio = (targets.value - targets.chance + margin * error) / jnp.where(informative, above, 1)
+    favour = jnp.where(margin == 0, 0, margin * error)  # an error may be infinite
+    ratio = (targets.value - targets.chance + favour) / jnp.where(informative, above, 1)
     nu = jnp.where(informative, jnp.clip(ratio, 0, 1), jnp.nan)
     kept = jnp.power(nu, 1 + growth * (1 - nu))
     return targets.chance + (held_out_accuracy - targets.chance) * kept
