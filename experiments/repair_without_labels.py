@@ -8,7 +8,6 @@ the oracle: the temperature that is fitted on the split's own labels. Splits cou
 task, and tasks alike.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ from calmoe_jax import calibration, mixture, repair
 from calmoe_jax._files import to_json, write_whole
 from calmoe_jax.data import Task, load_task
 from calmoe_jax.training import RunConfig
-from experiments.trained import sample, train_vanilla
+from experiments.trained import experiment_parser, sample, train_vanilla
 
 RULES = ("none", "temperature", *repair.CALIBRATORS, "oracle")
-_TASKS = ("portal", "newsgroups", "sentiment", "digits16")
 
 
 @jax.jit
@@ -97,12 +95,7 @@ def summarise(task: Task, measured: dict[str, dict[str, list[float]]]) -> dict[s
 
 def main() -> None:
     """Measures, prints a table, and writes everything."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--tasks", nargs="+", default=list(_TASKS))
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where checkpoints are")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = experiment_parser(__doc__).parse_args()
     everything: dict[str, Any] = {}
     for name in arguments.tasks:
         task = load_task(name, arguments.data_dir)

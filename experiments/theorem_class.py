@@ -12,9 +12,7 @@ labels. Their difference has a standard error, by a bootstrap of both sides with
 repeats the balance too.
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,9 +25,8 @@ from calmoe_jax import calibration, mixture, repair, shift
 from calmoe_jax._files import to_json, write_whole
 from calmoe_jax.data import Task, load_task
 from calmoe_jax.training import RunConfig
-from experiments.trained import sample, train_vanilla
+from experiments.trained import experiment_parser, sample, train_vanilla
 
-_TASKS = ("portal", "newsgroups", "sentiment", "digits16")
 # Columns of `configuration_features`, and which way they move.
 TILTS = {
     "less confident": (0, -1.0),
@@ -188,12 +185,8 @@ def measure(
 
 def main() -> None:
     """Measures, prints a table, and writes everything."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--tasks", nargs="+", default=list(_TASKS))
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where checkpoints are")
+    parser = experiment_parser(__doc__)
     parser.add_argument("--share", type=float, default=0.5, help="effective share of the targets")
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     everything: dict[str, Any] = {}
     title = "within two standard errors of the oracle"

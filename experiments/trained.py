@@ -1,5 +1,6 @@
 """The plain mixture of a task, as `calmoe run` trains it, for experiments on its predictions."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,18 @@ from calmoe_jax.training import (
     TrainedSeeds,
     train_recipe,
 )
+
+_TASKS = ("portal", "newsgroups", "sentiment", "digits16")
+
+
+def experiment_parser(description: str | None) -> argparse.ArgumentParser:
+    """What all of these experiments are told: data, tasks, checkpoints, where to write."""
+    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--tasks", nargs="+", default=list(_TASKS))
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where checkpoints are")
+    parser.add_argument("--out", type=Path)
+    return parser
 
 
 def train_vanilla(task: Task, config: RunConfig, folder: Path) -> TrainedSeeds:

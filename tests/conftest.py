@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # Most of the time goes into compiling, which is a quarter faster where LLVM does not optimise, and
-# half as slow with the emitters that XLA had until jaxlib 0.10 (a flag it does not know ends it).
+# 40 % faster still with the emitters that XLA had until jaxlib 0.10 (an unknown flag would end it).
 # `XLA_FLAGS=` (empty) tests what users run; a GPU's kernels are always optimised.
 if shutil.which("nvidia-smi") is None:
     _flags = ["--xla_backend_optimization_level=0"]

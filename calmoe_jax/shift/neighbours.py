@@ -185,8 +185,8 @@ def neighbour_accuracy(
     References:
         The rule is ours; its two constants and the number of neighbours were chosen by calibration
         error on `portal`, `newsgroups`, `sentiment` and `digits16` (`experiments.choose_rule`
-        chooses without labels of targets). Jiang et al., To Trust Or Not
-        To Trust A Classifier, 2018, judge single predictions by their neighbours.
+        chooses without labels of targets). Jiang et al., To Trust Or Not To Trust A Classifier,
+        2018, judge single predictions by their neighbours.
     """
     check_non_negative("growth", growth)
     check_non_negative("margin", margin)
