@@ -48,12 +48,15 @@ def test_the_more_cautious_temperature_is_looked_up():
     wanted = np.log(1 / 0.45 - 1) + np.array([1, 2])
     error = np.mean([wanted[0], 2 * wanted[1]])
     np.testing.assert_allclose(choose_rule.errors_of(at, (rule, rule)), error, rtol=1e-3)
-    # what says nothing asks for nothing
+    # neither what says nothing nor what would be bolder changes a temperature
     silent = cm.NeighbourSupport(jnp.full(2, jnp.nan), jnp.full(2, 0.1), sure)
     at = at._replace(
         supports={15: (supports[15][0], silent)},
         agreements=(agreements[0], agreements[0]),
         confidence=np.array([0.99, 0.99]),
     )
-    error = np.mean([np.log(1.1), 2 * np.log(1.2)])
-    np.testing.assert_allclose(choose_rule.errors_of(at, (rule,)), error, rtol=1e-3)
+    for found in (
+        choose_rule.neighbours_temperatures(at, rule),  # NaN
+        choose_rule.seeds_temperatures(at, rule),  # more confidence than in distribution
+    ):
+        np.testing.assert_allclose(found, np.log(at.inside), rtol=1e-6)
