@@ -1,6 +1,7 @@
 """Is what is rebalanced without labels as good as what is fitted with them, where theory says so?
 
-`python -m experiments.theorem_class --data-dir DIR [--tasks NAME ...] [--out FILE]`
+`python -m experiments.theorem_class --data-dir DIR [--tasks NAME ...] [--partitions N]
+[--out FILE]`
 
 Where the labels' law given the routing configuration S stays as it was and `log dQ/dP` is linear in
 the balanced features, configuration balance finds the targets' own temperature. Here that holds by
@@ -9,9 +10,11 @@ held-out ones with labels and targets, and targets are weighted by `exp(s z)`, w
 S and `s` so large that their effective number is half of theirs. The rebalanced temperature, for
 which no label of a target is used, is compared with the oracle, which is fitted on the targets'
 labels. Their difference has a standard error, by a bootstrap of both sides with whole clusters that
-repeats the balance too.
+repeats the balance too. The tilts of one partition tell nearly the same of it, so there are several
+partitions for each network.
 """
 
+import itertools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -150,14 +153,16 @@ def measure(
     labels: np.ndarray,
     clusters: np.ndarray,
     *,
+    partitions: int = 1,
     share: float = 0.5,
     num_replicates: int = 100,
 ) -> list[dict[str, Any]]:
-    """One line for each seed and tilt, of predictions for in-distribution examples."""
+    """One line for each seed, partition and tilt, of predictions for in-distribution examples."""
     lines = []
     names = np.unique(clusters)
-    for seed in range(outputs.routing_weights.shape[0]):
-        rng = np.random.default_rng(seed)
+    seeds = range(outputs.routing_weights.shape[0])
+    for seed, partition in itertools.product(seeds, range(partitions)):
+        rng = np.random.default_rng([seed, partition])
         ours = np.isin(clusters, rng.permutation(names)[: len(names) // 2])
         config = mixture.configuration(*(x[seed] for x in outputs))
         features = mixture.configuration_features(config)
@@ -171,7 +176,7 @@ def measure(
             for rows in (ours, ~ours)
         )
         for name, (column, sign) in tqdm(
-            TILTS.items(), unit="tilt", disable=None, desc=f"{task.name}, seed {seed}"
+            TILTS.items(), unit="tilt", disable=None, desc=f"{task.name}, seed {seed}, {partition}"
         ):
             tilt = tilt_to_share(sign * np.asarray(targets.features[:, column]), share)
             found = compare(
@@ -179,7 +184,8 @@ def measure(
                 num_replicates=num_replicates,
             )  # fmt: skip
             values = {k: float(v) if np.isfinite(v) else None for k, v in found._asdict().items()}
-            lines.append({"seed": seed, "tilt": name, **values, "found": bool(found.found)})
+            line = {"seed": seed, "partition": partition, "tilt": name}
+            lines.append({**line, **values, "found": bool(found.found)})
     return lines
 
 
@@ -187,6 +193,7 @@ def main() -> None:
     """Measures, prints a table, and writes everything."""
     parser = experiment_parser(__doc__)
     parser.add_argument("--share", type=float, default=0.5, help="effective share of the targets")
+    parser.add_argument("--partitions", type=int, default=4, help="random ones, for each network")
     arguments = parser.parse_args()
     everything: dict[str, Any] = {}
     title = "within two standard errors of the oracle"
@@ -201,7 +208,10 @@ def main() -> None:
         )
         split = next(split for split in task.evaluation if split.kind == "id")
         outputs = sample(trained, split.inputs)
-        lines = measure(task, outputs, split.labels, split.clusters, share=arguments.share)
+        lines = measure(
+            task, outputs, split.labels, split.clusters, partitions=arguments.partitions,
+            share=arguments.share,
+        )  # fmt: skip
         everything[name] = lines
         for tilt in TILTS:
             # an error is missing where no replicate found a balance
