@@ -297,7 +297,7 @@ class Tried(NamedTuple):
 
 
 def try_all(simulated: dict[str, list[dict[str, Shift]]]) -> dict[str, dict[str, Tried]]:
-    """Every constants of the grid on every simulated shift, by task and name."""
+    """All constants of the grid on every simulated shift, by task and name."""
     found: dict[str, dict[str, Tried]] = {}
     for task, parts in tqdm(simulated.items(), unit="task", disable=None, desc="grid"):
         found[task] = {
@@ -311,7 +311,7 @@ def try_all(simulated: dict[str, list[dict[str, Shift]]]) -> dict[str, dict[str,
 
 
 def mean_error(tried: dict[str, dict[str, Tried]]) -> np.ndarray:
-    """Error of each constants on the shifts: a mean over those of a task, then over tasks."""
+    """Error of all constants on the shifts: a mean over those of a task, then over tasks."""
     tasks = [[x.errors for name, x in of.items() if name != NO_SHIFT] for of in tried.values()]
     return np.mean([np.mean(errors, axis=0) for errors in tasks], axis=0)
 
