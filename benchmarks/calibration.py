@@ -36,18 +36,18 @@ from benchmarks.harness import (
     time_in_turns,
     time_interleaved,
 )
-from calmoe_jax.calibration.binning import binned_calibration_error
-from calmoe_jax.calibration.bootstrap import bootstrap_bins
-from calmoe_jax.calibration.error_intervals import calibration_error_interval
-from calmoe_jax.calibration.errors import (
+from calmoe_jax.calibration.calibrators.temperature import fit_temperature
+from calmoe_jax.calibration.intervals.bootstrap import bootstrap_bins
+from calmoe_jax.calibration.intervals.errors import calibration_error_interval
+from calmoe_jax.calibration.metrics.binning import binned_calibration_error
+from calmoe_jax.calibration.metrics.errors import (
     expected_calibration_error,
     top_label_bins,
 )
-from calmoe_jax.calibration.scores import (
+from calmoe_jax.calibration.metrics.scores import (
     top_label,
 )
-from calmoe_jax.calibration.smooth import smooth_calibration_error
-from calmoe_jax.calibration.temperature import fit_temperature
+from calmoe_jax.calibration.metrics.smooth import smooth_calibration_error
 
 _NUM_BINS = 15
 _NUM_REPLICATES = 1000

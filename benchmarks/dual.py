@@ -168,11 +168,13 @@ def by_empirical_calibration(given: Given) -> Outcome:
         return Outcome(np.log(weights), float(miss))
 
 
-def ours(problem: Problem) -> Callable[..., cm.BalanceSolution]:
+def ours(problem: Problem) -> Callable[..., cm.reweighting.BalanceSolution]:
     """Our solve of a problem, under `jit`, and `vmap` where there are many."""
 
-    def solve(signal: jax.Array, columns: jax.Array, targets: jax.Array) -> cm.BalanceSolution:
-        return cm.entropy_balance(signal, columns, targets, eta=problem.eta or 1.0)
+    def solve(
+        signal: jax.Array, columns: jax.Array, targets: jax.Array
+    ) -> cm.reweighting.BalanceSolution:
+        return cm.reweighting.entropy_balance(signal, columns, targets, eta=problem.eta or 1.0)
 
     return jax.jit(jax.vmap(solve) if problem.batch > 1 else solve)
 

@@ -28,8 +28,8 @@ import optax
 from benchmarks.harness import Figure, ratio, report, time_interleaved
 from calmoe_jax import training
 from calmoe_jax.data import load_task
+from calmoe_jax.study.networks import build_network
 from calmoe_jax.training.loop import over_seeds
-from calmoe_jax.training.models import build_network
 from calmoe_jax.training.step import Objective, TrainState, make_epoch
 
 _OBJECTIVE = Objective(

@@ -204,7 +204,7 @@ def equal_products(x: jax.Array, gate_logits: jax.Array, params: cm.ExpertParams
 
 def parts(problem: Layer, arrays: Arrays) -> dict[str, clocks.Program]:
     """What the layer does one after the other, each as a program of its own."""
-    block_size = cm.preferred_block_size()
+    block_size = cm.moe.preferred_block_size()
     route = partial(cm.route, k=problem.k, block_size=block_size)
     routed = jax.jit(route)(arrays.gate_logits)
     rows = jax.jit(cm.dispatch)(arrays.x, routed.plan)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def is_concrete_number(value: Any) -> bool:
@@ -49,4 +50,25 @@ def check_same_size(name: str, array: jax.Array, axis: int, size: int, rule: str
     if array.shape[axis] != size:
         raise ValueError(
             f"{name} must have {rule}={size} along axis {axis}, got {name}.shape={array.shape}."
+        )
+
+
+def check_floats(name: str, array: jax.Array) -> None:
+    """Raises `TypeError` unless an array is of floats."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be of floats, got {name}.dtype={array.dtype}.")
+
+
+def check_integers(name: str, array: jax.Array) -> None:
+    """Raises `TypeError` unless an array is of integers."""
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be of integers, got {name}.dtype={array.dtype}.")
+
+
+def check_axes(name: str, array: jax.Array, number: int, axes: str) -> None:
+    """Raises `ValueError` unless an array has so many axes, whose names are `axes`."""
+    if array.ndim != number:
+        raise ValueError(
+            f"{name} must have the axes [{axes}] (reshape and vmap others), got "
+            f"{name}.shape={array.shape}."
         )

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from calmoe_jax.training.config import RunConfig
+from calmoe_jax.study.config import RunConfig
 
 _DATA_DIR = "CALMOE_DATA_DIR"
 
@@ -40,9 +40,9 @@ class Run:
 
     def __call__(self) -> int:
         """Runs it."""
-        from calmoe_jax.experiment import run_experiment
-        from calmoe_jax.report import verdicts
-        from calmoe_jax.report.summary import title_of
+        from calmoe_jax.study.report import verdicts
+        from calmoe_jax.study.report.summary import title_of
+        from calmoe_jax.study.run import run_experiment
 
         out = self.out or Path("runs") / self.config.task
         results = run_experiment(self.config, out, data_dir=_data_dir(self.data_dir))
@@ -63,7 +63,7 @@ class Report:
 
     def __call__(self) -> int:
         """Renders it."""
-        from calmoe_jax.report import read_results, write_report
+        from calmoe_jax.study.report import read_results, write_report
 
         if not self.folders:
             raise UsageError("folders must name at least one run, got none.")
@@ -122,8 +122,8 @@ class Audit:
     def __call__(self) -> int:
         """Judges them."""
         from calmoe_jax._files import to_json, write_whole
-        from calmoe_jax.audit import audit, describe_audit, read_logs
-        from calmoe_jax.report.audit_pictures import draw_audit
+        from calmoe_jax.audit.judge import audit, describe_audit, read_logs
+        from calmoe_jax.audit.pictures import draw_audit
 
         logs = read_logs(self.file)
         found = audit(logs)
@@ -205,10 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(command: Callable[[], int]) -> int:
-    from calmoe_jax.audit import LogError
+    from calmoe_jax.audit.judge import LogError
     from calmoe_jax.data import DataError
-    from calmoe_jax.experiment import RunFolderError, RunInputError
-    from calmoe_jax.report import ResultsError
+    from calmoe_jax.study.report import ResultsError
+    from calmoe_jax.study.run import RunFolderError, RunInputError
     from calmoe_jax.training import NonFiniteLossError
 
     signal.signal(signal.SIGTERM, _interrupt)

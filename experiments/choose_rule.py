@@ -2,7 +2,7 @@
 
 `python -m experiments.choose_rule --data-dir DIR [--runs DIR] [--out FILE]`
 
-The constants of `calmoe_jax.repair`'s rule (`agreement`: the more cautious of the seeds' and the
+The constants of the rule of `calmoe_jax.shift.repair` (`agreement`: the more cautious of seeds' and
 neighbours') were chosen by calibration error on the tasks' own shifts. Here they are chosen on
 shifts of every severity that are made of training and held-out examples alone
 (`experiments.simulated`). The constants with the least calibration error there are judged on the
@@ -24,11 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from calmoe_jax import mixture, repair, shift
+from calmoe_jax import mixture, shift
 from calmoe_jax._files import to_json, write_whole
+from calmoe_jax._mapping import over_seeds
 from calmoe_jax.data import Split, Task, load_task
+from calmoe_jax.shift import repair
 from calmoe_jax.training import RunConfig
-from calmoe_jax.training.loop import over_seeds
 from experiments.repair_without_labels import errors, fit
 from experiments.simulated import NO_SHIFT, PARTS, leave_out, subpopulations
 from experiments.trained import experiment_parser, sample, train_vanilla

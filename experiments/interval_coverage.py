@@ -18,18 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from calmoe_jax.calibration.binning import ReliabilityBins
-from calmoe_jax.calibration.bootstrap import cluster_bins
-from calmoe_jax.calibration.error_intervals import (
+from calmoe_jax.calibration.intervals.bootstrap import cluster_bins
+from calmoe_jax.calibration.intervals.errors import (
     calibration_error_interval,
     squared_calibration_error_difference_interval,
 )
-from calmoe_jax.calibration.intervals import (
+from calmoe_jax.calibration.intervals.scores import (
     Interval,
     ScoreIntervals,
     score_difference_intervals,
     score_intervals,
 )
+from calmoe_jax.calibration.metrics.binning import ReliabilityBins
 
 SIZES = (200, 1000, 5000, 20_000)
 ERRORS = (0.0, 0.02, 0.05, 0.1)

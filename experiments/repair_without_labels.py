@@ -3,9 +3,9 @@
 `python -m experiments.repair_without_labels --data-dir DIR [--tasks NAME ...] [--out FILE]`
 
 Trains the vanilla mixture as `calmoe run` does by default (or takes up the checkpoints in `runs/`),
-finds one temperature for each shifted split by every rule of `calmoe_jax.repair`, and compares with
-the oracle: the temperature that is fitted on the split's own labels. Splits count alike within a
-task, and tasks alike.
+finds one temperature for each shifted split by every rule of `calmoe_jax.shift.repair`, and
+compares with the oracle: the temperature that is fitted on the split's own labels. Splits count
+alike within a task, and tasks alike.
 """
 
 from pathlib import Path
@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from calmoe_jax import calibration, mixture, repair
+from calmoe_jax import calibration, mixture
 from calmoe_jax._files import to_json, write_whole
 from calmoe_jax.data import Task, load_task
+from calmoe_jax.shift import repair
 from calmoe_jax.training import RunConfig
 from experiments.trained import experiment_parser, sample, train_vanilla
 
@@ -28,14 +29,14 @@ RULES = ("none", "temperature", *repair.CALIBRATORS, "oracle")
 @jax.jit
 def fit(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
     """The temperature of each seed, as `calmoe run` uses it."""
-    fits = jax.lax.map(lambda x: calibration.fit_temperature(x, labels), log_probs)
+    fits = jax.lax.map(lambda x: calibration.calibrators.fit_temperature(x, labels), log_probs)
     return repair.usable_temperature(fits)
 
 
 @jax.jit
 def errors(log_probs: jax.Array, labels: jax.Array, temperatures: jax.Array) -> jax.Array:
     """Top-label ECE of each seed at its temperature."""
-    scaled = jax.vmap(calibration.scale_log_probs)(log_probs, temperatures[:, None])
+    scaled = jax.vmap(calibration.calibrators.scale_log_probs)(log_probs, temperatures[:, None])
 
     def one(x: jax.Array) -> jax.Array:
         return calibration.expected_calibration_error(x, labels, from_logits=True)

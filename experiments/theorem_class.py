@@ -24,9 +24,10 @@ import numpy as np
 from scipy.optimize import brentq
 from tqdm import tqdm
 
-from calmoe_jax import calibration, mixture, repair, shift
+from calmoe_jax import calibration, mixture, shift
 from calmoe_jax._files import to_json, write_whole
 from calmoe_jax.data import Task, load_task
+from calmoe_jax.shift import repair
 from calmoe_jax.training import RunConfig
 from experiments.trained import experiment_parser, sample, train_vanilla
 
@@ -94,7 +95,7 @@ def compare(
             held_out.features, targets.features, weights=ours, target_weights=weights, ridge=0.0
         )
         fits = [
-            calibration.fit_temperature(side.log_probs, side.labels, weights=w)
+            calibration.calibrators.fit_temperature(side.log_probs, side.labels, weights=w)
             for side, w in (
                 (held_out, jnp.exp(solution.log_weights)),
                 (held_out, ours),
@@ -119,7 +120,7 @@ def compare(
     def replicate(keys: jax.Array) -> tuple[jax.Array, ...]:
         return differences(
             *(
-                calibration.bootstrap_counts(k, n, where=e, num_replicates=1)[0]
+                calibration.intervals.bootstrap_counts(k, n, where=e, num_replicates=1)[0]
                 for k, n, e in zip(keys, numbers, exist, strict=True)
             )
         )

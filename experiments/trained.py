@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from calmoe_jax import repair
 from calmoe_jax.data import Task
-from calmoe_jax.evaluation import predict
+from calmoe_jax.shift import repair
+from calmoe_jax.study.evaluation import predict
 from calmoe_jax.training import (
     METHODS,
     Checkpoints,

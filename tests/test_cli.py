@@ -9,7 +9,8 @@ import time
 import pytest
 from small import small_task
 
-from calmoe_jax import cli, experiment, training
+from calmoe_jax import cli, training
+from calmoe_jax.study import run as experiment
 
 SMALL = ("--epochs", "2", "--batch-size", "16", "--width", "8", "--experts", "3", "--seeds", "2")
 

@@ -177,8 +177,8 @@ def population(configurations):
 def class_1_error(configurations, num_bins=15):
     mass, weights, log_experts, truth = population(configurations)
     probability = jnp.exp(cm.mix_log_probs(log_experts, weights))[:, 1]
-    bins = cm.reliability_bins(probability, truth, weights=mass, num_bins=num_bins)
-    return float(cm.binned_calibration_error(bins))
+    bins = cm.calibration.reliability_bins(probability, truth, weights=mass, num_bins=num_bins)
+    return float(cm.calibration.binned_calibration_error(bins))
 
 
 def first_counterexample(v, hard):
@@ -229,8 +229,10 @@ def test_moving_configurations_breaks_a_calibrated_level(g, at_level, error):
         assert abs(class_1_error(rows, num_bins=7) - error) < 1e-6
         for k in range(2):  # both experts stay calibrated on their routing-weighted views
             view = jnp.exp(log_experts[:, k, 1])
-            bins = cm.reliability_bins(view, truth, weights=mass * weights[:, k], num_bins=97)
-            assert float(cm.binned_calibration_error(bins)) < 1e-12
+            bins = cm.calibration.reliability_bins(
+                view, truth, weights=mass * weights[:, k], num_bins=97
+            )
+            assert float(cm.calibration.binned_calibration_error(bins)) < 1e-12
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -283,5 +285,5 @@ def test_nan_in_many_long_rows_is_not_lost(classes):
     assert jnp.isnan(config.confidence).all()
     assert jnp.isnan(config.expert_confidences).all()
     labels = jnp.zeros(384, jnp.int32)
-    confidence, _ = jax.jit(cm.top_label)(jnp.asarray(probs), labels)
+    confidence, _ = jax.jit(cm.calibration.top_label)(jnp.asarray(probs), labels)
     assert jnp.isnan(confidence).all()

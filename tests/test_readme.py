@@ -5,8 +5,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-import calmoe_jax
-
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -18,15 +16,3 @@ def test_the_examples_run():
     assert jnp.isfinite(names["loss"])
     assert 0 <= names["ece"] <= 1
     assert jnp.allclose(names["probs"].sum(-1), 1)
-
-
-def test_the_table_names_the_public_functions():
-    table = TEXT.split("## API")[1].split("| `nn`")[0]
-    named = set(re.findall(r"\w+", table))
-    public = {
-        name
-        for name, value in vars(calmoe_jax).items()
-        if callable(value) and name[0].islower() and not name.startswith("_")
-    }
-    missing = public - named - {"classwise_calibration_errors"}  # named with an (s)
-    assert missing == set()

@@ -8,10 +8,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import at_least_float32, example_weights
+from calmoe_jax.calibration._inputs import event
 from calmoe_jax.calibration._sums import total
-from calmoe_jax.calibration.binning import ReliabilityBins
-from calmoe_jax.calibration.equal_mass import mass_index, middle_weights
-from calmoe_jax.calibration.inputs import event
+from calmoe_jax.calibration.metrics.binning import ReliabilityBins
+from calmoe_jax.calibration.metrics.equal_mass import mass_index, middle_weights
 
 # Of the standard normal law: 95 % of it lies within.
 _NORMAL_95 = 1.959963984540054

@@ -15,17 +15,17 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._checks import check_at_least, check_same_size
 from calmoe_jax._numerics import AxisName, example_weights, psum
 from calmoe_jax.calibration._sums import add_pairs, two_sum, weighted_total
-from calmoe_jax.calibration.binning import (
+from calmoe_jax.calibration.metrics.binning import (
     ReliabilityBins,
     binned_calibration_error,
     debiased_binned_calibration_error,
     debiased_squared_binned_calibration_error,
 )
-from calmoe_jax.calibration.errors import (
+from calmoe_jax.calibration.metrics.errors import (
     classwise_bins,
     top_label_bins,
 )
-from calmoe_jax.calibration.scores import (
+from calmoe_jax.calibration.metrics.scores import (
     log_losses,
     squared_distances,
 )

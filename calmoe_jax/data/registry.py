@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from calmoe_jax.data import images, newsgroups, portal, sentiment
 from calmoe_jax.data.corruptions import CORRUPTIONS, SEVERITIES
+from calmoe_jax.data.embedded import digits, portal
+from calmoe_jax.data.local import images, newsgroups, sentiment
 from calmoe_jax.data.task import Task, check_task
 
 
@@ -46,10 +47,10 @@ TASKS: dict[str, TaskInfo] = {
     ),
     "digits": TaskInfo(
         "scikit-learn's 8x8 digits; six corruptions at five severities",
-        images.DIGITS_SOURCE,
+        digits.DIGITS_SOURCE,
         (),
         _CORRUPTED,
-        images.load_digits,
+        digits.load_digits,
     ),
     "digits16": TaskInfo(
         "MNIST at 16x16; shifted to USPS, optdigits and six corruptions at five severities",

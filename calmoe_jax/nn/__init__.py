@@ -12,4 +12,4 @@ from calmoe_jax.nn.classifiers import Router as Router
 from calmoe_jax.nn.classifiers import RoutingKind as RoutingKind
 from calmoe_jax.nn.classifiers import SingleClassifier as SingleClassifier
 from calmoe_jax.nn.classifiers import count_parameters as count_parameters
-from calmoe_jax.nn.sparse import MoELayer as MoELayer
+from calmoe_jax.nn.moe_layer import MoELayer as MoELayer

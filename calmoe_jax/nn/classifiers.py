@@ -11,9 +11,14 @@ from jaxtyping import Array, Float
 from calmoe_jax import routing
 from calmoe_jax._checks import check_at_least, check_choice
 from calmoe_jax._numerics import at_least_float32
-from calmoe_jax.dispatch import DispatchPlan, dispatch, gather_slots, route
-from calmoe_jax.experts import expert_linear
-from calmoe_jax.matmul import preferred_block_size
+from calmoe_jax.moe import (
+    DispatchPlan,
+    dispatch,
+    expert_linear,
+    gather_slots,
+    preferred_block_size,
+    route,
+)
 
 RoutingKind = Literal["dense", "top_k", "hard", "hardened"]
 ROUTING_KINDS: tuple[str, ...] = get_args(RoutingKind)

@@ -10,9 +10,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_non_negative, check_positive
 from calmoe_jax._numerics import AxisName, psum
-from calmoe_jax.reweighting import _dual, _radius, _task
-from calmoe_jax.reweighting._implicit import differentiable_log_weights
-from calmoe_jax.reweighting._linear import solve_semidefinite
+from calmoe_jax.reweighting._solver import dual as _dual
+from calmoe_jax.reweighting._solver import problem as _task
+from calmoe_jax.reweighting._solver import radius as _radius
+from calmoe_jax.reweighting._solver.implicit import differentiable_log_weights
+from calmoe_jax.reweighting._solver.linear import solve_semidefinite
 from calmoe_jax.reweighting.tilt import tilted_log_weights
 
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_positive
 from calmoe_jax._numerics import at_least_float32, entropy
-from calmoe_jax.reweighting._linear import solve_semidefinite
+from calmoe_jax.reweighting._solver.linear import solve_semidefinite
 
 
 def brier_signal(

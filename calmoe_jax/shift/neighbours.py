@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_non_negative, check_same_size
 from calmoe_jax._numerics import at_least_float32
-from calmoe_jax.calibration.inputs import class_labels
+from calmoe_jax.calibration._inputs import class_labels
 
 # Points compared with all references at once.
 _BATCH = 256

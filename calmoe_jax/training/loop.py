@@ -11,12 +11,13 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from calmoe_jax._mapping import over_seeds
 from calmoe_jax.data import Task
+from calmoe_jax.study.config import ModelConfig, TrainConfig, with_defaults
+from calmoe_jax.study.methods import Recipe
+from calmoe_jax.study.networks import Network, build_network
 from calmoe_jax.training.checkpoints import Checkpoints
-from calmoe_jax.training.config import ModelConfig, TrainConfig, with_defaults
 from calmoe_jax.training.log import MetricsLog
-from calmoe_jax.training.methods import Recipe
-from calmoe_jax.training.models import Network, build_network
 from calmoe_jax.training.step import (
     EpochLog,
     Objective,
@@ -51,17 +52,6 @@ class TrainedSeeds(NamedTuple):
         """For each seed, the experts with less than a twentieth of their fair share."""
         fair = 1 / self.importance.shape[1]
         return [np.flatnonzero(row < _DEAD_SHARE * fair).tolist() for row in self.importance]
-
-
-def over_seeds(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Maps a function over the leading axis of all its arguments, by the faster way here.
-
-    On a CPU one seed after the other (`lax.map`): batches of small matrix products are slow
-    there. Elsewhere all at once (`vmap`). Both are one compiled program.
-    """
-    if jax.default_backend() == "cpu":
-        return lambda *args: jax.lax.map(lambda one: function(*one), args)
-    return jax.vmap(function)
 
 
 def train_recipe(

@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from calmoe_jax import calibration, mixture, reweighting, routing
 from calmoe_jax.nn import Prediction
-from calmoe_jax.training.methods import Recipe
-from calmoe_jax.training.models import Network, as_float
+from calmoe_jax.study.methods import Recipe
+from calmoe_jax.study.networks import Network, as_float
 
 # Qualities that FGR draws from: Zhang et al., Frequency-aware Gradient Rectification, 2025.
 _FILTER_QUALITIES = (15.0, 18.0, 25.0)

@@ -1,0 +1,1 @@
+"""A deployed model's logs: read them, judge them, show them."""

@@ -1,0 +1,174 @@
+"""The gate's temperature: how sharply a mixture's router should choose, for honest mixtures."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
+from calmoe_jax.calibration.calibrators import _newton
+
+# The search runs over log T within this distance of the logarithm of the logits' own scale, and
+# looks at so many temperatures first: one at every half of a nat.
+_LOG_RANGE = 10.0
+_GRID = 41
+
+
+class GateTemperatureFit(NamedTuple):
+    """A fitted temperature of the router with its certificate.
+
+    Attributes:
+        temperature: T > 0; routing weights are `softmax(gate_logits / T)`.
+        loss: mean log loss of the aggregate at T, in nats.
+        residual: `|dloss / dlog T|` at T, in nats: 0 at an optimum.
+        converged: whether T is a local minimum (a further Newton step would move log T by less
+            than eps^(2/3), 2e-5 in float32, and the loss curves upwards) whose loss is no higher
+            than at any of the 41 temperatures looked at first.
+        at_bound: whether the loss is least at an end of the search: towards T = 0 (the top expert
+            alone) or T = infinity (all experts alike). T is then that end.
+        num_steps: Newton or bisection steps taken after the first look.
+    """
+
+    temperature: Float[Array, "*batch"]
+    loss: Float[Array, "*batch"]
+    residual: Float[Array, "*batch"]
+    converged: Bool[Array, "*batch"]
+    at_bound: Bool[Array, "*batch"]
+    num_steps: Int[Array, "*batch"]
+
+
+def fit_gate_temperature(
+    gate_logits: Float[Array, "examples experts"],
+    expert_logits: Float[Array, "examples experts classes"],
+    labels: Int[Array, " examples"],
+    *,
+    weights: Float[Array, " examples"] | None = None,
+    where: Bool[Array, " examples"] | None = None,
+) -> GateTemperatureFit:
+    """Finds the T of least log loss of the aggregate `sum_k softmax(g / T)_k f_k`.
+
+    The loss is not convex in T. It is looked at for 41 temperatures, a factor `exp(1/2)` apart,
+    around the scale of the logits; then Newton's method, with bisection, goes from the best of them
+    to the minimum between its neighbours. A minimum narrower than that can be missed. For gradients
+    the fit is a constant.
+
+    Args:
+        gate_logits: the router's logits; `-inf` for experts that are not chosen, as after top-k.
+        expert_logits: each expert's logits or log probabilities.
+        labels: class of each example, in `[0, classes)`.
+        weights: non-negative weight of each example; 1 by default.
+        where: examples that count; all by default.
+
+    Returns:
+        A `GateTemperatureFit`. T is 1, unconverged, where there is nothing to fit: no weight (the
+        loss is then NaN), one expert, or logits that do not distinguish experts. T is NaN for
+        labels outside the classes, NaN, logits `inf`, and where no chosen expert thinks the true
+        class possible.
+
+    Example:
+        >>> experts = jnp.log(jnp.array([[[0.9, 0.1], [0.3, 0.7]]] * 5))
+        >>> gate = jnp.array([[2.0, 0.0]] * 5)
+        >>> fit = fit_gate_temperature(gate, experts, jnp.array([0, 0, 0, 1, 1]))
+        >>> apply_gate_temperature(fit, gate)[0].round(3)
+        Array([0.5, 0.5], dtype=float32)
+
+    References:
+        Guo et al., On Calibration of Modern Neural Networks, 2017, for temperatures.
+    """
+    gate = jax.lax.stop_gradient(at_least_float32(gate_logits))
+    experts = jax.nn.log_softmax(jax.lax.stop_gradient(at_least_float32(expert_logits)), axis=-1)
+    dtype = jnp.promote_types(gate.dtype, experts.dtype)
+    weight = jax.lax.stop_gradient(example_weights(labels.shape, weights, where, dtype))
+    gate, experts = gate.astype(dtype), experts.astype(dtype)
+    total = jnp.sum(weight)
+    weight = weight / jnp.where(total == 0, 1, total)
+    counted = weight > 0
+    likelihood = jax.vmap(pick_label, in_axes=(1, None), out_axes=1)(experts, labels)
+    chosen = ~jnp.isneginf(gate)
+    strange = jnp.any(jnp.isnan(gate) | jnp.isposinf(gate), axis=-1)
+    strange |= jnp.any(chosen & jnp.isnan(likelihood), axis=-1)
+    strange |= ~jnp.any(chosen & (likelihood > -jnp.inf), axis=-1)
+    invalid = jnp.any(counted & strange) | jnp.isnan(total)
+    sound = (counted & ~strange)[:, None]
+    weight = jnp.where(sound[:, 0], weight, 0)
+    chosen |= ~sound
+    peak = jnp.max(gate, axis=-1, keepdims=True, initial=-jnp.inf)
+    below = jnp.where(chosen & sound, gate - jnp.where(sound, peak, 0), 0)
+    likelihood = jnp.where(sound, likelihood, 0)
+    spread = jnp.sqrt(jnp.sum(weight * jnp.square(jnp.min(below, axis=-1, initial=0))))
+    trivial = ~(spread > 0)
+    below = below / jnp.where(trivial, 1, spread)
+    prior = jnp.where(chosen, 0, -jnp.inf)
+
+    def loss(log_beta: Float[Array, ""]) -> Float[Array, ""]:
+        scores = jnp.exp(log_beta) * below + prior
+        gained = jax.nn.logsumexp(scores + jnp.where(chosen, likelihood, -jnp.inf), axis=-1)
+        return jnp.sum(weight * (jax.nn.logsumexp(scores, axis=-1) - gained))
+
+    def moments(log_beta: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        beta = jnp.exp(log_beta)
+        scores = beta * below + prior
+        routing = jax.nn.softmax(scores, axis=-1)
+        # the experts' shares once the label is known
+        posterior = jax.nn.softmax(scores + jnp.where(chosen, likelihood, -jnp.inf), axis=-1)
+        before = jnp.sum(routing * below, axis=-1)
+        after = jnp.sum(posterior * below, axis=-1)
+        # in one sum: before and after are nearly the same where the label says little
+        change = jnp.sum((routing - posterior) * below, axis=-1)
+        variance = jnp.sum(routing * jnp.square(below - before[:, None]), axis=-1)
+        variance -= jnp.sum(posterior * jnp.square(below - after[:, None]), axis=-1)
+        slope = beta * jnp.sum(weight * change)
+        return slope, jnp.square(beta) * jnp.sum(weight * variance) + slope
+
+    grid = jnp.asarray(np.linspace(-_LOG_RANGE, _LOG_RANGE, _GRID), dtype)
+    losses = jax.lax.map(loss, grid)
+    best = jnp.argmin(losses)
+    low, high = grid[jnp.maximum(best - 1, 0)], grid[jnp.minimum(best + 1, _GRID - 1)]
+    fitted = ~(trivial | invalid)
+    epsilon = float(jnp.finfo(dtype).eps)
+    noise = 4 * epsilon * (1 + jnp.abs(losses[best]))
+    end = jnp.where(grid[best] < 0, 0, _GRID - 1)
+    # as good as the end, and level on the way there: nothing is gained by stopping
+    inner = jnp.maximum(jnp.minimum(best, end), 0), jnp.maximum(best, end)
+    number = jnp.arange(_GRID)
+    on_the_way = (number >= inner[0]) & (number <= inner[1])
+    level = jnp.max(jnp.where(on_the_way, losses, -jnp.inf)) <= losses[best] + noise
+    at_bound = fitted & level
+    start = jnp.where(at_bound, grid[end], grid[best])
+    root = _newton.search_root(moments, start, low, high, at_bound | ~fitted, epsilon**0.5)
+    slope, curvature = moments(root.at)
+    least = loss(root.at)
+    precise = (curvature > 0) & (jnp.abs(slope) <= epsilon ** (2 / 3) * curvature)
+    temperature = jnp.where(trivial, 1, spread * jnp.exp(-root.at))
+    least = jnp.where(invalid | (total == 0), jnp.nan, least)
+    return GateTemperatureFit(
+        temperature=jnp.where(invalid, jnp.nan, temperature).astype(dtype),
+        loss=least,
+        residual=jnp.where(invalid, jnp.nan, jnp.where(trivial, 0, jnp.abs(slope))),
+        converged=fitted & ~at_bound & precise & (least <= losses[best] + noise),
+        at_bound=at_bound,
+        num_steps=root.num_steps,
+    )
+
+
+def apply_gate_temperature(
+    fit: GateTemperatureFit, gate_logits: Float[Array, "examples experts"]
+) -> Float[Array, "examples experts"]:
+    """Routing weights at the fitted temperature: `softmax(gate_logits / T)`.
+
+    Args:
+        fit: a fitted temperature of the router.
+        gate_logits: the router's logits; `-inf` for experts that are not chosen.
+
+    Returns:
+        Routing weights, at least float32, ready for `mix` and `mix_log_probs`.
+
+    Example:
+        >>> experts = jnp.log(jnp.array([[[0.9, 0.1], [0.3, 0.7]]]))
+        >>> fit = fit_gate_temperature(jnp.zeros((1, 2)), experts, jnp.array([0]))
+        >>> apply_gate_temperature(fit, jnp.zeros((1, 2)))
+        Array([[0.5, 0.5]], dtype=float32)
+    """
+    return jax.nn.softmax(at_least_float32(gate_logits) / fit.temperature, axis=-1)

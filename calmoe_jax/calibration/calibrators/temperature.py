@@ -1,0 +1,323 @@
+"""Temperature scaling, of one classifier or of every expert, fitted by a converged Newton.
+
+A fitted temperature carries the derivative that the implicit function theorem gives it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
+from calmoe_jax.calibration.calibrators import _newton
+
+# The search runs over log T within this distance of the logarithm of the logits' own scale.
+_LOG_RANGE = 10.0
+# An impossible class, in units of the logits' scale: its probability underflows at every
+# temperature that is searched, and its square is still finite.
+_IMPOSSIBLE = -1e15
+# From so many examples on, every sixteenth of them says where to start: all of them are then
+# passed over three times or so, instead of ten.
+_MANY = 2**16
+_STRIDE = 16
+# How near, in log T, the start has to be.
+_NEAR = 0.01
+
+
+class TemperatureFit(NamedTuple):
+    """A fitted temperature with its certificate.
+
+    Attributes:
+        temperature: T > 0; probabilities are `softmax(logits / T)`.
+        residual: `|dNLL / dlog T|` at the solution, in nats: 0 at the optimum, NaN with T.
+        converged: whether a further Newton step would move log T by less than eps^(2/3) (2e-5 in
+            float32), and T is not at a bound.
+        at_bound: whether the optimum lies at no T that is searched: every example right (T
+            towards 0), confidence never justified (T towards infinity), or an optimum further
+            than exp(10) from the logits' own scale. T is then the bound of the search.
+        num_steps: Newton or bisection steps taken over all the examples.
+    """
+
+    temperature: Float[Array, "*batch"]
+    residual: Float[Array, "*batch"]
+    converged: Bool[Array, "*batch"]
+    at_bound: Bool[Array, "*batch"]
+    num_steps: Int[Array, "*batch"]
+
+
+def fit_temperature(
+    logits: Float[Array, "examples classes"],
+    labels: Int[Array, " examples"],
+    *,
+    weights: Float[Array, " examples"] | None = None,
+    where: Bool[Array, " examples"] | None = None,
+) -> TemperatureFit:
+    """Finds the temperature that minimises the log loss of `softmax(logits / T)`.
+
+    Newton's method on `log T` for the root of the slope `E_p[z] - z_y`, kept inside a bracket
+    (bisection where a step would leave it). The loss is convex in `1 / T`, so the root is the
+    optimum; scaling the logits scales T. From 65536 examples on the search starts where one on
+    every sixteenth example ends.
+
+    The temperature is differentiable with respect to logits and weights, forwards and backwards:
+    the slope stays 0, so `dlog T = d(slope) / curvature` (slope and curvature of the loss in
+    `log 1/T`). Everything else of the fit is a constant for gradients.
+
+    Args:
+        logits: logits, or log probabilities (of an aggregate, say); `-inf` for impossible classes.
+        labels: class of each example, in `[0, classes)`.
+        weights: non-negative weight of each example; 1 by default.
+        where: examples that count; all by default.
+
+    Returns:
+        A `TemperatureFit`. T is 1, unconverged, where there is nothing to fit: no weight, one
+        class, or logits that do not distinguish classes. Where no finite T is optimal, T stops
+        at a bound far from the logits' scale, flagged by `at_bound`. Labels outside the classes,
+        true classes with logit `-inf`, logits `inf` and NaN give T = NaN. The derivative of T is
+        that of the optimum, and 0 where T is at a bound or there is nothing to fit.
+
+    Example:
+        >>> logits = jnp.log(jnp.array([[0.9, 0.1]] * 4))
+        >>> fit = fit_temperature(logits, jnp.array([0, 0, 0, 1]))
+        >>> apply_temperature(fit, logits)[0].round(4)
+        Array([0.75, 0.25], dtype=float32)
+
+    References:
+        Guo et al., On Calibration of Modern Neural Networks, 2017.
+    """
+    logits = at_least_float32(logits)
+    weight = example_weights(labels.shape, weights, where, logits.dtype)
+    fit = _solve(jax.lax.stop_gradient(logits), labels, jax.lax.stop_gradient(weight))
+    return fit._replace(temperature=_implicit(logits, weight, labels, fit))
+
+
+def _solve(
+    logits: Float[Array, "examples classes"],
+    labels: Int[Array, " examples"],
+    weight: Float[Array, " examples"],
+) -> TemperatureFit:
+    dtype = logits.dtype
+    total = jnp.sum(weight)
+    weight = weight / jnp.where(total == 0, 1, total)
+    counted = weight > 0
+    true = jnp.where(counted, pick_label(logits, labels), 0)
+    strange = jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1)
+    invalid = jnp.any(counted & (strange | ~jnp.isfinite(true))) | jnp.isnan(total)
+    # relative to the largest, so that no exponential overflows, whatever the temperature
+    possible = ~jnp.isneginf(logits) & (counted & ~strange)[:, None]
+    peak = jnp.max(jnp.where(possible, logits, -jnp.inf), axis=-1, initial=-jnp.inf)
+    peak = jnp.where(jnp.isfinite(peak), peak, 0)
+    below = jnp.where(possible, logits - peak[:, None], 0)
+    true = jnp.where(counted & jnp.isfinite(true), true - peak, 0)
+    farthest = jnp.maximum(-true, true - jnp.min(below, axis=-1, initial=0))
+    spread = jnp.sqrt(jnp.sum(weight * jnp.square(farthest)))
+    trivial = ~(spread > 0)
+    unit = jnp.where(trivial, 1, spread)
+    true = true / unit
+    scaled = jnp.where(possible | ~counted[:, None], below / unit, _IMPOSSIBLE)
+
+    # The slope's limits decide whether an optimum exists: at T = 0 it is the mean of the largest
+    # relative logit (0 where every example is right), at T = infinity that of the mean one.
+    mean = jnp.sum(below / unit, axis=-1) / jnp.maximum(jnp.sum(possible, axis=-1), 1)
+    too_right = jnp.sum(weight * true) >= 0
+    too_wrong = jnp.sum(weight * (mean - true)) >= 0
+    bound = jnp.where(too_right, _LOG_RANGE, -_LOG_RANGE).astype(dtype)
+    boundless = too_right | too_wrong
+    fitted = ~(trivial | invalid)
+
+    start, idle = jnp.zeros((), dtype), boundless | ~fitted
+    end = jnp.full((), _LOG_RANGE, dtype)
+    if logits.shape[0] >= _MANY:
+        some = slice(None, None, _STRIDE)
+        few = _newton.search_root(
+            _moments(scaled[some], true[some], weight[some]), start, -end, end, idle, _NEAR
+        )
+        # the examples left out may have an optimum where these have none
+        start = jnp.where(jnp.abs(few.at) < _LOG_RANGE / 2, few.at, 0)
+    moments = _moments(scaled, true, weight)
+    # after a Newton step of size h the error is of order h^2
+    near = float(jnp.finfo(dtype).eps) ** 0.5
+    start = jnp.where(boundless, bound, start)
+    found = _newton.search_root(moments, start, -end, end, idle, near)
+    slope, curvature = moments(found.at)
+    at_bound = boundless | (jnp.abs(found.at) > _LOG_RANGE - 0.1)
+    precise = jnp.abs(slope) <= jnp.finfo(dtype).eps ** (2 / 3) * curvature
+    temperature = jnp.where(trivial, 1, spread * jnp.exp(-found.at))
+    return TemperatureFit(
+        temperature=jnp.where(invalid, jnp.nan, temperature).astype(dtype),
+        residual=jnp.where(invalid, jnp.nan, jnp.where(trivial, 0, jnp.abs(slope))),
+        converged=fitted & ~at_bound & precise,
+        at_bound=fitted & at_bound,
+        num_steps=found.num_steps,
+    )
+
+
+def _moments(
+    below: Float[Array, "examples classes"],
+    true: Float[Array, " examples"],
+    weight: Float[Array, " examples"],
+) -> _newton.Slope:
+    """Slope and curvature of the loss in `log beta`, `beta = 1 / T`: one pass over the logits.
+
+    Args:
+        below: logits less the largest of their example.
+        true: that of the true class.
+        weight: of each example; sums to 1.
+    """
+
+    def at(log_beta: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        beta = jnp.exp(log_beta)
+        powers = jnp.exp(beta * below)
+        total, first, second = _newton.sums(powers, powers * below, powers * below * below, axis=1)
+        mean = first / total
+        # no digits are lost: the largest is at 0, so the variance is at least mean^2 / classes
+        variance = jnp.maximum(second / total - jnp.square(mean), 0)
+        slope, spread = _newton.sums(weight * (mean - true), weight * variance, axis=0)
+        return beta * slope, jnp.square(beta) * spread + beta * slope
+
+    return at
+
+
+@jax.custom_jvp
+def _implicit(
+    logits: Float[Array, "examples classes"],
+    weight: Float[Array, " examples"],
+    labels: Int[Array, " examples"],
+    fit: TemperatureFit,
+) -> Float[Array, ""]:
+    """The fitted temperature, as a function of what it was fitted to."""
+    return fit.temperature
+
+
+@_implicit.defjvp
+def _implicit_jvp(
+    primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    logits, weight, labels, fit = primals
+    temperature = _implicit(*primals)  # not the constant: this rule is differentiated again
+    settled = ~(fit.at_bound | (fit.num_steps == 0))
+    beta = 1 / jnp.where(settled, temperature, 1)
+    # rows that count, or would count if they had weight
+    true = pick_label(logits, labels)
+    sound = jnp.isfinite(true) & ~jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1)
+    possible = ~jnp.isneginf(logits) | ~sound[:, None]
+
+    def slope(
+        beta: Float[Array, ""],
+        logits: Float[Array, "examples classes"],
+        weight: Float[Array, " examples"],
+    ) -> Float[Array, ""]:
+        """That of the loss in `log beta`, up to a factor that does not matter where it is 0."""
+        logits = jnp.where(possible & sound[:, None], logits, 0)
+        probs = jax.nn.softmax(jnp.where(possible, beta * logits, -jnp.inf), axis=-1)
+        true = jnp.where(sound, pick_label(logits, labels), 0)
+        mean = jnp.sum(probs * logits, axis=-1) - true
+        return beta * jnp.sum(jnp.where(sound, weight, 0) * mean)
+
+    _, change = jax.jvp(
+        lambda z, w: slope(beta, z, w), (logits, weight), (tangents[0], tangents[1])
+    )
+    _, curvature = jax.jvp(lambda b: slope(b, logits, weight), (beta,), (beta,))
+    moved = temperature * change / jnp.where(curvature > 0, curvature, 1)
+    moved = jnp.where(settled & (curvature > 0), moved, 0)
+    return temperature, jnp.where(jnp.isnan(temperature), jnp.nan, moved).astype(temperature.dtype)
+
+
+def apply_temperature(
+    fit: TemperatureFit, logits: Float[Array, "examples classes"]
+) -> Float[Array, "examples classes"]:
+    """Probabilities after temperature scaling: `softmax(logits / T)`.
+
+    Args:
+        fit: a fitted temperature.
+        logits: logits or log probabilities.
+
+    Returns:
+        Probabilities, at least float32; the order of the classes is unchanged.
+
+    Example:
+        >>> fit = fit_temperature(jnp.zeros((2, 2)), jnp.array([0, 1]))
+        >>> apply_temperature(fit, jnp.zeros((1, 2)))
+        Array([[0.5, 0.5]], dtype=float32)
+    """
+    return jnp.exp(scale_log_probs(logits, fit.temperature[None]))
+
+
+def scale_log_probs(
+    logits: Float[Array, "*examples classes"], temperature: Float[Array, "*#examples"]
+) -> Float[Array, "*examples classes"]:
+    """Log probabilities after temperature scaling: `log_softmax(logits / T)`.
+
+    Args:
+        logits: logits or log probabilities.
+        temperature: T > 0 of each example, or of size 1 along an axis that shares it.
+
+    Returns:
+        Log probabilities, at least float32.
+
+    Example:
+        >>> scale_log_probs(jnp.array([[0.0, 2.0]]), jnp.array([1e6])).round(3)
+        Array([[-0.693, -0.693]], dtype=float32)
+    """
+    return jax.nn.log_softmax(at_least_float32(logits) / temperature[..., None], axis=-1)
+
+
+def fit_expert_temperatures(
+    expert_logits: Float[Array, "examples experts classes"],
+    labels: Int[Array, " examples"],
+    *,
+    routing_weights: Float[Array, "examples experts"] | None = None,
+    where: Bool[Array, " examples"] | None = None,
+) -> TemperatureFit:
+    """Fits one temperature for every expert, before mixing (MoCaE).
+
+    Args:
+        expert_logits: each expert's logits or log probabilities.
+        labels: class of each example, in `[0, classes)`.
+        routing_weights: weight of each example for each expert. `None` fits every expert on all
+            examples alike, as MoCaE does; the routing weights fit it on its own routing-weighted
+            view, the condition under which a hard-routed mixture stays calibrated.
+        where: examples that count; all by default.
+
+    Returns:
+        A `TemperatureFit` with a leading axis of experts. An expert without any weight keeps T = 1
+        and is not converged.
+
+    Example:
+        >>> logits = jnp.log(jnp.array([[[0.9, 0.1], [0.75, 0.25]]] * 4))
+        >>> fit_expert_temperatures(logits, jnp.array([0, 0, 0, 1])).temperature.round(3)
+        Array([2., 1.], dtype=float32)
+
+    References:
+        Oksuz et al., MoCaE: Mixture of Calibrated Experts, 2023.
+    """
+    if routing_weights is None:
+        routing_weights = jnp.ones(expert_logits.shape[:2], jnp.float32)
+
+    def fit(
+        logits: Float[Array, "examples classes"], weights: Float[Array, " examples"]
+    ) -> TemperatureFit:
+        return fit_temperature(logits, labels, weights=weights, where=where)
+
+    return jax.vmap(fit, in_axes=1)(expert_logits, routing_weights)
+
+
+def apply_expert_temperatures(
+    fit: TemperatureFit, expert_logits: Float[Array, "examples experts classes"]
+) -> Float[Array, "examples experts classes"]:
+    """Probabilities of every expert after its own temperature, ready to be mixed.
+
+    Args:
+        fit: temperatures with a leading axis of experts.
+        expert_logits: each expert's logits or log probabilities.
+
+    Returns:
+        Each expert's probabilities, at least float32.
+
+    Example:
+        >>> fit = fit_expert_temperatures(jnp.zeros((1, 1, 2)), jnp.array([0]))
+        >>> apply_expert_temperatures(fit, jnp.zeros((1, 1, 2)))
+        Array([[[0.5, 0.5]]], dtype=float32)
+    """
+    return jnp.exp(scale_log_probs(expert_logits, fit.temperature[None, :]))

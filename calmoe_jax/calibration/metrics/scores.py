@@ -1,0 +1,218 @@
+"""How good and how honest predicted probabilities are, in scores of the whole of them.
+
+Every function takes `weights=` (of examples), `where=` (a mask), and `from_logits=`, which says
+that the first argument holds logits or log probabilities; it is never guessed. The empty case is
+the same for all: **no weight, no value: NaN**. So is what cannot be scored: a row that counts
+and is no distribution, or whose label is outside the classes, makes every value NaN.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
+from calmoe_jax.calibration._inputs import (
+    class_labels,
+    distributions,
+    largest_class,
+    log_probabilities,
+    probabilities,
+)
+from calmoe_jax.calibration._sums import total, weighted_total
+
+_Probs = Float[Array, "examples classes"]
+_Labels = Int[Array, " examples"]
+_Weights = Float[Array, " examples"] | None
+_Where = Bool[Array, " examples"] | None
+
+
+def _mean(values: Float[Array, " examples"], weights: _Weights, where: _Where) -> Float[Array, ""]:
+    weight = example_weights(values.shape, weights, where, values.dtype)
+    return weighted_total(values, weight) / total_weight(weight, weights, where)
+
+
+def total_weight(
+    weight: Float[Array, " examples"], weights: _Weights, where: _Where
+) -> Float[Array, ""]:
+    """Sum of the weights that `example_weights` gives."""
+    if weights is None and where is None:  # XLA would sum the ones at compile time, slowly
+        return jnp.asarray(weight.shape[0], weight.dtype)
+    return total(weight)
+
+
+def top_label(
+    probs: _Probs, labels: _Labels, *, from_logits: bool = False
+) -> tuple[Float[Array, " examples"], Bool[Array, " examples"]]:
+    """Confidence in the predicted class, and whether it is the true one.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`).
+        labels: class of each example, in `[0, classes)`.
+        from_logits: whether `probs` holds logits or log probabilities.
+
+    Returns:
+        `(confidence, correct)`. Ties go to the lower class. The confidence is NaN where the row
+        is no distribution (see `calibration.inputs`) or the label is outside the classes.
+
+    Raises:
+        TypeError: if the labels are not integers.
+
+    Example:
+        >>> top_label(jnp.array([[0.3, 0.7]]), jnp.array([1]))
+        (Array([0.7], dtype=float32), Array([ True], dtype=bool))
+    """
+    labels = class_labels(labels)
+    if from_logits:
+        probs = probabilities(probs, from_logits=True)
+    largest, index, valid = largest_class(probs)
+    valid &= (labels >= 0) & (labels < probs.shape[-1])
+    # one NaN is enough: the rest of a bad row is not looked at
+    confidence = jnp.where(valid, jnp.where(largest > 1, 1, largest), jnp.nan)
+    return confidence, index == labels
+
+
+def accuracy(
+    probs: _Probs,
+    labels: _Labels,
+    *,
+    weights: _Weights = None,
+    where: _Where = None,
+    from_logits: bool = False,
+) -> Float[Array, ""]:
+    """Share of examples whose most probable class is the true one.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`).
+        labels: class of each example, in `[0, classes)`.
+        weights: non-negative weight of each example; 1 by default.
+        where: examples that count; all by default.
+        from_logits: whether `probs` holds logits or log probabilities.
+
+    Returns:
+        The accuracy, in [0, 1]; ties go to the lower class; NaN where nothing counts, or a row
+        that counts holds a NaN.
+
+    Example:
+        >>> accuracy(jnp.array([[0.3, 0.7], [0.6, 0.4]]), jnp.array([1, 1]))
+        Array(0.5, dtype=float32)
+    """
+    confidence, correct = top_label(probs, labels, from_logits=from_logits)
+    right = jnp.where(jnp.isnan(confidence), jnp.nan, correct.astype(confidence.dtype))
+    return _mean(right, weights, where)
+
+
+def negative_log_likelihood(
+    probs: _Probs,
+    labels: _Labels,
+    *,
+    weights: _Weights = None,
+    where: _Where = None,
+    from_logits: bool = False,
+) -> Float[Array, ""]:
+    """Mean `-log p_y`, in nats.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`).
+        labels: class of each example, in `[0, classes)`.
+        weights: non-negative weight of each example; 1 by default.
+        where: examples that count; all by default.
+        from_logits: whether `probs` holds logits or log probabilities; give log probabilities
+            where `p_y` may underflow.
+
+    Returns:
+        The mean, at least 0; `inf` where a true class has probability 0 (the gradient of that
+        example is 0), NaN where nothing counts.
+
+    Example:
+        >>> negative_log_likelihood(jnp.array([[0.0, 1.0]]), jnp.array([1]))
+        Array(0., dtype=float32)
+    """
+    return _mean(log_losses(probs, labels, from_logits=from_logits), weights, where)
+
+
+def brier_score(
+    probs: _Probs,
+    labels: _Labels,
+    *,
+    weights: _Weights = None,
+    where: _Where = None,
+    from_logits: bool = False,
+) -> Float[Array, ""]:
+    """Mean squared distance of the probabilities from the one-hot label, over all classes.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`).
+        labels: class of each example, in `[0, classes)`.
+        weights: non-negative weight of each example; 1 by default.
+        where: examples that count; all by default.
+        from_logits: whether `probs` holds logits or log probabilities.
+
+    Returns:
+        The score, in [0, 2] (with two classes twice the one-column score); NaN where nothing
+        counts.
+
+    Example:
+        >>> brier_score(jnp.array([[0.5, 0.5]]), jnp.array([0]))
+        Array(0.5, dtype=float32)
+
+    References:
+        Brier, Verification of Forecasts Expressed in Terms of Probability, 1950.
+    """
+    return _mean(squared_distances(probs, labels, from_logits=from_logits), weights, where)
+
+
+def log_losses(
+    probs: _Probs, labels: _Labels, *, from_logits: bool = False
+) -> Float[Array, " examples"]:
+    """`-log p_y` of each example, in nats; NaN where it cannot be scored."""
+    labels = class_labels(labels)
+    if from_logits:
+        return 0 - pick_label(log_probabilities(probs), labels)
+    chance = pick_label(at_least_float32(probs), labels)
+    # the logarithm sees no 0 and no NaN, whose gradient of a row that does not count were NaN;
+    # what rounding put above 1 is 1
+    inside = (chance > 0) & (chance <= 1)
+    losses = 0 - jnp.log(jnp.where(inside, chance, 1))
+    losses = jnp.where(chance == 0, jnp.inf, losses)
+    return jnp.where(distributions(probs) & ~jnp.isnan(chance), losses, jnp.nan)
+
+
+def squared_distances(
+    probs: _Probs, labels: _Labels, *, from_logits: bool = False
+) -> Float[Array, " examples"]:
+    """Squared distance of each row from its one-hot label; NaN where it cannot be scored."""
+    labels = class_labels(labels)
+    probs = probabilities(probs, from_logits=from_logits)
+    true = jnp.arange(probs.shape[-1])[None, :] == labels[:, None]
+    distance = jnp.sum(jnp.square(probs - true.astype(probs.dtype)), axis=-1)
+    return jnp.where(jnp.any(true, axis=-1), distance, jnp.nan)
+
+
+def confidence_gap(
+    probs: _Probs,
+    labels: _Labels,
+    *,
+    weights: _Weights = None,
+    where: _Where = None,
+    from_logits: bool = False,
+) -> Float[Array, ""]:
+    """Mean confidence minus accuracy: above 0 is over-confident, below 0 under-confident.
+
+    Condition: top-label, on average over all confidences.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`).
+        labels: class of each example, in `[0, classes)`.
+        weights: non-negative weight of each example; 1 by default.
+        where: examples that count; all by default.
+        from_logits: whether `probs` holds logits or log probabilities.
+
+    Returns:
+        The signed gap, in [-1, 1]; its absolute value bounds the top-label calibration error from
+        below. NaN where nothing counts.
+
+    Example:
+        >>> confidence_gap(jnp.array([[0.25, 0.75]]), jnp.array([0]))
+        Array(0.75, dtype=float32)
+    """
+    confidence, correct = top_label(probs, labels, from_logits=from_logits)
+    return _mean(confidence - correct.astype(confidence.dtype), weights, where)

@@ -1,0 +1,84 @@
+"""What tasks of grey images share: splits, corruptions as shifts, a hard subset."""
+
+import numpy as np
+from scipy import ndimage
+
+from calmoe_jax.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from calmoe_jax.data.task import Split, Task, ambiguous_subset
+
+# Training rows that decide what looks ambiguous: enough, and the distances stay quick.
+_LOOK_ALIKES = 5000
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes square images linearly, pixel areas aligned."""
+    if images.shape[1] == size:
+        return images
+    zoom = (1, size / images.shape[1], size / images.shape[2])
+    resized = ndimage.zoom(images.astype(np.float64), zoom, order=1, mode="nearest", grid_mode=True)
+    return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
+
+
+def image_split(
+    name: str,
+    kind: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    description: str,
+    series: str | None = None,
+    position: float | None = None,
+) -> Split:
+    """A split of grey images in which every image is a cluster of its own."""
+    return Split(
+        name=name,
+        kind=kind,  # type: ignore[arg-type]
+        inputs=images[..., None],
+        labels=labels.astype(np.int32),
+        clusters=np.arange(len(labels), dtype=np.int32),
+        description=description,
+        series=series,
+        position=position,
+    )
+
+
+def image_task(
+    name: str,
+    classes: str | list[str],
+    rows: dict[str, np.ndarray],
+    images: np.ndarray,
+    labels: np.ndarray,
+    source: str,
+    shifts: tuple[Split, ...] = (),
+) -> Task:
+    """Splits the rows, corrupts the test images and finds the ambiguous ones."""
+    train, calibration, test = (
+        image_split(part, kind, images[rows[part]], labels[rows[part]], description)
+        for part, kind, description in (
+            ("train", "train", "training images"),
+            ("calibration", "calibration", "images held out from training"),
+            ("test", "id", "test images as they are"),
+        )
+    )
+    corrupted = tuple(
+        image_split(
+            f"{corruption}_{severity}",
+            "shift",
+            corrupt(test.inputs[..., 0], corruption, severity),
+            test.labels,
+            f"test images, {corruption.replace('_', ' ')} of severity {severity}",
+            series=corruption,
+            position=float(severity),
+        )
+        for corruption in CORRUPTIONS
+        for severity in SEVERITIES
+    )
+    some = train.take(np.arange(min(_LOOK_ALIKES, len(train))), "some", "train", "")
+    hard = ambiguous_subset(some, test, (some.inputs, test.inputs))
+    return Task(
+        name=name,
+        classes=tuple(classes),
+        train=train,
+        calibration=calibration,
+        evaluation=(test, *shifts, *corrupted, hard),
+        source=source,
+    )

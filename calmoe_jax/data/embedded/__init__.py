@@ -1,0 +1,1 @@
+"""Tasks whose data comes with the package or its dependencies."""

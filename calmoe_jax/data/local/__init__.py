@@ -1,0 +1,1 @@
+"""Tasks whose files lie in a folder of the user's."""

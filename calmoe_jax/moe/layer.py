@@ -1,0 +1,111 @@
+"""A sparse layer of experts: route, dispatch, two grouped products with an activation, combine.
+
+`calmoe_jax.nn.MoELayer` is the Flax module.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Float
+
+from calmoe_jax.moe.dispatch import combine, dispatch
+from calmoe_jax.moe.experts import ExpertParams, expert_mlp
+from calmoe_jax.moe.matmul import preferred_block_size
+from calmoe_jax.moe.route import Routed, route
+
+
+class SparseOutput(NamedTuple):
+    """What a sparse layer returns.
+
+    Attributes:
+        output: the tokens' outputs.
+        routed: routing, plan and statistics: what the losses of the gate need.
+    """
+
+    output: Float[Array, "tokens d_out"]
+    routed: Routed
+
+
+def sparse_layer(
+    x: Float[Array, "tokens d"],
+    gate_logits: Float[Array, "tokens experts"],
+    params: ExpertParams,
+    selection_bias: Float[Array, " experts"] | None = None,
+    *,
+    k: int,
+    activation: str = "gelu",
+    scores: str = "softmax",
+    renormalize: bool = True,
+    num_groups: int = 1,
+    groups_per_token: int = 1,
+    capacity: int | None = None,
+    implementation: str | None = None,
+) -> SparseOutput:
+    """Routes tokens to `k` experts each and sums what these make of them, by weight.
+
+    `y_t = sum_j w_tj expert_{e_tj}(x_t)`; only the chosen experts are computed.
+
+    Args:
+        x: tokens, of one example or of many.
+        gate_logits: the router's logits of the same tokens; `-inf` masks an expert.
+        params: the experts' parameters, of the dtype of `x`.
+        selection_bias: as in `route`.
+        k: experts per token.
+        activation: as in `expert_mlp`.
+        scores: as in `route`.
+        renormalize: as in `route`.
+        num_groups: as in `route`.
+        groups_per_token: as in `route`.
+        capacity: rows per expert; `None` for dropless.
+        implementation: `None`, `"xla"` or `"triton"`, for all parts.
+
+    Returns:
+        A `SparseOutput`. Slots beyond a capacity count as zeros.
+
+    Raises:
+        TypeError: as the parts.
+        ValueError: as the parts; if `x` and the logits are of other tokens.
+        NotImplementedError: if the implementation declines.
+
+    Example:
+        >>> params = ExpertParams(jnp.ones((2, 1, 3)), jnp.ones((2, 3, 1)))
+        >>> out = sparse_layer(jnp.ones((4, 1)), jnp.zeros((4, 2)), params, k=1, activation="relu")
+        >>> out.output[:, 0].tolist(), out.routed.plan.group_sizes.tolist()
+        ([3.0, 3.0, 3.0, 3.0], [4, 0])
+    """
+    if len(x) != len(gate_logits):
+        raise ValueError(
+            f"gate_logits must be of the {len(x)} tokens of x, got "
+            f"gate_logits.shape={gate_logits.shape}."
+        )
+    if params.w_in.shape[0] != gate_logits.shape[1]:
+        raise ValueError(
+            f"params must have the {gate_logits.shape[1]} experts of gate_logits, got "
+            f"w_in.shape={params.w_in.shape}."
+        )
+    of_products = implementation if implementation == "triton" else None
+    block_size = preferred_block_size(capacity=capacity, implementation=of_products)
+    routed = route(
+        gate_logits,
+        selection_bias,
+        k=k,
+        scores=scores,
+        renormalize=renormalize,
+        num_groups=num_groups,
+        groups_per_token=groups_per_token,
+        capacity=capacity,
+        block_size=block_size,
+        implementation=implementation,
+    )
+    rows = dispatch(x, routed.plan, implementation=implementation)
+    outputs = expert_mlp(
+        rows,
+        routed.plan,
+        params,
+        activation=activation,
+        block_size=block_size,
+        capacity=capacity,
+        implementation=of_products,
+    )
+    weights = routed.routing.combine_weights
+    output = combine(outputs, routed.plan, weights, implementation=implementation)
+    return SparseOutput(output, routed)

@@ -1,0 +1,178 @@
+"""Where the slots of a routing lie when they are grouped by expert.
+
+A plan is two permutations, each the inverse of the other: `positions` says in which row each slot
+of each token lies, `slot_indices` which slot each row holds. The rows of an expert are contiguous
+and in the order of the tokens, on every device and in every run.
+
+`jax.checkpoint` finds a plan by the name `PLAN_NAME`.
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import checkify
+from jaxtyping import Array, Bool, Int
+
+from calmoe_jax._checks import check_at_least, check_axes, check_integers
+from calmoe_jax._kernels import kernel
+from calmoe_kernels import layout, selection, xla
+
+PLAN_NAME = layout.PLAN_NAME
+
+
+class DispatchPlan(NamedTuple):
+    """Where the slots of a routing lie when they are grouped by expert.
+
+    Attributes:
+        positions: row of each slot; the number of rows where the slot is dropped.
+        slot_indices: slot (`token * k + column`) of each row; `tokens * k` where a row is empty.
+        group_sizes: slots in each expert's group.
+        group_offsets: first row of each expert's group.
+        load: slots that were sent to each expert, those it had no room for included.
+    """
+
+    positions: Int[Array, "tokens k"]
+    slot_indices: Int[Array, " rows"]
+    group_sizes: Int[Array, " experts"]
+    group_offsets: Int[Array, " experts"]
+    load: Int[Array, " experts"]
+
+    @property
+    def dropped(self) -> Bool[Array, "tokens k"]:
+        """Slots without a row: beyond the capacity, or sent to no expert."""
+        return self.positions >= self.slot_indices.shape[0]
+
+    @property
+    def num_dropped(self) -> Int[Array, ""]:
+        """Number of slots without a row."""
+        return jnp.sum(self.dropped, dtype=jnp.int32)
+
+
+def expert_capacity(*, num_tokens: int, k: int, num_experts: int, capacity_factor: float) -> int:
+    """Rows an expert gets for a multiple of its fair share: `ceil(factor T k / E)`, at least 1.
+
+    Args:
+        num_tokens: tokens `T`.
+        k: experts per token.
+        num_experts: number of experts `E`.
+        capacity_factor: multiple of the fair share, above 0; 1.25 is common.
+
+    Returns:
+        A capacity for `plan_dispatch`.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> expert_capacity(num_tokens=100, k=2, num_experts=8, capacity_factor=1.25)
+        32
+
+    References:
+        Fedus et al., Switch Transformers, 2021, eq. 3.
+    """
+    check_at_least("num_tokens", num_tokens, 0)
+    check_at_least("k", k, 1)
+    check_at_least("num_experts", num_experts, 1)
+    if not (capacity_factor > 0 and math.isfinite(capacity_factor)):
+        raise ValueError(
+            f"capacity_factor must be positive and finite, got capacity_factor={capacity_factor}."
+        )
+    return max(1, math.ceil(capacity_factor * num_tokens * k / num_experts))
+
+
+def plan_dispatch(
+    expert_indices: Int[Array, "tokens k"],
+    *,
+    num_experts: int,
+    capacity: int | None = None,
+    block_size: int | None = None,
+    implementation: str | None = None,
+) -> DispatchPlan:
+    """Plans the rows of all slots, grouped by expert in the order of tokens.
+
+    Dropless by default: as many rows as slots. With `capacity=C` every expert has `C` rows, and
+    slots beyond them are dropped, the last tokens first. With `block_size=B` every group starts
+    at a multiple of `B`, as kernels of grouped matrix products want; between groups, and after
+    the last one, rows are empty.
+
+    Args:
+        expert_indices: expert of each slot; an index outside `[0, num_experts)` drops its slot.
+        num_experts: number of experts; static under `jax.jit`.
+        capacity: rows per expert, at least 1.
+        block_size: block whose multiples groups start at, at least 1.
+        implementation: see the module.
+
+    Returns:
+        A `DispatchPlan`. The order within a group is that of a stable sort of
+        `expert_indices.reshape(-1)`.
+
+    Raises:
+        TypeError: if the indices are no integers.
+        ValueError: if the indices have not two axes, a size is less than 1, both capacity and
+            block size are given, or there are 2**31 rows or more.
+        NotImplementedError: if the implementation declines.
+
+    Example:
+        >>> plan = plan_dispatch(jnp.array([[1], [0], [1]]), num_experts=2)
+        >>> plan.positions.tolist(), plan.group_sizes.tolist()
+        ([[1], [0], [2]], [1, 2])
+    """
+    check_integers("expert_indices", expert_indices)
+    check_axes("expert_indices", expert_indices, 2, "tokens, k")
+    tokens, k = expert_indices.shape
+    layout.check_layout(tokens, k, num_experts, capacity, block_size)
+    statics: dict[str, Any] = {
+        "num_experts": num_experts,
+        "capacity": capacity,
+        "block_size": block_size,
+    }
+    attempts = {
+        "xla": partial(xla.plan, **statics),
+        "triton": partial(kernel("gpu.plan", "plan"), **statics),
+    }
+    indices = jax.lax.stop_gradient(expert_indices)
+    if indices.dtype.itemsize > 4:
+        indices = jnp.clip(indices, -1, num_experts)  # what is outside stays there
+    indices = indices.astype(jnp.int32)
+    return named_plan(DispatchPlan(*selection.run(attempts, implementation, indices)))
+
+
+def check_plan(plan: DispatchPlan) -> None:
+    """Reports indices that point nowhere, in functions that are run under `checkify`.
+
+    For plans that were made by hand or came from elsewhere; without `checkify` it does nothing.
+    `dispatch` and `combine` do not call it (it would cost each call of a jitted function a tenth
+    of a millisecond) and read zeros in place of what is outside.
+
+    Args:
+        plan: any plan.
+
+    Example:
+        >>> from jax.experimental import checkify
+        >>> def checked(x, plan):
+        ...     check_plan(plan)
+        ...     return dispatch(x, plan)
+        >>> plan = plan_dispatch(jnp.array([[1], [0]]), num_experts=2)
+        >>> wrong = plan._replace(positions=plan.positions + 5)
+        >>> error, _ = checkify.checkify(checked, errors=checkify.user_checks)(jnp.ones((2, 1)), wrong)
+        >>> error.get().split(".")[1]
+        'positions must lie in [0, 2]'
+    """  # noqa: E501
+    rows, slots = plan.slot_indices.shape[0], plan.positions.size
+    for name, values, end in (
+        ("positions", plan.positions, rows),
+        ("slot_indices", plan.slot_indices, slots),
+    ):
+        checkify.debug_check(
+            jnp.all((values >= 0) & (values <= end)), f"plan.{name} must lie in [0, {end}]."
+        )
+
+
+def named_plan(plan: DispatchPlan) -> DispatchPlan:
+    """The same plan, by a name that `jax.checkpoint` finds."""
+    named: DispatchPlan = jax.tree.map(lambda x: checkpoint_name(x, PLAN_NAME), plan)
+    return named

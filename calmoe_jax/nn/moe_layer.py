@@ -1,0 +1,99 @@
+"""A sparse layer of experts as a Flax module: what stands in a transformer's block for its MLP."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from calmoe_jax._checks import check_at_least, check_choice, check_range
+from calmoe_jax.moe import ExpertParams, SparseOutput, expert_capacity, sparse_layer
+from calmoe_jax.moe.experts import ACTIVATIONS
+
+_LECUN_NORMAL = nnx.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,))
+
+
+class MoELayer(nnx.Module):
+    """Router and experts with one hidden layer, of which each token is sent to `k`.
+
+    All tokens of a batch are routed together, whatever example they are of. The router is linear,
+    without bias, and in float32. Parameters: `d E + 2 E d h`, with SwiGLU `d E + 3 E d h`.
+    Initialisation: LeCun normal.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        num_experts: int,
+        hidden: int,
+        *,
+        k: int,
+        activation: str = "swiglu",
+        scores: str = "softmax",
+        renormalize: bool = True,
+        capacity_factor: float | None = None,
+        implementation: str | None = None,
+        dtype: jnp.dtype | type = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Builds the router and the experts.
+
+        Args:
+            d: width of tokens.
+            num_experts: number of experts.
+            hidden: hidden units of an expert.
+            k: experts per token.
+            activation: `"relu"`, `"gelu"` or `"swiglu"`.
+            scores: `"softmax"` or `"sigmoid"`.
+            renormalize: whether a token's weights sum to one.
+            capacity_factor: multiple of its fair share of slots that an expert has room for; more
+                is dropped. `None` drops nothing.
+            implementation: as in `calmoe_jax.sparse_layer`.
+            dtype: dtype of the experts' computation; parameters are float32.
+            rngs: source of the initial weights.
+        """
+        for name, size in (("d", d), ("num_experts", num_experts), ("hidden", hidden)):
+            check_at_least(name, size, 1)
+        check_range("k", k, 1, num_experts)
+        check_choice("activation", activation, ACTIVATIONS)
+        columns = hidden * (2 if activation == "swiglu" else 1)
+        self.router = nnx.Linear(d, num_experts, use_bias=False, rngs=rngs)
+        self.w_in = nnx.Param(_LECUN_NORMAL(rngs.params(), (num_experts, d, columns)))
+        self.w_out = nnx.Param(_LECUN_NORMAL(rngs.params(), (num_experts, hidden, d)))
+        self.num_experts, self.k = num_experts, k
+        self.activation, self.scores, self.renormalize = activation, scores, renormalize
+        self.capacity_factor, self.implementation = capacity_factor, implementation
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "*tokens d"]) -> SparseOutput:
+        """Routes all tokens and applies their experts.
+
+        Args:
+            x: tokens, with any number of leading axes.
+
+        Returns:
+            A `SparseOutput` whose output has the shape of `x`; its routing is of the tokens in
+            their flattened order.
+        """
+        tokens = x.reshape(-1, x.shape[-1])
+        gate_logits: jax.Array = self.router(tokens.astype(jnp.float32))
+        capacity = None
+        if self.capacity_factor is not None:
+            capacity = expert_capacity(
+                num_tokens=len(tokens),
+                k=self.k,
+                num_experts=self.num_experts,
+                capacity_factor=self.capacity_factor,
+            )
+        params = ExpertParams(self.w_in[...].astype(self.dtype), self.w_out[...].astype(self.dtype))
+        result = sparse_layer(
+            tokens.astype(self.dtype),
+            gate_logits,
+            params,
+            k=self.k,
+            activation=self.activation,
+            scores=self.scores,
+            renormalize=self.renormalize,
+            capacity=capacity,
+            implementation=self.implementation,
+        )
+        return result._replace(output=result.output.reshape(x.shape))

@@ -1,0 +1,1 @@
+"""The dual of entropy balancing, solved."""

@@ -1,0 +1,68 @@
+"""Derivatives of the solution of entropy balancing, by the implicit function theorem."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from calmoe_jax._numerics import AxisName, psum
+from calmoe_jax.reweighting._solver import dual as _dual
+from calmoe_jax.reweighting._solver.linear import solve_semidefinite
+from calmoe_jax.reweighting._solver.problem import (
+    Inputs,
+    divergence,
+    ridge_of,
+    standard_sum,
+    standardise,
+    tilted_log_weights,
+)
+
+
+def differentiable_log_weights(
+    inputs: Inputs,
+    where: Bool[Array, " examples"] | None,
+    found: _dual.Found,
+    eta: Float[Array, ""],
+    axis_name: AxisName,
+) -> Float[Array, " examples"]:
+    """Log weights whose derivatives are those of the solution.
+
+    One Newton step from the solution, with a Jacobian that is a constant: the step is 0, and its
+    derivative what the implicit function theorem says.
+
+    Args:
+        inputs: the problem, not yet constant for gradients.
+        where: examples that count.
+        found: its solution, in standard units.
+        eta: the solution's inverse temperature.
+        axis_name: device axis that the examples are spread over.
+    """
+    task = standardise(inputs, where, axis_name)
+    potentials = found.potentials
+    tilt = eta * jax.lax.stop_gradient(task.signal_scale)
+
+    log_weights_of = partial(tilted_log_weights, task, axis_name=axis_name)
+
+    def violation(potentials: jax.Array, tilt: jax.Array) -> Float[Array, " unknowns"]:
+        log_weights = log_weights_of(tilt, potentials)
+        mean = psum(standard_sum(jnp.exp(log_weights), task.columns), axis_name)
+        stationary = mean - ridge_of(inputs, task, tilt) * potentials
+        if inputs.radius is None:
+            return stationary
+        kl = divergence(log_weights, task.log_base, axis_name)
+        return jnp.append(stationary, kl - inputs.radius)
+
+    if inputs.eta is not None:  # of the same value, and it may carry a derivative
+        tilt = inputs.eta * jax.lax.stop_gradient(task.signal_scale)
+    # forward derivatives: a column for each unknown
+    jacobian = jax.jacfwd(violation, argnums=(0, 1))(potentials, jax.lax.stop_gradient(tilt))
+    if inputs.radius is None:
+        matrix = jax.lax.stop_gradient(jacobian[0])
+        everywhere = jnp.ones(potentials.shape, bool)
+        step = solve_semidefinite(-matrix, -violation(potentials, tilt), everywhere)
+        return log_weights_of(tilt, potentials - step)
+    matrix = jax.lax.stop_gradient(jnp.concatenate([jacobian[0], jacobian[1][:, None]], axis=1))
+    tilt = jax.lax.stop_gradient(tilt)
+    step = jnp.linalg.lstsq(matrix, violation(potentials, tilt))[0]
+    return log_weights_of(tilt - step[-1], potentials - step[:-1])

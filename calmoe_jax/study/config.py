@@ -1,0 +1,180 @@
+"""The configuration of a run: frozen dataclasses that Python and the command line share.
+
+Everything is checked on construction, before anything is written. No such object is passed into
+the library: training hands on plain numbers.
+"""
+
+import dataclasses
+import difflib
+from typing import Any, Literal
+
+import tyro
+
+from calmoe_jax._checks import (
+    check_at_least,
+    check_choice,
+    check_non_negative,
+    check_positive,
+    check_range,
+)
+from calmoe_jax.nn import ROUTING_KINDS, RoutingKind
+from calmoe_jax.study.methods import METHODS, PAPER_METHODS
+
+# Found on `portal` (vanilla, 5 seeds, 30 epochs): with .01 most seeds leave one or two of four
+# experts without examples, with .1 none does under hard routing and accuracy falls by at most .01.
+_SPARSE_LOAD_BALANCING = 0.1
+_SPARSE_Z_LOSS = 0.001
+# The straight-through gradient is a likelihood ratio, at times huge: unclipped, accuracy is .77 to
+# .79 there (with .1 above) instead of .80.
+_HARD_CLIP_NORM = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The classifier.
+
+    Attributes:
+        backbone: fully connected layers, or ResNet-18 with a stem for small images.
+        width: of the fully connected layers, or of the first stage.
+        depth: number of fully connected layers.
+        stages: stages of the ResNet, 1 to 4.
+        experts: number of experts.
+        expert_hidden: width of the experts' hidden layer; 0 for linear experts.
+        router_hidden: width of the router's hidden layer.
+        routing: dense, top_k, hard (straight-through) or hardened (trained dense).
+        k: experts an example, for top_k.
+    """
+
+    backbone: Literal["mlp", "resnet18"] = "mlp"
+    width: int = 64
+    depth: int = 2
+    stages: int = 3
+    experts: int = 4
+    expert_hidden: int = 0
+    router_hidden: int = 128
+    routing: RoutingKind = "dense"
+    k: int = 2
+
+    def __post_init__(self) -> None:
+        check_choice("backbone", self.backbone, ("mlp", "resnet18"))
+        check_choice("routing", self.routing, ROUTING_KINDS)
+        for name in ("width", "depth", "experts", "router_hidden", "k"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("expert_hidden", self.expert_hidden, 0)
+        check_range("stages", self.stages, 1, 4)
+        if self.routing == "top_k" and self.k > self.experts:
+            raise ValueError(f"k must be in [1, experts={self.experts}], got k={self.k}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation: AdamW with a cosine schedule, ERM first, then the method's objective.
+
+    Attributes:
+        epochs: passes over the training split.
+        warmup_epochs: epochs of ERM before the objective; two fifths of all epochs by default.
+        batch_size: examples a step; the whole split where it is smaller.
+        learning_rate: at the start of the cosine.
+        weight_decay: decoupled, of every parameter.
+        eta: inverse temperature of the adversary.
+        regret_threshold: of Robust Filtered, in nats.
+        disagreement_threshold: of Robust Filtered.
+        filter_share: share of a batch's images that FGR filters (at least one).
+        effective_fraction: perplexity of Radius Robust's weights over the batch size.
+        adversary_decay: of the running partition of Cross-batch Robust, less than 1.
+        clip_norm: largest norm of the gradient; 0 for no limit; 1 for hard routing and no limit
+            otherwise by default.
+        load_balancing: coefficient of the load-balancing loss; .1 for top_k and hard routing
+            and 0 otherwise by default.
+        z_loss: coefficient of the router z-loss; .001 for top_k and hard routing and 0 otherwise
+            by default.
+        checkpoint_every: epochs between checkpoints.
+    """
+
+    epochs: int = 50
+    warmup_epochs: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    eta: float = 2.0
+    regret_threshold: float = 1e-6
+    disagreement_threshold: float = 0.01
+    filter_share: float = 0.05
+    effective_fraction: float = 0.5
+    adversary_decay: float = 0.9
+    clip_norm: float | None = None
+    load_balancing: float | None = None
+    z_loss: float | None = None
+    checkpoint_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "checkpoint_every"):
+            check_at_least(name, getattr(self, name), 1)
+        for name in ("learning_rate", "eta"):
+            check_positive(name, getattr(self, name))
+        for name in ("weight_decay", "regret_threshold", "disagreement_threshold"):
+            check_non_negative(name, getattr(self, name))
+        for name in ("clip_norm", "load_balancing", "z_loss"):
+            check_non_negative(name, getattr(self, name))
+        check_range("filter_share", self.filter_share, 0, 1)
+        check_positive("effective_fraction", self.effective_fraction)
+        check_range("effective_fraction", self.effective_fraction, 0, 1)
+        check_range("adversary_decay", self.adversary_decay, 0, 1 - 1e-6)
+        check_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A run: a task, methods, seeds, and how to train.
+
+    Attributes:
+        task: one of `calmoe tasks`.
+        methods: rows of the results.
+        seeds: number of seeds.
+        first_seed: the seeds are this one and the following.
+        model: the classifier.
+        train: the optimisation.
+    """
+
+    task: tyro.conf.Positional[str] = "portal"
+    methods: tuple[str, ...] = PAPER_METHODS
+    seeds: int = 5
+    first_seed: int = 42
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        check_at_least("seeds", self.seeds, 1)
+        check_range("first_seed", self.first_seed, 0, 2**31 - 1 - self.seeds)
+        check_at_least("the number of methods", len(self.methods), 1)
+        for name in self.methods:
+            if name not in METHODS:
+                near = difflib.get_close_matches(name, METHODS, n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise ValueError(f"methods must be among {', '.join(METHODS)}, got {name!r}.{hint}")
+        if len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"methods must be named once each, got {' '.join(self.methods)}.")
+
+    @property
+    def seed_numbers(self) -> tuple[int, ...]:
+        """The seeds themselves."""
+        return tuple(range(self.first_seed, self.first_seed + self.seeds))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `config.json` holds them."""
+        values = dataclasses.asdict(self)
+        values["methods"] = list(self.methods)
+        return values
+
+
+def with_defaults(model: ModelConfig, train: TrainConfig) -> TrainConfig:
+    """The training configuration with the defaults that depend on the routing filled in."""
+    sparse = model.routing in ("top_k", "hard")
+    defaults: dict[str, Any] = {
+        "warmup_epochs": train.epochs * 2 // 5,
+        "clip_norm": _HARD_CLIP_NORM if model.routing == "hard" else 0.0,
+        "load_balancing": _SPARSE_LOAD_BALANCING if sparse else 0.0,
+        "z_loss": _SPARSE_Z_LOSS if sparse else 0.0,
+    }
+    unset = {name: v for name, v in defaults.items() if getattr(train, name) is None}
+    return dataclasses.replace(train, **unset)

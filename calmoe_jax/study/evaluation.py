@@ -1,0 +1,358 @@
+"""A trained method and a task to records: every split, every calibrator, every seed."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from calmoe_jax import calibration, mixture
+from calmoe_jax._mapping import over_seeds
+from calmoe_jax.data import Split, Task
+from calmoe_jax.shift import repair
+from calmoe_jax.shift.repair import usable_temperature
+from calmoe_jax.training import METHODS, TrainedSeeds
+
+# Those of `repair` look at each split's unlabelled examples as well.
+CALIBRATORS = ("none", "temperature", "per_expert", *repair.CALIBRATORS)
+METRICS = (
+    "accuracy",
+    "nll",
+    "brier",
+    "ece",
+    "classwise_ece",
+    "smooth_ece",
+    "confidence_gap",
+    "disagreement",
+    "routing_entropy",
+)
+
+# Inputs go through a network in chunks of this many, so that one program serves every split.
+_CHUNK = 1024
+
+
+class Outputs(NamedTuple):
+    """What the networks of all seeds say of a split: of all experts, or of the chosen ones."""
+
+    expert_log_probs: Float[Array, "seeds examples slots classes"]
+    routing_weights: Float[Array, "seeds examples slots"]
+    expert_indices: Int[Array, "seeds examples slots"]
+
+
+class Temperatures(NamedTuple):
+    """Temperatures: of every expert before mixing, and of the aggregate after it."""
+
+    experts: Float[Array, "*seeds experts"]
+    aggregate: Float[Array, "*seeds"]
+
+
+class Scores(NamedTuple):
+    """Metrics of one seed on one split, and what the bootstrap needs of every example."""
+
+    metrics: dict[str, Float[Array, ""]]
+    bins: calibration.ReliabilityBins
+    per_example: dict[str, Float[Array, " examples"]]
+
+
+class Evaluation(NamedTuple):
+    """Everything that is known of one method, calibrator and split.
+
+    Attributes:
+        records: one for each seed, in the schema of `results.json`.
+        bins: reliability sums, summed over the seeds.
+        per_example: confidence, correctness, log loss and Brier score, `[seeds, examples]`.
+    """
+
+    method: str
+    calibrator: str
+    split: Split
+    records: list[dict[str, Any]]
+    bins: calibration.ReliabilityBins
+    per_example: dict[str, np.ndarray]
+
+
+def predict(trained: TrainedSeeds, inputs: np.ndarray, *, sparse: bool = False) -> Outputs:
+    """Predictions of all seeds, in evaluation mode, in chunks of a fixed size.
+
+    Args:
+        trained: networks and their parameters.
+        inputs: inputs.
+        sparse: whether the chosen experts will do.
+    """
+    chunks = []
+    for start in range(0, len(inputs), _CHUNK):
+        chunk = inputs[start : start + _CHUNK]
+        missing = np.zeros((_CHUNK - len(chunk), *chunk.shape[1:]), chunk.dtype)
+        padded = np.concatenate([chunk, missing])
+        outputs = _predict_chunk(trained.network.apply, sparse, trained.state, jnp.asarray(padded))
+        chunks.append(Outputs(*(x[:, : len(chunk)] for x in outputs)))
+    return Outputs(*(jnp.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True)))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _predict_chunk(apply: Any, sparse: bool, state: Any, inputs: jax.Array) -> Outputs:
+    def one_seed(params: Any, statistics: Any) -> Outputs:
+        prediction, _ = apply(params, statistics, inputs, train=False, sparse=sparse)
+        indices, weights = prediction.routing
+        return Outputs(prediction.expert_log_probs, weights, indices)
+
+    return over_seeds(one_seed)(state.params, state.statistics)
+
+
+@jax.jit
+def _fit(
+    outputs: Outputs, labels: Int[Array, " examples"]
+) -> dict[str, calibration.calibrators.TemperatureFit]:
+    """Fits every temperature that a method or a calibrator needs, for every seed.
+
+    The outputs must be of all experts, in their order.
+    """
+
+    def one_seed(
+        expert_log_probs: Float[Array, "examples experts classes"],
+        weights: Float[Array, "examples experts"],
+    ) -> dict[str, calibration.calibrators.TemperatureFit]:
+        fit_experts = calibration.calibrators.fit_expert_temperatures
+        log_probs = mixture.mix_log_probs(expert_log_probs, weights)
+        return {
+            "mocae": fit_experts(expert_log_probs, labels),
+            "temperature": calibration.calibrators.fit_temperature(log_probs, labels),
+            "per_expert": fit_experts(expert_log_probs, labels, routing_weights=weights),
+        }
+
+    return over_seeds(one_seed)(outputs.expert_log_probs, outputs.routing_weights)
+
+
+@jax.jit
+def _scale_experts(outputs: Outputs, temperatures: Float[Array, "seeds experts"]) -> Outputs:
+    of_slots = jax.vmap(lambda t, indices: t[indices])(temperatures, outputs.expert_indices)
+    scaled = calibration.calibrators.scale_log_probs(outputs.expert_log_probs, of_slots)
+    return outputs._replace(expert_log_probs=scaled)
+
+
+@jax.jit
+def _score(
+    outputs: Outputs,
+    temperatures: Temperatures,
+    labels: Int[Array, " examples"],
+    where: Bool[Array, " examples"],
+) -> Scores:
+    def one_seed(
+        expert_log_probs: Float[Array, "examples slots classes"],
+        weights: Float[Array, "examples slots"],
+        expert_indices: Int[Array, "examples slots"],
+        temperatures: Temperatures,
+    ) -> Scores:
+        of_slots = temperatures.experts[expert_indices]
+        scaled = calibration.calibrators.scale_log_probs(expert_log_probs, of_slots)
+        config = mixture.configuration(scaled, weights)
+        log_probs = calibration.calibrators.scale_log_probs(
+            config.log_probs, temperatures.aggregate[None]
+        )
+        probs = jnp.exp(log_probs)
+        confidence, correct = calibration.top_label(probs, labels)
+        correct = correct.astype(confidence.dtype)
+        true = jax.nn.one_hot(labels, probs.shape[-1])
+        per_example = {
+            "correct": correct,
+            "confidence": confidence,
+            "nll": -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0],
+            "brier": jnp.sum(jnp.square(probs - true), axis=-1),
+        }
+        count = jnp.sum(where)
+
+        def mean(values: Float[Array, " examples"]) -> Float[Array, ""]:
+            return jnp.sum(jnp.where(where, values, 0)) / count
+
+        metrics = {
+            "accuracy": calibration.accuracy(probs, labels, where=where),
+            "nll": calibration.negative_log_likelihood(
+                log_probs, labels, where=where, from_logits=True
+            ),
+            "brier": calibration.brier_score(probs, labels, where=where),
+            "ece": calibration.expected_calibration_error(probs, labels, where=where),
+            "classwise_ece": calibration.classwise_calibration_error(probs, labels, where=where),
+            "smooth_ece": calibration.smooth_calibration_error(
+                confidence, correct, where=where
+            ).value,
+            "confidence_gap": calibration.confidence_gap(probs, labels, where=where),
+            "disagreement": mean(config.disagreement),
+            "routing_entropy": mean(config.routing_entropy),
+        }
+        bins = calibration.top_label_bins(probs, labels, where=where)
+        return Scores(metrics, bins, per_example)
+
+    return over_seeds(one_seed)(*outputs, temperatures)
+
+
+def evaluate(
+    task: Task, trained: TrainedSeeds, methods: tuple[str, ...], seeds: tuple[int, ...]
+) -> Iterator[tuple[list[Evaluation], list[dict[str, Any]], list[dict[str, Any]]]]:
+    """Evaluates the methods that share a training.
+
+    Args:
+        task: data; temperatures are fitted on its calibration split alone.
+        trained: all seeds of the recipe that the methods share.
+        methods: names of the methods.
+        seeds: seed numbers.
+
+    Yields:
+        For each method: its evaluations (calibrator by calibrator, split by split); one line for
+        each fitted calibrator and seed, with `converged: false` where no finite temperature is
+        optimal (see `repair.usable_temperature`); one for each split and seed: whether its
+        configuration shifts, and what can be done about it.
+    """
+    # of the split that calibrators are fitted on all experts, whatever was chosen
+    raw = {
+        split.name: predict(trained, split.inputs, sparse=split is not task.calibration)
+        for split in task.splits[1:]
+    }
+    num_experts = trained.network.num_experts
+    longest = max(len(split) for split in task.evaluation)
+    most_clusters = max(
+        (s.num_clusters for s in task.evaluation if s.num_clusters < len(s)), default=None
+    )
+    for name in methods:
+        outputs, fits = raw, []
+        calibration_labels = jnp.asarray(task.calibration.labels)
+        if METHODS[name].expert_temperatures:
+            fitted = _fit(raw["calibration"], calibration_labels)["mocae"]
+            fits += _fit_lines(name, "mocae", seeds, fitted)
+            outputs = {k: _scale_experts(v, usable_temperature(fitted)) for k, v in raw.items()}
+        fitted_all = _fit(outputs["calibration"], calibration_labels)
+        for calibrator in ("temperature", "per_expert"):
+            fits += _fit_lines(name, calibrator, seeds, fitted_all[calibrator])
+        ones = jnp.ones((len(seeds), num_experts))
+        inside = usable_temperature(fitted_all["temperature"])
+        common = {
+            "none": Temperatures(ones, ones[:, 0]),
+            "temperature": Temperatures(ones, inside),
+            "per_expert": Temperatures(usable_temperature(fitted_all["per_expert"]), ones[:, 0]),
+        }
+        held_out = _sample(outputs["calibration"], num_experts)
+        evaluations, shifts = {}, []
+        for split in task.evaluation:
+            padded = Outputs(*(_pad(x, longest, 1) for x in outputs[split.name]))
+            repaired = repair.fit_to_targets(
+                held_out,
+                task.calibration.labels,
+                task.calibration.clusters,
+                inside,
+                _sample(padded, num_experts),
+                split.clusters,
+                most_clusters=most_clusters,
+            )
+            shifts += _shift_lines(name, split, seeds, repaired, len(task.calibration))
+            temperatures = common | {
+                calibrator: Temperatures(ones, found)
+                for calibrator, found in repaired.temperatures.items()
+            }
+            for calibrator, values in temperatures.items():
+                evaluations[calibrator, split.name] = _evaluate_one(
+                    task.name, name, calibrator, split, padded, values, seeds, num_experts == 1
+                )
+        ordered = [
+            evaluations[calibrator, split.name]
+            for calibrator in CALIBRATORS
+            for split in task.evaluation
+            if (calibrator, split.name) in evaluations
+        ]
+        yield ordered, fits, shifts
+
+
+def _pad(x: np.ndarray | jax.Array, length: int, axis: int) -> jax.Array:
+    width = [(0, length - size) if i == axis else (0, 0) for i, size in enumerate(np.shape(x))]
+    return jnp.asarray(np.pad(np.asarray(x), width))
+
+
+@partial(jax.jit, static_argnums=1)
+def _sample(outputs: Outputs, num_experts: int) -> repair.Sample:
+    return repair.dense_sample(*outputs, num_experts=num_experts)
+
+
+def _evaluate_one(
+    task: str,
+    method: str,
+    calibrator: str,
+    split: Split,
+    outputs: Outputs,
+    temperatures: Temperatures,
+    seeds: tuple[int, ...],
+    single: bool,
+) -> Evaluation:
+    """Scores a split whose outputs are padded at the end."""
+    count = len(split)
+    length = outputs.routing_weights.shape[1]
+    scores = _score(
+        outputs, temperatures, _pad(split.labels, length, 0), jnp.arange(length) < count
+    )
+    scores = jax.tree.map(np.asarray, scores)
+    absent = ("disagreement", "routing_entropy") if single else ()
+    records = [
+        {
+            "task": task,
+            "method": method,
+            "seed": seed,
+            "split": split.name,
+            "kind": split.kind,
+            "calibrator": calibrator,
+            "n": count,
+            **{
+                name: None if name in absent else _finite(name, scores.metrics[name][i])
+                for name in METRICS
+            },
+        }
+        for i, seed in enumerate(seeds)
+    ]
+    bins = calibration.ReliabilityBins(*(x.sum(axis=0) for x in scores.bins))
+    per_example = {name: x[:, :count] for name, x in scores.per_example.items()}
+    return Evaluation(method, calibrator, split, records, bins, per_example)
+
+
+def _finite(name: str, value: np.floating) -> float | None:
+    """A number, or `None` for an infinite log loss; NaN is an error, since nothing makes it."""
+    if np.isnan(value):
+        raise FloatingPointError(f"{name} is NaN: a prediction that was scored is NaN.")
+    return float(value) if np.isfinite(value) else None
+
+
+def _fit_lines(
+    method: str,
+    calibrator: str,
+    seeds: tuple[int, ...],
+    fit: calibration.calibrators.TemperatureFit,
+) -> list[dict[str, Any]]:
+    values = {name: np.asarray(x) for name, x in fit._asdict().items()}
+    return [
+        {
+            "method": method,
+            "calibrator": calibrator,
+            "seed": seed,
+            "temperature": usable_temperature(fit)[i].tolist(),
+            "converged": values["converged"][i].tolist(),
+            "at_bound": values["at_bound"][i].tolist(),
+        }
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def _shift_lines(
+    method: str,
+    split: Split,
+    seeds: tuple[int, ...],
+    repaired: repair.Repair,
+    num_held_out: int,
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "method": method,
+            "split": split.name,
+            "kind": split.kind,
+            "seed": seed,
+            **repair.describe(repaired, i, num_held_out),
+        }
+        for i, seed in enumerate(seeds)
+    ]

@@ -1,0 +1,123 @@
+"""Isotonic calibration: fitted by scikit-learn, applied in JAX."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import references
+from sklearn.isotonic import IsotonicRegression
+
+from calmoe_jax.calibration.calibrators import isotonic
+
+apply = jax.jit(isotonic.apply_isotonic)
+
+
+def events(seed=0, size=300):
+    rng = np.random.RandomState(seed)
+    confidence = np.round(rng.rand(size), 2).astype(np.float32)  # with ties
+    return confidence, (rng.rand(size) < confidence**2).astype(np.float32)
+
+
+def test_equals_scikit_learn_between_the_knots_too():
+    for seed in range(3):
+        confidence, outcome = events(seed)
+        weights = np.random.RandomState(seed).rand(300).astype(np.float32)
+        weights[:50] = 0
+        fit = isotonic.fit_isotonic(
+            *map(
+                jnp.asarray,
+                (
+                    confidence,
+                    outcome,
+                ),
+            ),
+            weights=jnp.asarray(weights),
+        )
+        theirs = IsotonicRegression(out_of_bounds="clip").fit(
+            confidence[50:].astype(np.float64), outcome[50:], sample_weight=weights[50:]
+        )
+        at = np.linspace(0, 1, 500)
+        after = apply(fit, jnp.asarray(at, jnp.float32))
+        np.testing.assert_allclose(after, theirs.predict(at), atol=1e-4)
+        assert (jnp.diff(after) >= 0).all()
+
+
+def test_each_level_keeps_its_mean():
+    """Where the map is constant, the mean outcome is its value: it is calibrated in the sample."""
+    confidence, outcome = events()
+    fit = isotonic.fit_isotonic(jnp.asarray(confidence), jnp.asarray(outcome))
+    after = np.asarray(apply(fit, jnp.asarray(confidence)))
+    for level in np.unique(after):
+        np.testing.assert_allclose(outcome[after == level].mean(), level, atol=1e-6)
+
+
+def test_masks_leave_out():
+    confidence, outcome = map(jnp.asarray, events())
+    where = jnp.arange(300) % 3 != 0
+    expected = isotonic.fit_isotonic(confidence[where], outcome[where])
+    fit = isotonic.fit_isotonic(
+        jnp.where(where, confidence, np.nan), jnp.where(where, outcome, 7), where=where
+    )
+    np.testing.assert_array_equal(fit.knots, expected.knots)
+    np.testing.assert_array_equal(fit.values, expected.values)
+
+
+def test_edges():
+    confidence, outcome = map(jnp.asarray, events())
+    for fit in (
+        isotonic.fit_isotonic(confidence[:0], outcome[:0]),
+        isotonic.fit_isotonic(confidence, outcome, weights=jnp.zeros(300)),
+    ):
+        np.testing.assert_allclose(apply(fit, confidence), confidence, atol=1e-7)
+    one = isotonic.fit_isotonic(confidence[:1], jnp.ones(1))
+    assert (apply(one, confidence) == 1).all()
+    for strange in (np.nan, 1.5, -0.5):
+        fit = isotonic.fit_isotonic(confidence.at[3].set(strange), outcome)
+        assert jnp.isnan(apply(fit, confidence)).all()
+        fit = isotonic.fit_isotonic(confidence, outcome.at[3].set(strange))
+        assert jnp.isnan(apply(fit, confidence)).all()
+        assert jnp.isnan(apply(one, jnp.array([strange])))
+
+
+def test_classwise_equals_a_loop_and_sums_to_one():
+    rng = np.random.RandomState(0)
+    probs = references.softmax(rng.randn(200, 3) * 2)
+    labels = np.argmax(np.log(probs) / 2 + rng.gumbel(size=(200, 3)), axis=-1)
+    given = jnp.asarray(probs, jnp.float32)
+    fit = isotonic.fit_classwise_isotonic(given, jnp.asarray(labels))
+    assert fit.knots.shape[0] == 3
+    ours = jax.jit(isotonic.apply_classwise_isotonic)(fit, given)
+    columns = [
+        IsotonicRegression(out_of_bounds="clip").fit(p, labels == c).predict(p)
+        for c, p in enumerate(np.asarray(given, np.float64).T)
+    ]
+    expected = np.stack(columns, axis=1)
+    total = expected.sum(axis=1, keepdims=True)
+    expected = np.where(total == 0, 1 / 3, expected / np.where(total == 0, 1, total))
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    np.testing.assert_allclose(ours.sum(-1), 1, rtol=1e-6)
+    strange = isotonic.apply_classwise_isotonic(fit, given.at[0, 0].set(np.nan))
+    np.testing.assert_array_equal(jnp.isnan(strange).all(-1), np.arange(200) == 0)
+    wrong = isotonic.fit_classwise_isotonic(given, jnp.asarray(labels).at[0].set(3))
+    assert jnp.isnan(isotonic.apply_classwise_isotonic(wrong, given)).all()
+
+
+def test_labels_are_integers(unchecked):
+    with pytest.raises(TypeError, match="labels must be integers"):
+        isotonic.fit_classwise_isotonic(jnp.full((2, 2), 0.5), jnp.zeros(2))
+
+
+def test_where_every_class_is_ruled_out_the_row_is_uniform():
+    fit = isotonic.IsotonicFit(jnp.array([[0.0, 1.0]] * 2), jnp.zeros((2, 2)))
+    np.testing.assert_array_equal(
+        isotonic.apply_classwise_isotonic(fit, jnp.array([[0.3, 0.7]])), [[0.5, 0.5]]
+    )
+
+
+def test_tracing_is_an_error():
+    confidence, outcome = map(jnp.asarray, events())
+    with pytest.raises(TypeError, match="confidence must be an array with values"):
+        jax.jit(isotonic.fit_isotonic)(confidence, outcome)
+    probs = jnp.stack([confidence, 1 - confidence], axis=1)
+    with pytest.raises(TypeError, match="labels must be an array with values"):
+        jax.jit(lambda y: isotonic.fit_classwise_isotonic(probs, y))(jnp.zeros(300, jnp.int32))

@@ -1,0 +1,32 @@
+"""The Triton kernels pass the suites of what they implement, run by Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SUITES = [
+    *map(str, ROOT.glob("tests/moe/test_dispatch_*.py")),
+    "tests/moe/test_matmul.py",
+    "tests/moe/test_experts.py",
+]
+
+
+@pytest.mark.slow
+def test_the_suites_hold_for_interpreted_kernels():
+    pytest.importorskip("triton")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("this is the process that interprets")
+    # the variable must be set before Triton is imported
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-k", "triton", *SUITES],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert "passed" in done.stdout

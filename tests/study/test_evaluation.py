@@ -1,0 +1,347 @@
+"""Records and comparisons against independent counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import references
+from small import all_experts, small_task, split
+
+import calmoe_jax as cm
+from calmoe_jax import training
+from calmoe_jax.shift import repair
+from calmoe_jax.study import comparison, evaluation
+from calmoe_jax.study.networks import Network, build_network
+from calmoe_jax.training.step import TrainState
+
+SEEDS = (1, 2)
+
+
+def fake_network(experts):
+    """A network that is a linear map, and a seed's parameters."""
+
+    def apply(params, statistics, inputs, *, train, sparse=False):
+        assert not train
+        log_probs = jax.nn.log_softmax(jnp.einsum("nd,dec->nec", inputs, params["experts"]))
+        gate = inputs @ params["gate"]
+        prediction = training.models.Prediction(log_probs, gate, all_experts(jax.nn.softmax(gate)))
+        return prediction, statistics
+
+    rng = np.random.RandomState(0)
+    params = {
+        "experts": jnp.asarray(
+            2 * np.eye(4, 3)[None, :, None, :] + rng.randn(2, 4, experts, 3), jnp.float32
+        ),
+        "gate": jnp.asarray(rng.randn(2, 4, experts), jnp.float32),
+    }
+    importance = np.full((2, experts), 1 / experts)
+    return training.TrainedSeeds(
+        Network(None, apply, experts), TrainState(params, {}, ()), importance
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+    task, trained = small_task(), fake_network(3)
+    results = dict(
+        zip(
+            ("vanilla", "mocae"),
+            evaluation.evaluate(task, trained, ("vanilla", "mocae"), SEEDS),
+            strict=True,
+        )
+    )
+    return task, trained, results
+
+
+def outputs_of(trained, inputs, seed):
+    params = jax.tree.map(lambda x: x[seed], trained.state.params)
+    prediction, _ = trained.network.apply(params, {}, jnp.asarray(inputs), train=False)
+    return np.asarray(prediction.expert_log_probs), np.asarray(prediction.routing.combine_weights)
+
+
+def test_every_combination_is_recorded_once(evaluated):
+    task, _, results = evaluated
+    for method, (evaluations, _, shifts) in results.items():
+        records = [r for e in evaluations for r in e.records]
+        keys = [(r["calibrator"], r["split"], r["seed"]) for r in records]
+        assert len(keys) == len(set(keys)) == 9 * 4 * 2
+        assert [(x["split"], x["seed"]) for x in shifts] == [
+            (split.name, seed) for split in task.evaluation for seed in SEEDS
+        ]
+        assert list(records[0]) == [
+            "task", "method", "seed", "split", "kind", "calibrator", "n",
+            "accuracy", "nll", "brier", "ece", "classwise_ece", "smooth_ece", "confidence_gap",
+            "disagreement", "routing_entropy",
+        ]  # fmt: skip
+        assert {r["method"] for r in records} == {method}
+        assert {(r["split"], r["kind"], r["n"]) for r in records} == {
+            (s.name, s.kind, len(s)) for s in task.evaluation
+        }
+
+
+def test_records_equal_oracles(evaluated):
+    _, trained, results = evaluated
+    for e in results["vanilla"][0]:
+        if e.calibrator != "none":
+            continue
+        for i in range(2):
+            log_experts, weights = outputs_of(trained, e.split.inputs, i)
+            probs = references.mix(np.exp(log_experts, dtype=np.float64), weights)
+            labels = e.split.labels
+            correct = probs.argmax(1) == labels
+            record = e.records[i]
+            true = np.eye(3)[labels]
+            expected = {
+                "accuracy": correct.mean(),
+                "nll": -np.log(probs[np.arange(len(labels)), labels]).mean(),
+                "brier": ((probs - true) ** 2).sum(1).mean(),
+                "ece": references.calibration_error(probs.max(1), correct),
+                "classwise_ece": np.mean(
+                    [references.calibration_error(probs[:, c], labels == c) for c in range(3)]
+                ),
+                "confidence_gap": probs.max(1).mean() - correct.mean(),
+                "disagreement": references.disagreement(np.exp(log_experts), weights).mean(),
+                "routing_entropy": np.mean([references.entropy(w) for w in weights]),
+            }
+            for name, value in expected.items():
+                assert abs(record[name] - value) < 1e-5, (e.split.name, name)
+
+
+def test_temperatures_are_fitted_on_the_calibration_split_alone(evaluated):
+    task, trained, results = evaluated
+    evaluations, fits, _ = results["vanilla"]
+    for i, seed in enumerate(SEEDS):
+        log_experts, weights = outputs_of(trained, task.calibration.inputs, i)
+        labels = jnp.asarray(task.calibration.labels)
+        mixed = cm.mix_log_probs(jnp.asarray(log_experts), jnp.asarray(weights))
+        expected = cm.calibration.calibrators.fit_temperature(mixed, labels).temperature
+        (line,) = (f for f in fits if (f["calibrator"], f["seed"]) == ("temperature", seed))
+        assert abs(line["temperature"] / float(expected) - 1) < 1e-4
+        for e in evaluations:
+            if e.calibrator == "temperature":
+                log_experts, weights = outputs_of(trained, e.split.inputs, i)
+                mixed = cm.mix_log_probs(jnp.asarray(log_experts), jnp.asarray(weights))
+                scaled = jax.nn.log_softmax(mixed / expected)
+                nll = cm.calibration.negative_log_likelihood(
+                    scaled, jnp.asarray(e.split.labels), from_logits=True
+                )
+                assert abs(e.records[i]["nll"] - float(nll)) < 1e-4
+
+
+def test_per_expert_weights_by_the_router_and_mocae_does_not(evaluated):
+    task, trained, results = evaluated
+    labels = jnp.asarray(task.calibration.labels)
+    log_experts, weights = (jnp.asarray(x) for x in outputs_of(trained, task.calibration.inputs, 0))
+    on_view = cm.calibration.calibrators.fit_expert_temperatures(
+        log_experts, labels, routing_weights=weights
+    )
+    on_all = cm.calibration.calibrators.fit_expert_temperatures(log_experts, labels)
+    fits = {
+        (m, f["calibrator"]): f["temperature"]
+        for m, (_, lines, _) in results.items()
+        for f in lines
+        if f["seed"] == SEEDS[0]
+    }
+    np.testing.assert_allclose(fits["vanilla", "per_expert"], on_view.temperature, rtol=1e-4)
+    np.testing.assert_allclose(fits["mocae", "mocae"], on_all.temperature, rtol=1e-4)
+    assert np.abs(np.array(on_view.temperature) - np.array(on_all.temperature)).max() > 0.01
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+def test_each_expert_gets_its_own_temperature(order):
+    """Whatever slot it is in."""
+    task, trained = small_task(), fake_network(3)
+    split = task.evaluation[0]
+    log_probs, weights = outputs_of(trained, split.inputs, 1)
+    outputs = evaluation.predict(trained, split.inputs)
+    slots = evaluation.Outputs(*(x[:, :, np.array(order)] for x in outputs))
+    experts = np.array([0.5, 1.0, 4.0])
+    temperatures = evaluation.Temperatures(
+        jnp.tile(jnp.asarray(experts, jnp.float32), (2, 1)), jnp.full(2, 2.0)
+    )
+    scores = evaluation._score(
+        slots, temperatures, jnp.asarray(split.labels), jnp.ones(len(split), bool)
+    )
+    scaled = references.softmax(log_probs / experts[None, :, None])
+    mixed = references.softmax(np.log(references.mix(scaled, weights)) / 2)
+    wanted = -np.log(mixed[np.arange(len(split)), split.labels]).mean()
+    np.testing.assert_allclose(scores.metrics["nll"][1], wanted, rtol=1e-5)
+    moved = evaluation._scale_experts(slots, temperatures.experts)
+    np.testing.assert_allclose(
+        jnp.exp(moved.expert_log_probs[1]), scaled[:, order], rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("routing", ["top_k", "hard"])
+def test_records_do_not_depend_on_how_experts_are_computed(routing, monkeypatch):
+    task, methods = small_task(), ("vanilla", "mocae")
+    model = training.ModelConfig(width=8, depth=1, experts=3, routing=routing, k=2)
+    network = build_network(model, single=False, input_shape=task.input_shape, num_classes=3)
+    params, statistics = jax.vmap(network.init)(jax.random.split(jax.random.key(0), 2))
+    state = TrainState(params, statistics, ())
+    trained = training.TrainedSeeds(network, state, np.full((2, 3), 1 / 3))
+    sparse = list(evaluation.evaluate(task, trained, methods, SEEDS))
+    predict = evaluation.predict
+    monkeypatch.setattr(evaluation, "predict", lambda t, x, *, sparse: predict(t, x, sparse=False))
+    dense = list(evaluation.evaluate(task, trained, methods, SEEDS))
+    assert predict(trained, task.evaluation[0].inputs, sparse=True).expert_indices.shape[2] < 3
+    for (left, left_fits, left_shifts), (right, right_fits, right_shifts) in zip(
+        sparse, dense, strict=True
+    ):
+        assert left_fits == right_fits
+        for one, other in zip(left_shifts, right_shifts, strict=True):
+            assert one["temperatures"] == pytest.approx(other["temperatures"], rel=1e-3)
+            assert one["p_value"] == other["p_value"]
+        for a, b in zip(left, right, strict=True):
+            for one, other in zip(a.records, b.records, strict=True):
+                assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_single_classifier_has_no_disagreement_to_report():
+    (result,) = evaluation.evaluate(small_task(), fake_network(1), ("single",), SEEDS)
+    for record in (r for e in result[0] for r in e.records):
+        assert record["disagreement"] is None
+        assert record["routing_entropy"] is None
+    by = {(e.calibrator, e.split.name): e.records for e in result[0]}
+    for name in ("test", "late"):  # one expert: its temperature is the aggregate's
+        a, b = by["temperature", name], by["per_expert", name]
+        assert all(abs(x["nll"] - y["nll"]) < 1e-5 for x, y in zip(a, b, strict=True))
+
+
+def test_temperatures_without_a_finite_optimum():
+    logits = jnp.array([[5.0, 0.0], [0.0, 5.0]])
+    right = cm.calibration.calibrators.fit_temperature(logits, jnp.array([0, 1]))
+    assert float(repair.usable_temperature(right)) == 1.0
+    wrong = cm.calibration.calibrators.fit_temperature(logits, jnp.array([1, 0]))
+    assert float(repair.usable_temperature(wrong)) > 1e4
+
+
+def test_nan_is_an_error_and_an_infinite_loss_is_none():
+    assert evaluation._finite("nll", np.float32(np.inf)) is None
+    with pytest.raises(FloatingPointError, match="ece is NaN"):
+        evaluation._finite("ece", np.float32(np.nan))
+
+
+def evaluation_of(method, part, seed, shift=0.0):
+    rng = np.random.RandomState(seed)
+    n = len(part)
+    confidence = rng.rand(2, n)
+    correct = (rng.rand(2, n) < confidence - shift).astype(np.float32)
+    per_example = {
+        "confidence": confidence.astype(np.float32),
+        "correct": correct,
+        "nll": rng.rand(2, n).astype(np.float32),
+        "brier": rng.rand(2, n).astype(np.float32),
+    }
+    return evaluation.Evaluation(method, "none", part, [], None, per_example)
+
+
+def test_compared_values_equal_plain_means():
+    part = split("s", "shift", 200, 0, clusters=15)
+    ours, reference = evaluation_of("robust", part, 1), evaluation_of("vanilla", part, 2)
+    comparator = comparison.Comparator(2)
+    comparator.add(reference)
+    comparator.add(ours)
+    lines = {(x["split"], x["metric"]): x for x in comparator.compare()}
+    for name, e in (("value", ours), ("reference", reference)):
+        x = e.per_example
+        expected = {
+            "accuracy": x["correct"].mean(),
+            "nll": x["nll"].mean(),
+            "brier": x["brier"].mean(),
+            "confidence_gap": (x["confidence"] - x["correct"]).mean(),
+            "ece": np.mean([
+                references.calibration_error(x["confidence"][i], x["correct"][i]) for i in range(2)
+            ]),
+        }  # fmt: skip
+        for metric, value in expected.items():
+            assert abs(lines["s", metric][name] - value) < 1e-5
+            assert lines["s", metric] | {"split": ""} == lines[comparison.SHIFT_MEAN, metric] | {
+                "split": ""
+            }
+    for line in lines.values():
+        assert abs(line["difference"] - (line["value"] - line["reference"])) < 1e-9
+        assert line["low"] < line["difference"] < line["high"]
+
+
+def test_a_method_does_not_differ_from_itself():
+    part = split("s", "shift", 100, 0)
+    comparator = comparison.Comparator(2)
+    comparator.add(evaluation_of("vanilla", part, 1))
+    comparator.add(evaluation_of("robust", part, 1))
+    for line in comparator.compare():
+        assert line["low"] == line["difference"] == line["high"] == 0
+
+
+def test_intervals_cover_and_clusters_widen_them():
+    """95 % intervals of a difference of mean losses, with a common offset in each cluster."""
+    covered, widths = 0, []
+    for trial in range(60):
+        rng = np.random.RandomState(trial)
+        clusters = np.repeat(np.arange(40), 5).astype(np.int32)
+        width = []
+        for numbers in (clusters, np.arange(200, dtype=np.int32)):
+            part = split("s", "shift", 200, 0)
+            object.__setattr__(part, "clusters", numbers)
+            noise = np.repeat(rng.randn(40), 5) + 0.3 * rng.randn(200)
+            comparator = comparison.Comparator(1)
+            for method, offset in (("vanilla", 0.0), ("robust", 0.2 + noise)):
+                e = evaluation_of(method, part, 3)
+                one = {k: v[:1] for k, v in e.per_example.items()}
+                one["nll"] = np.broadcast_to(offset, (1, 200)).astype(np.float32)
+                comparator.add(e._replace(per_example=one))
+            (line,) = (x for x in comparator.compare() if (x["split"], x["metric"]) == ("s", "nll"))
+            width.append(line["high"] - line["low"])
+            if numbers is clusters:
+                covered += line["low"] <= 0.2 <= line["high"]
+        widths.append(width)
+    assert 51 <= covered <= 60  # 57 expected; outside 51..60 has probability under 1 %
+    assert np.mean([a / b for a, b in widths]) > 1.5
+
+
+def test_copies_of_a_split_bring_no_certainty():
+    """The same examples corrupted in thirty ways are not thirty times as many examples."""
+    widths = []
+    for copies in (1, 30):
+        comparator = comparison.Comparator(2)
+        for method, seed in (("vanilla", 1), ("robust", 2)):
+            for copy in range(copies):
+                part = split(f"s{copy}", "shift", 200, 0)
+                comparator.add(evaluation_of(method, part, seed))
+        (line,) = (
+            x
+            for x in comparator.compare()
+            if (x["split"], x["metric"]) == (comparison.SHIFT_MEAN, "accuracy")
+        )
+        widths.append(line["high"] - line["low"])
+    assert abs(widths[1] / widths[0] - 1) < 1e-6
+
+
+def test_an_infinite_loss_has_no_interval():
+    comparator = comparison.Comparator(2)
+    part = split("s", "shift", 40, 0)
+    for method in ("vanilla", "robust"):
+        e = evaluation_of(method, part, 1)
+        e.per_example["nll"][0, 3] = np.inf
+        comparator.add(e)
+    assert {x["metric"] for x in comparator.compare()} == {
+        "accuracy", "brier", "ece", "confidence_gap",
+    }  # fmt: skip
+
+
+def test_without_vanilla_there_is_nothing_to_compare_with():
+    comparator = comparison.Comparator(2)
+    comparator.add(evaluation_of("robust", split("s", "shift", 30, 0), 1))
+    assert comparator.compare() == []
+
+
+def test_bootstrap_counts():
+    counts = cm.calibration.intervals.bootstrap_counts(jax.random.key(0), 8, num_replicates=4000)
+    assert (counts.sum(axis=1) == 8).all()
+    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.06)
+    np.testing.assert_allclose(counts.var(axis=0), 1 - 1 / 8, atol=0.08)
+    assert (
+        cm.calibration.intervals.bootstrap_counts(jax.random.key(0), 1, num_replicates=3) == 1
+    ).all()
+    with pytest.raises(ValueError, match="num_clusters must be at least 1"):
+        cm.calibration.intervals.bootstrap_counts(jax.random.key(0), 0)
