@@ -19,10 +19,30 @@ from calmoe_jax._numerics import (
     pick_label,
     top_two_margin,
 )
+from calmoe_jax.routing.kinds import Routing, dense_routing
+from calmoe_jax.routing.statistics import GateStatistics, gate_statistics
 
 # An expert of weight 0 may be exp(100) times as likely as the aggregate: the derivative of log F
 # with respect to its weight is that ratio. exp(80) is still a finite float32.
 _MAX_LOG_RATIO = 80.0
+
+
+class Prediction(NamedTuple):
+    """Provisional."""
+
+    expert_log_probs: Float[Array, "tokens slots classes"]
+    log_probs: Float[Array, "tokens classes"]
+    gate_logits: Float[Array, "tokens experts"]
+    routing: Routing
+    gate: GateStatistics
+
+
+def predict(expert_log_probs, gate_logits, routing=None, gate=None) -> Prediction:
+    """Provisional."""
+    routing = dense_routing(gate_logits) if routing is None else routing
+    gate = gate_statistics(gate_logits) if gate is None else gate
+    log_probs = mix_log_probs(expert_log_probs, routing.combine_weights)
+    return Prediction(expert_log_probs, log_probs, gate_logits, routing, gate)
 
 
 class Configuration(NamedTuple):
@@ -120,6 +140,7 @@ def mix_log_probs(
 def configuration(
     expert_log_probs: Float[Array, "*examples experts classes"],
     routing_weights: Float[Array, "*examples experts"],
+    log_probs=None,
 ) -> Configuration:
     """Computes the label-free statistics of the routing configuration.
 
@@ -140,7 +161,7 @@ def configuration(
         Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
     """
     weights = at_least_float32(routing_weights)
-    log_probs = mix_log_probs(expert_log_probs, weights)
+    log_probs = mix_log_probs(expert_log_probs, weights) if log_probs is None else log_probs
     probs = jnp.exp(log_probs)
     expert_probs = jnp.exp(at_least_float32(expert_log_probs))
     squares = jnp.sum(jnp.square(expert_probs - probs[..., None, :]), axis=-1)
@@ -195,6 +216,7 @@ def mixture_losses(
     expert_log_probs: Float[Array, "*examples experts classes"],
     routing_weights: Float[Array, "*examples experts"],
     labels: Int[Array, "*examples"],
+    log_probs=None,
 ) -> MixtureLosses:
     """Computes the log loss of the aggregate and of every expert, and the regret.
 
@@ -216,7 +238,9 @@ def mixture_losses(
     References:
         Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
     """
-    loss = -pick_label(mix_log_probs(expert_log_probs, routing_weights), labels)
+    if log_probs is None:
+        log_probs = mix_log_probs(expert_log_probs, routing_weights)
+    loss = -pick_label(log_probs, labels)
     experts = at_least_float32(expert_log_probs)
     expert_labels = jnp.broadcast_to(labels[..., None], experts.shape[:-1])
     expert_losses = -pick_label(experts, expert_labels)

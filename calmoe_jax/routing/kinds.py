@@ -21,7 +21,7 @@ What `k = 1` does to the router's gradient:
   `hard_routing` for prediction.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,9 @@ from jaxtyping import Array, Float, Int
 
 from calmoe_jax._checks import check_at_least
 from calmoe_jax.routing._top_k import choose, largest, routable_logits
+
+RoutingKind = Literal["dense", "top_k", "hard", "hardened"]
+ROUTING_KINDS: tuple[str, ...] = get_args(RoutingKind)
 
 
 class Routing(NamedTuple):

@@ -5,7 +5,6 @@ the library: training hands on plain numbers.
 """
 
 import dataclasses
-import difflib
 from typing import Any, Literal
 
 import tyro
@@ -17,8 +16,9 @@ from calmoe_jax._checks import (
     check_positive,
     check_range,
 )
-from calmoe_jax.nn import ROUTING_KINDS, RoutingKind
-from calmoe_jax.study.methods import METHODS, PAPER_METHODS
+from calmoe_jax.routing.kinds import ROUTING_KINDS, RoutingKind
+
+PAPER_METHODS = ("single", "vanilla", "mocae", "fgr", "robust", "robust_filtered", "fgr_robust")
 
 # Found on `portal` (vanilla, 5 seeds, 30 epochs): with .01 most seeds leave one or two of four
 # experts without examples, with .1 none does under hard routing and accuracy falls by at most .01.
@@ -128,7 +128,7 @@ class RunConfig:
     """A run: a task, methods, seeds, and how to train.
 
     Attributes:
-        task: one of `calmoe tasks`.
+        task: one of `calmoe tasks`, an npz file, or module:function (see `calmoe_jax.data`).
         methods: rows of the results.
         seeds: number of seeds.
         first_seed: the seeds are this one and the following.
@@ -146,14 +146,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_at_least("seeds", self.seeds, 1)
         check_range("first_seed", self.first_seed, 0, 2**31 - 1 - self.seeds)
-        check_at_least("the number of methods", len(self.methods), 1)
-        for name in self.methods:
-            if name not in METHODS:
-                near = difflib.get_close_matches(name, METHODS, n=1)
-                hint = f" Did you mean {near[0]}?" if near else ""
-                raise ValueError(f"methods must be among {', '.join(METHODS)}, got {name!r}.{hint}")
-        if len(set(self.methods)) != len(self.methods):
-            raise ValueError(f"methods must be named once each, got {' '.join(self.methods)}.")
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:

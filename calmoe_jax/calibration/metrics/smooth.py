@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_positive, check_range
-from calmoe_jax._numerics import example_weights, safe_divide
+from calmoe_jax._numerics import AxisName, example_weights, psum, safe_divide
 from calmoe_jax.calibration._inputs import event
 
 # Points of the grid that residuals are spread over, and halvings of the bandwidth's bracket.
@@ -212,6 +212,7 @@ def soft_binned_calibration_error(
     bin_temperature: float = 0.01,
     weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     """Differentiable calibration error with soft membership in bins (SB-ECE, L2).
 
@@ -227,6 +228,7 @@ def soft_binned_calibration_error(
         bin_temperature: softness `T` of the membership, in squared probability, above 0.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
+        axis_name: device axis that the examples are spread over.
 
     Returns:
         The error, in [0, 1], with a finite gradient everywhere (zero where the error is 0); 0
@@ -253,8 +255,9 @@ def soft_binned_calibration_error(
     membership = weight[:, None] * jax.nn.softmax(
         -jnp.square(level[:, None] - centres[None, :]) / bin_temperature, axis=-1
     )
-    total = jnp.sum(membership)
+    total = psum(jnp.sum(membership), axis_name)
     sums = jnp.stack([jnp.sum(membership, axis=0), jnp.sum(membership * residual[:, None], axis=0)])
+    sums = psum(sums, axis_name)
     share, residuals = safe_divide(sums, jnp.broadcast_to(total, sums.shape))
     # far bins hold next to nothing: dividing by it would overflow the gradient
     held = ~(share <= _LEAST_SHARE)  # so that NaN is held

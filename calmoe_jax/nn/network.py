@@ -1,0 +1,130 @@
+"""A classifier as a pair of pure functions of its parameters and whatever else it holds."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import PyTree
+
+from calmoe_jax.mixture import Prediction
+
+
+class Network(NamedTuple):
+    """A classifier as a pair of pure functions: what training and evaluation need of a model.
+
+    Any library of modules can give one; `from_nnx` makes one of a Flax NNX module.
+
+    Attributes:
+        init: `key -> (params, network_state)`. `params` is what the optimiser moves; the state is
+            whatever else the network holds (batch statistics, keys of dropout), `()` for nothing.
+            Both are pytrees of arrays.
+        apply: `(params, network_state, inputs, *, train, sparse) -> (prediction, network_state)`,
+            with a `Prediction` of the batch. `train` says whether dropout acts and statistics of
+            the batch are used. `sparse` says that the chosen experts will do: a slot of the
+            prediction is then a chosen expert. A network that always computes all experts ignores
+            it (`**_`).
+
+    Example:
+        >>> def init(key):
+        ...     gate, experts = jax.random.split(key)
+        ...     return {"gate": jax.random.normal(gate, (4, 2)),
+        ...             "experts": jax.random.normal(experts, (4, 2, 3))}, ()
+        >>> def apply(params, state, inputs, *, train, **_):
+        ...     logits = jnp.einsum("nd,dec->nec", inputs, params["experts"])
+        ...     log_probs = jax.nn.log_softmax(logits)
+        ...     return cm.mixture.predict(log_probs, inputs @ params["gate"]), state
+        >>> network = Network(init, apply)
+        >>> prediction, _ = network.apply(*network.init(jax.random.key(0)), jnp.ones((5, 4)), train=True)
+        >>> prediction.log_probs.shape
+        (5, 3)
+    """  # noqa: E501 (the example's call is one line)
+
+    init: Callable[[jax.Array], tuple[PyTree, PyTree]]
+    apply: Callable[..., tuple[Prediction, PyTree]]
+
+
+def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+    """Makes a `Network` of a Flax NNX module.
+
+    Args:
+        make: makes the module from a source of keys: `params` for initial weights, any other
+            name (`dropout`) for what is drawn while it runs. The module is called as
+            `module(inputs, train=...)` and returns a `Prediction`, as `cm.mixture.predict` makes
+            one; where its call takes `sparse`, it is told (see `Network`). Images in bytes reach
+            it as floats in [0, 1].
+
+    Returns:
+        The network. Its parameters are the module's `nnx.Param`, its state is everything else
+        that the module holds, each a nested dictionary of arrays.
+
+    Example:
+        >>> from flax import nnx
+        >>> from calmoe_jax import nn
+        >>> network = nn.from_nnx(
+        ...     lambda rngs: nn.MoEClassifier(nn.MLP(4, (8,), rngs=rngs), 3, rngs=rngs))
+        >>> params, state = network.init(jax.random.key(0))
+        >>> prediction, state = network.apply(params, state, jnp.ones((5, 4)), train=False)
+        >>> prediction.log_probs.shape
+        (5, 3)
+    """
+    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    takes_sparse = "sparse" in _parameters(abstract)
+    graph, *templates = nnx.split(abstract, nnx.Param, ...)
+
+    def init(key: jax.Array) -> tuple[PyTree, PyTree]:
+        rngs = nnx.Rngs(jax.random.fold_in(key, 1), params=key)
+        _, *states = nnx.split(make(rngs), nnx.Param, ...)
+        params, others = (nnx.to_pure_dict(state) for state in states)
+        return params, others
+
+    def apply(
+        params: PyTree, network_state: PyTree, inputs: PyTree, *, train: bool, sparse: bool = False
+    ) -> tuple[Prediction, PyTree]:
+        values = (params, network_state)
+        states = [_filled(t, v) for t, v in zip(templates, values, strict=True)]
+        module: Any = nnx.merge(graph, *states)
+        options = {"sparse": sparse} if takes_sparse else {}
+        prediction = module(as_float(inputs), train=train, **options)
+        _, _, others = nnx.split(module, nnx.Param, ...)
+        return prediction, nnx.to_pure_dict(others)
+
+    return Network(init, apply)
+
+
+def as_float(inputs: PyTree) -> PyTree:
+    """Bytes of images to floats in [0, 1]; everything else as it is."""
+
+    def one(x: jax.Array) -> jax.Array:
+        return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
+
+    return jax.tree.map(one, inputs)
+
+
+def num_experts(network: Network, inputs: PyTree) -> int:
+    """Number of experts of a network: that of its gate's logits; 1 for a single classifier.
+
+    Args:
+        network: the network.
+        inputs: shapes of a batch, as `jax.ShapeDtypeStruct` or arrays.
+    """
+    params, state = jax.eval_shape(network.init, jax.random.key(0))
+
+    def gate_logits(params: PyTree, state: PyTree, inputs: PyTree) -> jax.Array:
+        prediction, _ = network.apply(params, state, inputs, train=False, sparse=False)
+        return prediction.gate_logits
+
+    return int(jax.eval_shape(gate_logits, params, state, inputs).shape[-1])
+
+
+def _parameters(module: nnx.Module) -> frozenset[str]:
+    code = type(module).__call__.__code__
+    return frozenset(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+def _filled(template: PyTree, values: PyTree) -> PyTree:
+    """A copy of an NNX state, with the values of a nested dictionary."""
+    state = jax.tree.map(lambda leaf: leaf, template)
+    nnx.replace_by_pure_dict(state, values)
+    return state
