@@ -3,32 +3,47 @@
 import math
 from functools import lru_cache
 
+import jax
+import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import PyTree
 
 from calmoe_jax.nn import MLP, MoEClassifier, Network, ResNet18, SingleClassifier, from_nnx
 from calmoe_jax.nn.classifiers import Backbone
 from calmoe_jax.study.config import ModelConfig, TrainConfig
 
 
-@lru_cache(maxsize=16)
 def build_network(
-    config: ModelConfig, *, single: bool, input_shape: tuple[int, ...], num_classes: int
+    config: ModelConfig, inputs: PyTree, *, single: bool, num_classes: int
 ) -> Network:
-    """Builds the classifier of a configuration for inputs of a shape.
+    """Builds the classifier of a configuration for a task's inputs.
 
     Args:
         config: the classifier's configuration.
+        inputs: examples, of which the shape alone is used.
         single: one classifier instead of a mixture; the backbone starts from the same weights.
-        input_shape: shape of one example.
         num_classes: number of classes.
 
     Returns:
-        A `Network`; the same one for the same arguments, so that programs are shared.
+        A `Network`; the same one for the same shapes, so that programs are shared.
 
     Raises:
-        ValueError: where a ResNet is asked for inputs that are not images.
+        ValueError: where a ResNet is asked for inputs that are not images, or the inputs are no
+            array of numbers.
     """
+    if not isinstance(inputs, np.ndarray | jax.Array):
+        raise ValueError(
+            "network must be given for inputs that are not one array, got a "
+            f"{type(inputs).__name__}."
+        )
+    return _build(config, single, inputs.shape[1:], num_classes)
+
+
+@lru_cache(maxsize=16)
+def _build(
+    config: ModelConfig, single: bool, input_shape: tuple[int, ...], num_classes: int
+) -> Network:
     if config.backbone == "resnet18" and len(input_shape) != 3:
         raise ValueError(
             "backbone must be mlp for inputs that are not images, got "

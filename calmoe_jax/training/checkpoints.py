@@ -40,7 +40,9 @@ class Checkpoints:
         """Writes a checkpoint, and forgets all but the two latest; returns its folder."""
         with self._manager() as manager:
             if epochs_seen not in manager.all_steps():
-                leaves = {name: np.asarray(leaf) for name, leaf in _named_leaves(_without_keys(state))}
+                leaves = {
+                    name: np.asarray(leaf) for name, leaf in _named_leaves(_without_keys(state))
+                }
                 try:
                     manager.save(epochs_seen, args=ocp.args.StandardSave(leaves))
                 except ValueError as error:  # what tensorstore makes of a full disk
