@@ -53,6 +53,14 @@ def check_same_size(name: str, array: jax.Array, axis: int, size: int, rule: str
         )
 
 
+def check_where(name: str, where: jax.Array | None, shape: tuple[int, ...]) -> None:
+    """Raises `ValueError` unless a mask is missing or has exactly the shape of what it masks."""
+    if where is not None and where.shape != shape:
+        raise ValueError(
+            f"{name} must have the shape {shape} of what it masks, got {name}.shape={where.shape}."
+        )
+
+
 def check_floats(name: str, array: jax.Array) -> None:
     """Raises `TypeError` unless an array is of floats."""
     if not jnp.issubdtype(array.dtype, jnp.floating):

@@ -14,9 +14,35 @@ def at_least_float32(x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def psum(tree: Shaped[Array, "..."], axis_name: AxisName) -> Shaped[Array, "..."]:
-    """Sums over a named device axis; the identity where `axis_name` is `None`."""
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+def psum(x: Shaped[Array, "..."], axis_name: AxisName) -> Shaped[Array, "..."]:
+    """Sum over a named device axis; the identity where `axis_name` is `None`."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+def pmax(x: Shaped[Array, "..."], axis_name: AxisName) -> Shaped[Array, "..."]:
+    """Maximum over a named device axis; the identity where `axis_name` is `None`."""
+    return x if axis_name is None else jax.lax.pmax(x, axis_name)
+
+
+def pmin(x: Shaped[Array, "..."], axis_name: AxisName) -> Shaped[Array, "..."]:
+    """Minimum over a named device axis; the identity where `axis_name` is `None`."""
+    return x if axis_name is None else jax.lax.pmin(x, axis_name)
+
+
+def all_rows(x: Shaped[Array, "rows ..."], axis_name: AxisName) -> Shaped[Array, "_ ..."]:
+    """The rows of all devices, in their order, on each; the identity where `axis_name` is `None`.
+
+    For what needs ranks or pairs of examples, which no sum gives.
+    """
+    if axis_name is None:
+        return x
+    return jax.lax.all_gather(x, axis_name, tiled=True, to="invarying")
+
+
+def row_positions(size: int, axis_name: AxisName) -> Int[Array, " size"]:
+    """Position of each row among the rows of all devices, each of which holds `size`."""
+    positions = jnp.arange(size)
+    return positions if axis_name is None else positions + size * jax.lax.axis_index(axis_name)
 
 
 def safe_divide(

@@ -19,30 +19,11 @@ from calmoe_jax._numerics import (
     pick_label,
     top_two_margin,
 )
-from calmoe_jax.routing.kinds import Routing, dense_routing
-from calmoe_jax.routing.statistics import GateStatistics, gate_statistics
+from calmoe_jax.routing import GateStatistics, Routing, dense_routing, gate_statistics
 
 # An expert of weight 0 may be exp(100) times as likely as the aggregate: the derivative of log F
 # with respect to its weight is that ratio. exp(80) is still a finite float32.
 _MAX_LOG_RATIO = 80.0
-
-
-class Prediction(NamedTuple):
-    """Provisional."""
-
-    expert_log_probs: Float[Array, "tokens slots classes"]
-    log_probs: Float[Array, "tokens classes"]
-    gate_logits: Float[Array, "tokens experts"]
-    routing: Routing
-    gate: GateStatistics
-
-
-def predict(expert_log_probs, gate_logits, routing=None, gate=None) -> Prediction:
-    """Provisional."""
-    routing = dense_routing(gate_logits) if routing is None else routing
-    gate = gate_statistics(gate_logits) if gate is None else gate
-    log_probs = mix_log_probs(expert_log_probs, routing.combine_weights)
-    return Prediction(expert_log_probs, log_probs, gate_logits, routing, gate)
 
 
 class Configuration(NamedTuple):
@@ -69,6 +50,26 @@ class Configuration(NamedTuple):
     routing_margin: Float[Array, "*examples"]
     expert_confidences: Float[Array, "*examples experts"]
     routing_weights: Float[Array, "*examples experts"]
+
+
+class Prediction(NamedTuple):
+    """What a mixture of experts says of a batch; a single classifier is a mixture of one expert.
+
+    Attributes:
+        expert_log_probs: log probabilities of each slot's expert, in nats.
+        gate_logits: the router's logits, before any choice; 0 for a single classifier.
+        routing: expert and weight of each slot; a token's weights sum to one. Where all experts
+            were computed a slot is an expert, in their order, and the weight of those that were
+            not chosen is 0.
+        log_probs: log probabilities of the aggregate, `log F`.
+        gate: statistics of the gate logits, for the losses of the gate.
+    """
+
+    expert_log_probs: Float[Array, "tokens slots classes"]
+    gate_logits: Float[Array, "tokens experts"]
+    routing: Routing
+    log_probs: Float[Array, "tokens classes"]
+    gate: GateStatistics
 
 
 class MixtureLosses(NamedTuple):
@@ -137,16 +138,61 @@ def mix_log_probs(
     return log_total + peak[..., 0, :]
 
 
+def predict(
+    expert_log_probs: Float[Array, "tokens slots classes"],
+    gate_logits: Float[Array, "tokens experts"],
+    routing: Routing | None = None,
+    gate: GateStatistics | None = None,
+) -> Prediction:
+    """Makes a `Prediction` of what a network computed: mixes the experts, once.
+
+    `log F_c = log sum_s r_s exp(l_sc)` over a token's slots.
+
+    Args:
+        expert_log_probs: log probabilities of each slot's expert, in nats.
+        gate_logits: the router's logits; `-inf` masks an expert.
+        routing: expert and weight of each slot: of all experts, or of the chosen ones;
+            `dense_routing(gate_logits)` by default.
+        gate: `gate_statistics(gate_logits)`, where they are known already.
+
+    Returns:
+        A `Prediction`. Tokens that cannot be routed have NaN log probabilities.
+
+    Raises:
+        ValueError: if the routing has other tokens or slots than the experts.
+
+    Example:
+        >>> prediction = predict(jnp.log(jnp.array([[[0.5, 0.5], [0.25, 0.75]]])), jnp.zeros((1, 2)))
+        >>> jnp.exp(prediction.log_probs)
+        Array([[0.375, 0.625]], dtype=float32)
+    """  # noqa: E501
+    if routing is None:
+        routing = dense_routing(gate_logits)
+    if routing.expert_indices.shape != expert_log_probs.shape[:-1]:
+        raise ValueError(
+            f"routing must have the tokens and slots {expert_log_probs.shape[:-1]} of "
+            f"expert_log_probs, got routing.expert_indices.shape={routing.expert_indices.shape}."
+        )
+    return Prediction(
+        expert_log_probs=expert_log_probs,
+        gate_logits=gate_logits,
+        routing=routing,
+        log_probs=mix_log_probs(expert_log_probs, routing.combine_weights),
+        gate=gate_statistics(gate_logits) if gate is None else gate,
+    )
+
+
 def configuration(
     expert_log_probs: Float[Array, "*examples experts classes"],
     routing_weights: Float[Array, "*examples experts"],
-    log_probs=None,
+    log_probs: Float[Array, "*examples classes"] | None = None,
 ) -> Configuration:
     """Computes the label-free statistics of the routing configuration.
 
     Args:
         expert_log_probs: each expert's log probabilities, in nats.
         routing_weights: weight of each expert, summing to one.
+        log_probs: the aggregate of these, as from `mix_log_probs`, where it is known already.
 
     Returns:
         A `Configuration`. With one expert the disagreement and the routing entropy are 0 and the
@@ -161,7 +207,8 @@ def configuration(
         Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
     """
     weights = at_least_float32(routing_weights)
-    log_probs = mix_log_probs(expert_log_probs, weights) if log_probs is None else log_probs
+    if log_probs is None:
+        log_probs = mix_log_probs(expert_log_probs, weights)
     probs = jnp.exp(log_probs)
     expert_probs = jnp.exp(at_least_float32(expert_log_probs))
     squares = jnp.sum(jnp.square(expert_probs - probs[..., None, :]), axis=-1)
@@ -216,7 +263,7 @@ def mixture_losses(
     expert_log_probs: Float[Array, "*examples experts classes"],
     routing_weights: Float[Array, "*examples experts"],
     labels: Int[Array, "*examples"],
-    log_probs=None,
+    log_probs: Float[Array, "*examples classes"] | None = None,
 ) -> MixtureLosses:
     """Computes the log loss of the aggregate and of every expert, and the regret.
 
@@ -224,6 +271,7 @@ def mixture_losses(
         expert_log_probs: each expert's log probabilities, in nats.
         routing_weights: weight of each expert, summing to one.
         labels: class of each example, in `[0, classes)`.
+        log_probs: the aggregate of these, as from `mix_log_probs`, where it is known already.
 
     Returns:
         A `MixtureLosses`. The regret compares with the best of *all* experts given, chosen or

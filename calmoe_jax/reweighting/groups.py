@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_positive
+from calmoe_jax._checks import check_at_least, check_positive, check_where
 from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
 
 
@@ -26,7 +26,7 @@ class GroupAdversary(NamedTuple):
 
     Attributes:
         init: `() -> state`.
-        update: `(losses, groups, state, where=None, axis_name=None) -> (log_weights, state)`,
+        update: `(losses, groups, state, where=None, *, axis_name=None) -> (log_weights, state)`,
             with a log weight for each example.
     """
 
@@ -71,8 +71,10 @@ def group_dro(*, num_groups: int, step_size: float) -> GroupAdversary:
         groups: Int[Array, " examples"],
         state: GroupState,
         where: Bool[Array, " examples"] | None = None,
+        *,
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, " examples"], GroupState]:
+        check_where("where", where, losses.shape)
         losses = jax.lax.stop_gradient(at_least_float32(losses))
         member = jax.nn.one_hot(groups, num_groups, dtype=losses.dtype)
         if where is not None:

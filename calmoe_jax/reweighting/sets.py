@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_positive, check_range
-from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
+from calmoe_jax._checks import check_positive, check_range, check_where
+from calmoe_jax._numerics import AxisName, at_least_float32, pmax, pmin, psum, safe_divide
 from calmoe_jax.reweighting.balance import entropy_balance
 from calmoe_jax.reweighting.tilt import tilted_log_weights
 
@@ -250,8 +250,7 @@ def cvar(
     _, key = jax.lax.fori_loop(0, jnp.iinfo(keys.dtype).bits, halve, (low, high))
     beyond, at = keys > key, (keys == key) & (case.base > 0)
     quantile = jnp.max(jnp.where(at, case.filled, -jnp.inf), initial=-jnp.inf)
-    if axis_name is not None:
-        quantile = jax.lax.pmax(quantile, axis_name)
+    quantile = pmax(quantile, axis_name)
     taken = case.sum(jnp.where(beyond, case.base, 0)) / alpha
     left = safe_divide(jnp.maximum(1 - taken, 0), case.sum(jnp.where(at, case.base, 0)))
     share = jnp.where(beyond, case.base / alpha, jnp.where(at, case.base * left, 0))
@@ -269,12 +268,12 @@ class _Case:
         where: Bool[Array, " examples"] | None,
         axis_name: AxisName,
     ) -> None:
-        for name, array in (("weights", weights), ("where", where)):
-            if array is not None and array.shape != signal.shape:
-                raise ValueError(
-                    f"{name} must have the shape of signal, {signal.shape}, got "
-                    f"{name}.shape={array.shape}."
-                )
+        check_where("where", where, signal.shape)
+        if weights is not None and weights.shape != signal.shape:
+            raise ValueError(
+                f"weights must have the shape of signal, {signal.shape}, got "
+                f"weights.shape={weights.shape}."
+            )
         self.signal = jax.lax.stop_gradient(at_least_float32(signal))
         base = jnp.ones_like(self.signal) if weights is None else at_least_float32(weights)
         base = base if where is None else jnp.where(where, base, 0)
@@ -289,8 +288,7 @@ class _Case:
         self.filled = jnp.where(counted, self.signal, 0)
         top = jnp.max(self.signal, where=counted, initial=-jnp.inf)
         bottom = jnp.min(self.signal, where=counted, initial=jnp.inf)
-        if axis_name is not None:
-            top, bottom = jax.lax.pmax(top, axis_name), jax.lax.pmin(bottom, axis_name)
+        top, bottom = pmax(top, axis_name), pmin(bottom, axis_name)
         self.top, self.bottom = jnp.where(self.some, top, 0), jnp.where(self.some, bottom, 0)
         self.filled = jnp.where(counted, self.filled, self.bottom)
         self.mean = self.sum(self.base * self.filled)

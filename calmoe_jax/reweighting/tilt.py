@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_positive
-from calmoe_jax._numerics import AxisName, at_least_float32, psum
+from calmoe_jax._checks import check_positive, check_where
+from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum
 
 
 def tilted_log_weights(
@@ -34,7 +34,7 @@ def tilted_log_weights(
         weight as their base weights do.
 
     Raises:
-        ValueError: if a plain-number `eta` is not above 0.
+        ValueError: if a plain-number `eta` is not above 0, or `where` has another shape.
 
     Example:
         >>> jnp.exp(tilted_log_weights(jnp.log(jnp.array([1.0, 3.0])), eta=1.0))
@@ -45,6 +45,7 @@ def tilted_log_weights(
         al., Tilted Empirical Risk Minimization, 2021.
     """
     check_positive("eta", eta)
+    check_where("where", where, signal.shape)
     scores = at_least_float32(signal) * eta
     log_base = None
     if weights is not None:
@@ -53,8 +54,7 @@ def tilted_log_weights(
     if where is not None:
         scores = jnp.where(where, scores, -jnp.inf)
     peak = jax.lax.stop_gradient(jnp.max(scores, initial=-jnp.inf))
-    if axis_name is not None:
-        peak = jax.lax.pmax(peak, axis_name)
+    peak = pmax(peak, axis_name)
     infinite = jnp.isposinf(peak)
     scores = jnp.where(infinite, jnp.where(scores == peak, 0, -jnp.inf), scores)
     peak = jnp.where(infinite | jnp.isneginf(peak), 0, peak)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._kernels import kernel
-from calmoe_jax._numerics import AxisName
+from calmoe_jax._numerics import AxisName, pmax, psum
 from calmoe_jax.reweighting._solver.linear import solve_semidefinite
 from calmoe_kernels import dual, selection
 
@@ -28,7 +28,7 @@ _AIM = 0.2
 _LEAST_FOR_KERNEL = 2**15
 
 
-class Problem(NamedTuple):
+class DualProblem(NamedTuple):
     """What is minimised.
 
     Attributes:
@@ -44,7 +44,7 @@ class Problem(NamedTuple):
     slack: Float[Array, " m"]
 
 
-class Found(NamedTuple):
+class DualState(NamedTuple):
     """Where a search stands.
 
     Attributes:
@@ -79,19 +79,19 @@ def log_sum(scores: Float[Array, " examples"], axis_name: AxisName) -> Float[Arr
     total = jax.nn.logsumexp(scores) if scores.shape[0] else jnp.full((), -jnp.inf, scores.dtype)
     if axis_name is None:
         return total
-    peak = jax.lax.pmax(total, axis_name)
+    peak = pmax(total, axis_name)
     peak = jnp.where(jnp.isneginf(peak), 0, peak)
-    shares = jax.lax.psum(jnp.exp(total - peak), axis_name)
+    shares = psum(jnp.exp(total - peak), axis_name)
     return jnp.where(shares == 0, -jnp.inf, jnp.log(jnp.where(shares == 0, 1, shares))) + peak
 
 
 def begin(
-    problem: Problem,
+    problem: DualProblem,
     start: Float[Array, " m"],
     second: Float[Array, "m m"] | None = None,
     *,
     axis_name: AxisName = None,
-) -> Found:
+) -> DualState:
     """A search that stands at 0 and will first go to a start.
 
     Args:
@@ -102,7 +102,7 @@ def begin(
     """
     dtype, zeros = problem.scores.dtype, jnp.zeros_like(problem.slack)
     size = zeros.shape[0]
-    return Found(
+    return DualState(
         potentials=zeros,
         value=log_sum(problem.scores, axis_name),
         mean=zeros,
@@ -117,16 +117,25 @@ def begin(
     )
 
 
+class _Search(NamedTuple):
+    """What stays the same in a search; see `minimise`."""
+
+    problem: DualProblem
+    keep: bool
+    axis_name: AxisName
+    implementation: str | None
+
+
 def minimise(
-    problem: Problem,
-    found: Found,
+    problem: DualProblem,
+    found: DualState,
     *,
     keep: bool,
     tolerance: float,
     max_steps: int | Int[Array, ""],
     axis_name: AxisName = None,
     implementation: str | None = None,
-) -> Found:
+) -> DualState:
     """Minimises the dual.
 
     Args:
@@ -142,99 +151,113 @@ def minimise(
     Returns:
         Where it ended.
     """
-    dtype = problem.scores.dtype
-    epsilon = float(jnp.finfo(dtype).eps)
-    size = found.potentials.shape[0]
+    search = _Search(problem, keep, axis_name, implementation)
 
-    def evaluate(potentials: jax.Array, known: jax.Array) -> Found:
-        stats = _moments(problem, potentials, not keep, axis_name, implementation)
-        value = stats.log_sum + jnp.sum(
-            0.5 * problem.ridge * potentials**2 + problem.slack * jnp.abs(potentials)
-        )
-        if stats.second is None:
-            hessian = known
-        else:
-            covariance = stats.second - stats.mean[:, None] * stats.mean[None]
-            # as much as rounding may have taken away
-            lost = 8 * epsilon * jnp.diagonal(stats.second)
-            hessian = covariance + jnp.diag(lost + problem.ridge)
-        gradient = _subgradient(problem, potentials, stats.mean)
-        reach = stats.reach + jnp.sum(problem.slack * jnp.abs(potentials))
-        margin = 100 * epsilon * jnp.sum(jnp.abs(potentials))
-        return Found(
-            potentials=potentials,
-            value=value,
-            mean=stats.mean,
-            residual=jnp.max(jnp.abs(gradient), initial=0),
-            second=hessian,
-            direction=jnp.zeros(size, dtype),
-            size=jnp.ones((), dtype),
-            damping=jnp.zeros((), dtype),
-            separated=(reach < -margin) & (problem.ridge == 0),
-            slow=jnp.zeros((), bool),
-            num_steps=jnp.zeros((), jnp.int32),
-        )
-
-    def step(old: Found) -> Found:
-        gradient = _subgradient(problem, old.potentials, old.mean)
-        trial = old.potentials + old.size * old.direction
-        sign = jnp.where(old.potentials == 0, -jnp.sign(gradient), jnp.sign(old.potentials))
-        trial = jnp.where((problem.slack > 0) & (trial * sign < 0), 0, trial)
-        new = evaluate(trial, old.second)
-        # nothing is promised of the way from 0 to a start
-        first = jnp.isinf(old.residual)
-        promised = jnp.where(first, 0, jnp.sum(gradient * (trial - old.potentials)))
-        noise = 16 * epsilon * (1 + jnp.abs(old.value))
-        lower = new.value <= old.value + 1e-4 * promised + noise
-        # where rounding hides the value, the residual decides
-        nearer = (jnp.abs(promised) > noise) | (new.residual < old.residual)
-        taken = lower & nearer & jnp.isfinite(new.residual)
-        slow = ~taken | (~first & (new.residual > 0.5 * old.residual))
-        if keep:
-            moved = jnp.where(first, 0, trial - old.potentials)
-            change = problem.ridge * moved - (new.mean - old.mean)
-            new = new._replace(second=_secant(old.second, moved, change))
-        chosen = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, old)
-        least = 0.05 * chosen.residual
-        damping = jnp.where(taken, old.damping / 8, jnp.maximum(8 * old.damping, least))
-        damping = jnp.where(taken & (damping < 0.02 * least), 0, damping)
-        # before anything was taken there is a start to go to, and no direction of Newton's
-        still = first & ~taken
-        size_left = jnp.where(still, old.size / 4, 1)
-        towards = jnp.where(size_left > 0.01, old.direction, 0)  # else the start is of no use
-        return chosen._replace(
-            direction=jnp.where(still, towards, aim(chosen, damping)),
-            size=size_left,
-            damping=jnp.where(still, 0, damping),
-            slow=slow,
-            num_steps=old.num_steps + 1,
-        )
-
-    def aim(at: Found, damping: jax.Array) -> jax.Array:
-        gradient = _subgradient(problem, at.potentials, at.mean)
-        active = (at.potentials != 0) | (gradient != 0) | (problem.slack == 0)
-        damped = at.second + damping * jnp.eye(size, dtype=dtype)
-        direction = -solve_semidefinite(damped, gradient, active)
-        longest = _LONGEST * (1 + jnp.max(jnp.abs(at.potentials), initial=0))
-        norm = jnp.max(jnp.abs(direction), initial=0)
-        return direction * jnp.minimum(1, longest / jnp.where(norm > 0, norm, 1))
-
-    def unfinished(found: Found) -> Bool[Array, ""]:
+    def unfinished(found: DualState) -> Bool[Array, ""]:
         useful = ~found.slow if keep else True
         return _unfinished(found, tolerance) & useful & (found.num_steps < max_steps)
 
-    return jax.lax.while_loop(unfinished, step, found._replace(slow=jnp.zeros((), bool)))
+    start = found._replace(slow=jnp.zeros((), bool))
+    return jax.lax.while_loop(unfinished, partial(_step, search), start)
+
+
+def _evaluate(
+    search: _Search, potentials: Float[Array, " m"], known: Float[Array, "m m"]
+) -> DualState:
+    """Value, gradient and Hessian at some potentials; `known` is the Hessian that may be kept."""
+    problem, dtype = search.problem, search.problem.scores.dtype
+    epsilon = float(jnp.finfo(dtype).eps)
+    stats = _moments(problem, potentials, not search.keep, search.axis_name, search.implementation)
+    value = stats.log_sum + jnp.sum(
+        0.5 * problem.ridge * potentials**2 + problem.slack * jnp.abs(potentials)
+    )
+    if stats.second is None:
+        hessian = known
+    else:
+        covariance = stats.second - stats.mean[:, None] * stats.mean[None]
+        # as much as rounding may have taken away
+        lost = 8 * epsilon * jnp.diagonal(stats.second)
+        hessian = covariance + jnp.diag(lost + problem.ridge)
+    gradient = _subgradient(problem, potentials, stats.mean)
+    reach = stats.reach + jnp.sum(problem.slack * jnp.abs(potentials))
+    margin = 100 * epsilon * jnp.sum(jnp.abs(potentials))
+    return DualState(
+        potentials=potentials,
+        value=value,
+        mean=stats.mean,
+        residual=jnp.max(jnp.abs(gradient), initial=0),
+        second=hessian,
+        direction=jnp.zeros(potentials.shape[0], dtype),
+        size=jnp.ones((), dtype),
+        damping=jnp.zeros((), dtype),
+        separated=(reach < -margin) & (problem.ridge == 0),
+        slow=jnp.zeros((), bool),
+        num_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def _step(search: _Search, old: DualState) -> DualState:
+    """Tries a step, takes it where it helps, and chooses the next one."""
+    problem = search.problem
+    epsilon = float(jnp.finfo(problem.scores.dtype).eps)
+    gradient = _subgradient(problem, old.potentials, old.mean)
+    trial = old.potentials + old.size * old.direction
+    sign = jnp.where(old.potentials == 0, -jnp.sign(gradient), jnp.sign(old.potentials))
+    trial = jnp.where((problem.slack > 0) & (trial * sign < 0), 0, trial)
+    new = _evaluate(search, trial, old.second)
+    # nothing is promised of the way from 0 to a start
+    first = jnp.isinf(old.residual)
+    promised = jnp.where(first, 0, jnp.sum(gradient * (trial - old.potentials)))
+    noise = 16 * epsilon * (1 + jnp.abs(old.value))
+    lower = new.value <= old.value + 1e-4 * promised + noise
+    # where rounding hides the value, the residual decides
+    nearer = (jnp.abs(promised) > noise) | (new.residual < old.residual)
+    taken = lower & nearer & jnp.isfinite(new.residual)
+    slow = ~taken | (~first & (new.residual > 0.5 * old.residual))
+    if search.keep:
+        moved = jnp.where(first, 0, trial - old.potentials)
+        change = problem.ridge * moved - (new.mean - old.mean)
+        new = new._replace(second=_secant(old.second, moved, change))
+    chosen = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, old)
+    least = 0.05 * chosen.residual
+    damping = jnp.where(taken, old.damping / 8, jnp.maximum(8 * old.damping, least))
+    damping = jnp.where(taken & (damping < 0.02 * least), 0, damping)
+    # before anything was taken there is a start to go to, and no direction of Newton's
+    still = first & ~taken
+    size_left = jnp.where(still, old.size / 4, 1)
+    towards = jnp.where(size_left > 0.01, old.direction, 0)  # else the start is of no use
+    return chosen._replace(
+        direction=jnp.where(still, towards, _direction(problem, chosen, damping)),
+        size=size_left,
+        damping=jnp.where(still, 0, damping),
+        slow=slow,
+        num_steps=old.num_steps + 1,
+    )
+
+
+def _direction(
+    problem: DualProblem, at: DualState, damping: Float[Array, ""]
+) -> Float[Array, " m"]:
+    """Newton's step, damped and of bounded length."""
+    gradient = _subgradient(problem, at.potentials, at.mean)
+    active = (at.potentials != 0) | (gradient != 0) | (problem.slack == 0)
+    size, dtype = at.potentials.shape[0], problem.scores.dtype
+    damped = at.second + damping * jnp.eye(size, dtype=dtype)
+    direction = -solve_semidefinite(damped, gradient, active)
+    longest = _LONGEST * (1 + jnp.max(jnp.abs(at.potentials), initial=0))
+    norm = jnp.max(jnp.abs(direction), initial=0)
+    return direction * jnp.minimum(1, longest / jnp.where(norm > 0, norm, 1))
 
 
 def minimise_sparingly(
-    problem: Problem,
-    found: Found,
+    problem: DualProblem,
+    found: DualState,
     *,
     tolerance: float,
     max_steps: int,
     axis_name: AxisName = None,
     implementation: str | None = None,
-) -> Found:
+) -> DualState:
     """Minimises the dual with few second moments, where they take most of a pass.
 
     A Hessian, corrected by secants, is kept as long as steps take away half of the residual.
@@ -258,10 +281,10 @@ def minimise_sparingly(
         implementation=implementation,
     )
 
-    def unfinished(found: Found) -> Bool[Array, ""]:
+    def unfinished(found: DualState) -> Bool[Array, ""]:
         return _unfinished(found, tolerance) & (found.num_steps < max_steps)
 
-    def renew(found: Found) -> Found:
+    def renew(found: DualState) -> DualState:
         found = go(found, keep=False, max_steps=found.num_steps + 1)
         return go(found, keep=True, max_steps=max_steps)
 
@@ -281,7 +304,7 @@ def _secant(
     return jnp.where(sound, hessian + new - old, hessian)
 
 
-def _unfinished(found: Found, tolerance: float) -> Bool[Array, ""]:
+def _unfinished(found: DualState, tolerance: float) -> Bool[Array, ""]:
     # a direction that must be damped so much leads nowhere
     stuck = (found.size < 1e-3) | (found.damping > 1e8 * found.residual)
     # near enough, and rounding allows no more
@@ -290,7 +313,7 @@ def _unfinished(found: Found, tolerance: float) -> Bool[Array, ""]:
 
 
 def _subgradient(
-    problem: Problem, potentials: Float[Array, " m"], mean: Float[Array, " m"]
+    problem: DualProblem, potentials: Float[Array, " m"], mean: Float[Array, " m"]
 ) -> Float[Array, " m"]:
     """The smallest subgradient: 0 at the minimum."""
     smooth = problem.ridge * potentials - mean
@@ -299,7 +322,7 @@ def _subgradient(
 
 
 def _moments(
-    problem: Problem,
+    problem: DualProblem,
     potentials: Float[Array, " m"],
     with_second: bool,
     axis_name: AxisName,

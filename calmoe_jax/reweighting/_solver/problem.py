@@ -1,13 +1,12 @@
 """Entropy balancing in units of its own: what the solver works on, and what is read off it."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._numerics import AxisName, psum
+from calmoe_jax._numerics import AxisName, pmax, psum
 from calmoe_jax.reweighting._solver import dual as _dual
 from calmoe_kernels import dual
 
@@ -29,7 +28,7 @@ class Inputs(NamedTuple):
     slack: Float[Array, " m"]
 
 
-class Task(NamedTuple):
+class StandardProblem(NamedTuple):
     """The problem in standard units.
 
     Attributes:
@@ -47,7 +46,7 @@ class Task(NamedTuple):
 
 def standardise(
     inputs: Inputs, where: Bool[Array, " examples"] | None, axis_name: AxisName
-) -> Task:
+) -> StandardProblem:
     """Brings a problem to standard units.
 
     Args:
@@ -68,12 +67,12 @@ def standardise(
 
     # the largest signal becomes 0; several of +inf share the weight
     counted = ~jnp.isneginf(log_base)
-    top = _over(jax.lax.pmax, jnp.max(signal, where=counted, initial=-jnp.inf), axis_name)
+    top = pmax(jnp.max(signal, where=counted, initial=-jnp.inf), axis_name)
     infinite = jnp.isposinf(top)
     signal = jnp.where(infinite, jnp.where(signal == top, 0, -jnp.inf), signal)
     signal = jnp.where(jnp.isneginf(signal), signal, signal - jnp.where(jnp.isinf(top), 0, top))
     range_ = jnp.max(-signal, where=counted & ~jnp.isneginf(signal), initial=0)
-    range_ = _over(jax.lax.pmax, range_, axis_name)
+    range_ = pmax(range_, axis_name)
     unit = jax.lax.stop_gradient(jnp.where((range_ > 0) & jnp.isfinite(range_), range_, 1))
 
     share = jnp.exp(log_base)
@@ -85,7 +84,7 @@ def standardise(
         centre = psum(dual.weighted_sum(share, columns, nothing), axis_name)
         centre /= jnp.where(whole > 0, whole, 1)
     scale = _units(columns, share, centre, inputs.targets is None, axis_name)
-    return Task(dual.Columns(columns, centre, scale), log_base, signal / unit, unit)
+    return StandardProblem(dual.Columns(columns, centre, scale), log_base, signal / unit, unit)
 
 
 def _units(
@@ -141,24 +140,27 @@ def stride_of(size: int) -> int:
     return _ONE_IN if size >= _LARGE else 1
 
 
-def scores(task: Task, eta: Float[Array, ""]) -> Float[Array, " examples"]:
+def scores(problem: StandardProblem, eta: Float[Array, ""]) -> Float[Array, " examples"]:
     """`log q_i + eta s_i`, in standard units."""
-    tilt = jnp.where(jnp.isneginf(task.signal), -jnp.inf, eta * task.signal)
-    return task.log_base + tilt
+    tilt = jnp.where(jnp.isneginf(problem.signal), -jnp.inf, eta * problem.signal)
+    return problem.log_base + tilt
 
 
-def tilted_log_weights(
-    task: Task, eta: Float[Array, ""], potentials: Float[Array, " m"], axis_name: AxisName
+def log_weights_at(
+    problem: StandardProblem,
+    eta: Float[Array, ""],
+    potentials: Float[Array, " m"],
+    axis_name: AxisName,
 ) -> Float[Array, " examples"]:
     """Log weights for an inverse temperature and potentials, both in standard units."""
-    logits = scores(task, eta) + dual.shifts(task.columns, potentials)
+    logits = scores(problem, eta) + dual.shifts(problem.columns, potentials)
     total = _dual.log_sum(logits, axis_name)
     return logits - jnp.where(jnp.isneginf(total), 0, total)
 
 
-def ridge_of(inputs: Inputs, task: Task, eta: Float[Array, ""]) -> Float[Array, ""]:
+def ridge_of(inputs: Inputs, problem: StandardProblem, eta: Float[Array, ""]) -> Float[Array, ""]:
     """The dual's ridge, which is the given one over the plain inverse temperature."""
-    plain = eta / jax.lax.stop_gradient(task.signal_scale)
+    plain = eta / jax.lax.stop_gradient(problem.signal_scale)
     return inputs.ridge / jnp.where(plain > 0, plain, 1)
 
 
@@ -181,7 +183,3 @@ def divergence(
 def standard_sum(weights: Float[Array, " examples"], columns: dual.Columns) -> Float[Array, " m"]:
     """`sum_i weights_i a_i`, on this device."""
     return dual.weighted_sum(weights, columns.rows, columns.centre) / columns.scale
-
-
-def _over(collective: Callable[..., jax.Array], x: jax.Array, axis_name: AxisName) -> jax.Array:
-    return x if axis_name is None else collective(x, axis_name)

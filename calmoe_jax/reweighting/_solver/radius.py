@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax.reweighting._solver.dual import Found
+from calmoe_jax.reweighting._solver.dual import DualState
 
 # How far beyond the first guess, in factors, the inverse temperature may go.
 _FURTHEST = 1e6
@@ -24,7 +24,7 @@ class Tilted(NamedTuple):
         drift: derivative of the potentials by the inverse temperature.
     """
 
-    found: Found
+    found: DualState
     kl: Float[Array, ""]
     signal_variance: Float[Array, ""]
     drift: Float[Array, " m"]
