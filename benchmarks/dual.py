@@ -30,7 +30,7 @@ import scipy.special
 import calmoe_jax as cm
 from benchmarks import clocks
 from benchmarks.harness import Figure, benchmark_parser, report, time_in_turns
-from calmoe_kernels import dual as passes
+from calmoe_kernels.xla import dual as passes
 
 _TOLERANCE = 1e-6
 
@@ -239,7 +239,7 @@ def _on_device(
         slopes, scores = 0.1 * unit, jnp.zeros(problem.size)
         function = passes.moments
         if find_spec("jax_triton"):
-            from calmoe_kernels.gpu import dual as kernels
+            from calmoe_kernels.triton import dual as kernels
 
             function = kernels.moments
         programs["pass"] = clocks.Program(function, (columns, scores, slopes))

@@ -140,12 +140,12 @@ class Audit:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Tell versions, devices, and which kernel implementations run here and why others do not."""
+    """Tell versions, devices, which kernels run here, and which the library takes, and why."""
 
     def __call__(self) -> int:
         """Tells."""
         from calmoe_jax._environment import describe_environment
-        from calmoe_kernels import implementations
+        from calmoe_kernels import choices, implementations
 
         env = describe_environment()
         print(f"python {env['python']} on {env['platform']}, {env['cores']} cores")
@@ -155,6 +155,11 @@ class Doctor:
         for implementation in implementations():
             state = "runs here" if implementation.runs else f"does not: {implementation.reason}"
             print(f"implementation {implementation.name}: {state}")
+        for choice in choices():
+            print(
+                f"operation {choice.operation}: None means {choice.implementation}; "
+                f"kernel {choice.status}: {choice.reason}"
+            )
         return 0
 
 

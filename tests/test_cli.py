@@ -78,6 +78,7 @@ def test_doctor(run):
     assert "implementation xla: runs here" in out
     assert "implementation triton: does not: JAX's default backend is cpu, not gpu" in out
     assert "implementation pallas_tpu: does not:" in out
+    assert "operation route: None means xla; kernel not runnable: " in out
 
 
 def test_run_and_report(run, monkeypatch, tmp_path):

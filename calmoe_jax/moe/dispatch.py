@@ -2,8 +2,9 @@
 
 Both directions, and both gradients, are gathers along a plan's two permutations.
 
-`implementation=` is `None` (the best that is known for this device and these sizes), `"xla"`,
-`"triton"` or `"pallas_tpu"`; one that declines raises `NotImplementedError`. All of them give the
+`implementation=` is `"xla"`, `"triton"` or `"pallas_tpu"`, of which one that declines raises
+`NotImplementedError`, or `None`: a kernel where it was measured to be correct and faster on this
+kind of device at this size (`calmoe_kernels.selection`), and else `"xla"`. All of them give the
 same positions; sums may differ in their last bits.
 
 Sharding: inside `shard_map` or `pmap` each device routes and groups its own tokens. Under plain
@@ -17,10 +18,11 @@ import jax
 from jaxtyping import Array, Float
 
 from calmoe_jax._checks import check_axes, check_floats
-from calmoe_jax._kernels import kernel
 from calmoe_jax.moe.plan import DispatchPlan
-from calmoe_kernels import selection, xla
+from calmoe_kernels import selection
+from calmoe_kernels.selection import lazy
 from calmoe_kernels.varying import vary_along, varying_axes
+from calmoe_kernels.xla import permute
 
 
 def dispatch(
@@ -130,17 +132,18 @@ def gather_slots(
 
 
 def _scatter_rows(implementation: str | None, x: jax.Array, plan: DispatchPlan) -> jax.Array:
-    attempts = {"xla": xla.scatter_rows, "triton": kernel("gpu.permute", "scatter_rows")}
+    attempts = {"xla": permute.scatter_rows, "triton": lazy("triton.permute", "scatter_rows")}
     args = x, plan.positions, plan.slot_indices
-    result: jax.Array = selection.run(attempts, implementation, *args)
+    result: jax.Array = selection.run(attempts, implementation, *args, operation="scatter_rows")
     return result
 
 
 def _gather_rows(
     implementation: str | None, rows: jax.Array, plan: DispatchPlan, weights: jax.Array | None
 ) -> jax.Array:
-    attempts = {"xla": xla.gather_rows, "triton": kernel("gpu.permute", "gather_rows")}
-    result: jax.Array = selection.run(attempts, implementation, rows, plan.positions, weights)
+    attempts = {"xla": permute.gather_rows, "triton": lazy("triton.permute", "gather_rows")}
+    args = rows, plan.positions, weights
+    result: jax.Array = selection.run(attempts, implementation, *args, operation="gather_rows")
     return result
 
 
@@ -204,11 +207,13 @@ def _combine_backward(
 ) -> tuple[jax.Array, jax.Array, None]:
     rows, weights, plan = saved
     attempts = {
-        "xla": xla.combine_backward,
-        "triton": kernel("gpu.permute", "combine_backward"),
+        "xla": permute.combine_backward,
+        "triton": lazy("triton.permute", "combine_backward"),
     }
     args = cotangent, rows, plan.positions, plan.slot_indices, weights
-    to_rows, to_weights = selection.run(attempts, implementation, *args)
+    to_rows, to_weights = selection.run(
+        attempts, implementation, *args, operation="combine_backward"
+    )
     return to_rows, to_weights, None
 
 

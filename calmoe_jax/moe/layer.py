@@ -18,7 +18,8 @@ class SparseOutput(NamedTuple):
 
     Attributes:
         output: the tokens' outputs.
-        routed: routing, plan and statistics: what the losses of the gate need.
+        routed: routing, plan and statistics: what `calmoe_jax.moe.load_balancing_loss` and
+            `router_z_loss` take.
     """
 
     output: Float[Array, "tokens d_out"]
@@ -56,7 +57,8 @@ def sparse_layer(
         num_groups: as in `route`.
         groups_per_token: as in `route`.
         capacity: rows per expert; `None` for dropless.
-        implementation: `None`, `"xla"` or `"triton"`, for all parts.
+        implementation: `None`, `"xla"` or `"triton"`, for every part, products included; see
+            `calmoe_jax.moe.dispatch` and `calmoe_jax.moe.matmul`.
 
     Returns:
         A `SparseOutput`. Slots beyond a capacity count as zeros.
@@ -82,8 +84,7 @@ def sparse_layer(
             f"params must have the {gate_logits.shape[1]} experts of gate_logits, got "
             f"w_in.shape={params.w_in.shape}."
         )
-    of_products = implementation if implementation == "triton" else None
-    block_size = preferred_block_size(capacity=capacity, implementation=of_products)
+    block_size = preferred_block_size(capacity=capacity, implementation=implementation)
     routed = route(
         gate_logits,
         selection_bias,
@@ -104,7 +105,7 @@ def sparse_layer(
         activation=activation,
         block_size=block_size,
         capacity=capacity,
-        implementation=of_products,
+        implementation=implementation,
     )
     weights = routed.routing.combine_weights
     output = combine(outputs, routed.plan, weights, implementation=implementation)

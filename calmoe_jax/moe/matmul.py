@@ -1,9 +1,13 @@
 """Products of groups of rows with a matrix each: what experts are made of.
 
-`implementation=` is `None` or one of `"triton"` (NVIDIA GPUs), `"batched"` (plans with a capacity),
-`"blocks"` (a loop over blocks of rows: the fastest on CPU), `"ragged_dot"` (XLA's own, for TPU) and
-`"tokamax"` (where it is installed; only when asked for, since nothing of it was measured).
-Figures that decide what `None` means are in `kernels/README.md`.
+`implementation=` is one of
+
+* `None`: a kernel where it was measured to be correct and faster on this kind of device at this
+  size (`calmoe_kernels.selection`), and else `"xla"`;
+* `"xla"`: XLA's form for the products at hand: `"batched"` where a capacity is promised, otherwise
+  `"blocks"` on CPU and `"ragged_dot"` elsewhere;
+* `"batched"` (plans with a capacity), `"blocks"` (a loop over blocks of rows: the fastest on CPU),
+  `"ragged_dot"` (XLA's own), `"tokamax"` (where it is installed) and `"triton"` (NVIDIA GPUs).
 """
 
 from collections.abc import Callable
@@ -15,9 +19,9 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 from jaxtyping import Array, Float, Int
 
-from calmoe_jax._kernels import kernel
-from calmoe_kernels import matmul, selection
+from calmoe_kernels import selection
 from calmoe_kernels.varying import vary_along, varying_axes
+from calmoe_kernels.xla import matmul
 
 _RAGGED = {"ragged_dot": matmul.jax_lax, "tokamax": matmul.tokamax}
 # Rows of a block on CPU: 32 to 256 were tried.
@@ -103,8 +107,9 @@ def preferred_block_size(
 ) -> int | None:
     """The `block_size` to plan with where the products of the plan's rows are to be fast.
 
-    On CPU the products are a loop over blocks of one expert's rows; a plan that keeps groups at
-    multiples of a block spares them a copy.
+    Products by `"blocks"`, which is what `None` and `"xla"` mean on CPU without a capacity, are a
+    loop over blocks of one expert's rows; a plan that keeps groups at multiples of a block spares
+    them a copy.
 
     Args:
         capacity: capacity of the plan, if it has one; it then needs no blocks.
@@ -117,8 +122,9 @@ def preferred_block_size(
         >>> preferred_block_size(capacity=8) is None
         True
     """
+    # on a CPU no kernel is taken for `None`
     looped = implementation == "blocks" or (
-        implementation is None and jax.default_backend() == "cpu"
+        implementation in (None, "xla") and _form_in_xla(capacity) == "blocks"
     )
     return _CPU_BLOCK if looped and capacity is None else None
 
@@ -160,6 +166,13 @@ def check_groups(
     )
 
 
+def _form_in_xla(capacity: int | None) -> str:
+    """What `"xla"` means for products of rows."""
+    if capacity is not None:
+        return "batched"
+    return "blocks" if jax.default_backend() == "cpu" else "ragged_dot"
+
+
 def _rows(
     statics: _Statics,
     dtype: jnp.dtype,
@@ -171,7 +184,9 @@ def _rows(
 ) -> jax.Array:
     block_size = statics.block_size
     attempts: dict[str, Callable[..., jax.Array]] = {
-        "triton": partial(kernel("gpu.matmul", "rows"), transposed=transposed, dtype=dtype),
+        "triton": partial(
+            selection.lazy("triton.matmul", "rows"), transposed=transposed, dtype=dtype
+        ),
         "blocks": partial(matmul.blocks_rows, transposed=transposed, block_size=block_size),
         **{
             name: partial(matmul.ragged_rows, transposed=transposed, library=library)
@@ -180,12 +195,12 @@ def _rows(
     }
     if statics.capacity is not None:
         attempts["batched"] = partial(matmul.batched_rows, transposed=transposed)
-    return _run(attempts, statics, dtype, x, w, groups)
+    return _run(attempts, statics, dtype, x, w, groups, operation="grouped_rows")
 
 
 def _matrices(statics: _Statics, x: jax.Array, y: jax.Array, groups: matmul.Groups) -> jax.Array:
     attempts: dict[str, Callable[..., jax.Array]] = {
-        "triton": partial(kernel("gpu.matmul", "matrices"), dtype=x.dtype),
+        "triton": partial(selection.lazy("triton.matmul", "matrices"), dtype=x.dtype),
         "blocks": partial(matmul.blocks_matrices, block_size=statics.block_size),
         **{
             name: partial(matmul.ragged_matrices, library=library)
@@ -194,7 +209,7 @@ def _matrices(statics: _Statics, x: jax.Array, y: jax.Array, groups: matmul.Grou
     }
     if statics.capacity is not None:
         attempts["batched"] = matmul.batched_matrices
-    return _run(attempts, statics, x.dtype, x, y, groups)
+    return _run(attempts, statics, x.dtype, x, y, groups, operation="grouped_matrices")
 
 
 def _run(
@@ -202,13 +217,16 @@ def _run(
     statics: _Statics,
     dtype: jnp.dtype,
     *args: Any,
+    operation: str,
 ) -> jax.Array:
+    attempts = attempts | {"xla": attempts[_form_in_xla(statics.capacity)]}
+
     def rounded(attempt: Callable[..., jax.Array], *args: Any) -> jax.Array:
         return attempt(*args).astype(dtype)
 
     # each by itself: a program for several platforms needs branches of one dtype
     every = {name: partial(rounded, attempt) for name, attempt in attempts.items()}
-    result: jax.Array = selection.run(every, statics.implementation, *args)
+    result: jax.Array = selection.run(every, statics.implementation, *args, operation=operation)
     return result
 
 

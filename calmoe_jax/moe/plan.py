@@ -18,8 +18,8 @@ from jax.experimental import checkify
 from jaxtyping import Array, Bool, Int
 
 from calmoe_jax._checks import check_at_least, check_axes, check_integers
-from calmoe_jax._kernels import kernel
-from calmoe_kernels import layout, selection, xla
+from calmoe_kernels import layout, selection
+from calmoe_kernels.xla.plan import plan as plan_in_xla
 
 PLAN_NAME = layout.PLAN_NAME
 
@@ -104,7 +104,7 @@ def plan_dispatch(
         num_experts: number of experts; static under `jax.jit`.
         capacity: rows per expert, at least 1.
         block_size: block whose multiples groups start at, at least 1.
-        implementation: see the module.
+        implementation: see `calmoe_jax.moe.dispatch`.
 
     Returns:
         A `DispatchPlan`. The order within a group is that of a stable sort of
@@ -131,14 +131,15 @@ def plan_dispatch(
         "block_size": block_size,
     }
     attempts = {
-        "xla": partial(xla.plan, **statics),
-        "triton": partial(kernel("gpu.plan", "plan"), **statics),
+        "xla": partial(plan_in_xla, **statics),
+        "triton": partial(selection.lazy("triton.plan", "plan"), **statics),
     }
     indices = jax.lax.stop_gradient(expert_indices)
     if indices.dtype.itemsize > 4:
         indices = jnp.clip(indices, -1, num_experts)  # what is outside stays there
     indices = indices.astype(jnp.int32)
-    return named_plan(DispatchPlan(*selection.run(attempts, implementation, indices)))
+    arrays = selection.run(attempts, implementation, indices, operation="plan")
+    return named_plan(DispatchPlan(*arrays))
 
 
 def check_plan(plan: DispatchPlan) -> None:

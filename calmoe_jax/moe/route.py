@@ -12,13 +12,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from calmoe_jax._checks import check_axes, check_floats
-from calmoe_jax._kernels import kernel
 from calmoe_jax.moe.plan import DispatchPlan, named_plan
 from calmoe_jax.routing._top_k import check_top_k, choose, largest
 from calmoe_jax.routing.kinds import Routing
 from calmoe_jax.routing.statistics import GateStatistics, gate_statistics
-from calmoe_kernels import layout, selection, xla
+from calmoe_kernels import layout, selection
 from calmoe_kernels.varying import vary_along, varying_axes
+from calmoe_kernels.xla.plan import plan as plan_in_xla
 
 ROUTING_NAME = layout.ROUTING_NAME
 
@@ -65,7 +65,7 @@ def route(
         groups_per_token: groups a token's experts may come from.
         capacity: rows per expert; `None` for dropless.
         block_size: block whose multiples groups start at.
-        implementation: see the module; `"pallas_tpu"` makes the choice of experts.
+        implementation: see `calmoe_jax.moe.dispatch`; `"pallas_tpu"` makes the choice of experts.
 
     Returns:
         A `Routed`. Gradients flow to the logits from the weights, the mean gate probabilities and
@@ -103,21 +103,21 @@ def route(
             return checkpoint_name(top, ROUTING_NAME), checkpoint_name(indices, ROUTING_NAME)
 
         routing = Routing(*choose(named, logits, bias, renormalize=renormalize, **choice))
-        plan = xla.plan(routing.expert_indices, num_experts=num_experts, **rooms)
+        plan = plan_in_xla(routing.expert_indices, num_experts=num_experts, **rooms)
         return routing, DispatchPlan(*plan), gate_statistics(logits, scores=scores)
 
     def triton(logits: jax.Array, bias: jax.Array | None) -> Any:
-        fused = kernel("gpu.route", "route")
+        fused = selection.lazy("triton.route", "route")
         result = fused(logits, bias, renormalize=renormalize, **choice, **rooms)
         return Routing(*result[:2]), DispatchPlan(*result[2:7]), GateStatistics(*result[7:])
 
     attempts: dict[str, Callable[..., Any]] = {
         "xla": partial(composed, largest),
         "triton": triton if tokens else partial(composed, largest),
-        "pallas_tpu": partial(composed, kernel("tpu", "top_k")),
+        "pallas_tpu": partial(composed, selection.lazy("pallas_tpu.top_k", "top_k")),
     }
     given = gate_logits, selection_bias
     given = vary_along(given, varying_axes(given))
-    routing, plan, statistics = selection.run(attempts, implementation, *given)
+    routing, plan, statistics = selection.run(attempts, implementation, *given, operation="route")
     routing = jax.tree.map(lambda x: checkpoint_name(x, ROUTING_NAME), routing)
     return Routed(routing, named_plan(plan), statistics)

@@ -2,3 +2,5 @@
 
 from calmoe_kernels.availability import Implementation as Implementation
 from calmoe_kernels.availability import implementations as implementations
+from calmoe_kernels.selection import Choice as Choice
+from calmoe_kernels.selection import choices as choices

@@ -17,8 +17,9 @@ from jax.sharding import AxisType, PartitionSpec
 from calmoe_jax import routing
 from calmoe_jax.moe import route
 from calmoe_jax.routing._top_k import choose as pick
-from calmoe_kernels import selection, tpu
+from calmoe_kernels import selection
 from calmoe_kernels.availability import Implementation
+from calmoe_kernels.pallas_tpu import top_k as tpu
 
 DATA = PartitionSpec("data")
 
@@ -256,7 +257,7 @@ AHEAD_OF_TIME = """
 import json, jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from calmoe_kernels.tpu import top_k
+from calmoe_kernels.pallas_tpu.top_k import top_k
 
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 one, data = SingleDeviceSharding(devices[0]), PartitionSpec("data")

@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from calmoe_kernels import selection  # noqa: E402
 from calmoe_kernels.availability import Implementation  # noqa: E402
-from calmoe_kernels.gpu import launch as launching  # noqa: E402
+from calmoe_kernels.triton import launch as launching  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +111,7 @@ def products(rows, experts, d, f, dtype=jnp.bfloat16):
 
 def moments(size, width):
     """Tilted moments, with and without the second, traced on shapes alone."""
-    from calmoe_kernels.gpu import dual
+    from calmoe_kernels.triton import dual
 
     columns = jax.ShapeDtypeStruct((width,), jnp.float32)
     rows, scores = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((size, width), (size,)))
@@ -126,7 +126,7 @@ def moments(size, width):
 
 
 DISPATCH = {
-    "_choose_kernel", "_choose_backward_kernel", "_count_kernel", "_scan_kernel",
+    "choose_kernel", "choose_backward_kernel", "_count_kernel", "_scan_kernel",
     "_place_kernel", "_scatter_kernel", "_gather_kernel",
 }  # fmt: skip
 MATMUL = {"_rows_kernel", "_matrices_kernel"}

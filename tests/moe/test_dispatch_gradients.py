@@ -19,7 +19,7 @@ from dispatching import (
 from jax.test_util import check_grads
 
 import calmoe_jax as cm
-from calmoe_kernels import xla
+from calmoe_kernels.xla import permute
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_gradients_equal_those_of_a_product_with_a_one_hot(tokens, k, room, impl
     close(found, expected_results(plan, x, rows, weights)[1:])
 
 
-@pytest.mark.parametrize("form", [xla._dots_of_rows, xla._dots_of_slots])
+@pytest.mark.parametrize("form", [permute._dots_of_rows, permute._dots_of_slots])
 @rooms
 def test_gradients_to_weights_in_the_form_of_each_platform(form, room):
     plan = plan_of(35, 9, 2, 4, implementation="xla", **room)

@@ -8,7 +8,7 @@ import references
 from dispatching import dispatch, indices_of, plan_dispatch, plan_of, rooms, same_plan
 
 import calmoe_jax as cm
-from calmoe_kernels import xla
+from calmoe_kernels.xla.plan import _stable_order
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_order_is_that_of_a_stable_sort(implementation):
 
 def test_order_where_expert_and_slot_do_not_fit_one_integer():
     expert = np.random.RandomState(61).randint(0, 3, 50).astype(np.int32)
-    order = xla._stable_order(jnp.asarray(expert), 2**32)
+    order = _stable_order(jnp.asarray(expert), 2**32)
     np.testing.assert_array_equal(order, np.argsort(expert, kind="stable"))
     assert order.dtype == jnp.int32
 

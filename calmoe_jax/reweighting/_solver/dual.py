@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._kernels import kernel
 from calmoe_jax._numerics import AxisName, pmax, psum
 from calmoe_jax.reweighting._solver.linear import solve_semidefinite
-from calmoe_kernels import dual, selection
+from calmoe_kernels import selection
+from calmoe_kernels.xla import dual
 
 # Up to how much longer than the potentials, and one, a step may be.
 _LONGEST = 20.0
@@ -331,7 +331,7 @@ def _moments(
     name = "moments" if with_second else "means"
     attempts = {"xla": getattr(dual, name)}
     if len(problem.scores) >= _LEAST_FOR_KERNEL or implementation == "triton":
-        attempts["triton"] = kernel("gpu.dual", name)
+        attempts["triton"] = selection.lazy("triton.dual", name)
     args = problem.columns, problem.scores, potentials
-    result: dual.Moments = selection.run(attempts, implementation, *args)
+    result: dual.Moments = selection.run(attempts, implementation, *args, operation=name)
     return result if axis_name is None else dual.over_devices(result, axis_name)

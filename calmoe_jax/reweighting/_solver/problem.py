@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._numerics import AxisName, pmax, psum
 from calmoe_jax.reweighting._solver import dual as _dual
-from calmoe_kernels import dual
+from calmoe_kernels.xla import dual
 
 # Problems of at least this many examples start from the solution for one in so many of them.
 _LARGE = 2**16

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from calmoe_kernels.dual import Columns, Moments
-from calmoe_kernels.gpu.configs import dual_config
-from calmoe_kernels.gpu.launch import Launch, launch
+from calmoe_kernels.triton.configs import dual_config
+from calmoe_kernels.triton.launch import Launch, launch
+from calmoe_kernels.xla.dual import Columns, Moments
 
 _MOST_COLUMNS = 64
 
@@ -81,7 +81,7 @@ def _moments_kernel(
 
 
 def moments(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
-    """`calmoe_kernels.dual.moments` in one launch.
+    """`calmoe_kernels.xla.dual.moments` in one launch.
 
     Args:
         columns: of `[n, m]` in float32, with `m` at most 64.
@@ -98,7 +98,7 @@ def moments(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
 
 
 def means(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
-    """`calmoe_kernels.dual.means` in one launch; see `moments`."""
+    """`calmoe_kernels.xla.dual.means` in one launch; see `moments`."""
     return _launch(columns, scores, slopes, with_second=False)
 
 

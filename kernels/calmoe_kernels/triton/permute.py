@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from calmoe_kernels import xla
-from calmoe_kernels.gpu.configs import permute_config
-from calmoe_kernels.gpu.launch import Launch, launch
+from calmoe_kernels.triton.configs import permute_config
+from calmoe_kernels.triton.launch import Launch, launch
+from calmoe_kernels.xla import permute
 
 
 @triton.jit
@@ -171,7 +171,7 @@ def _scatter(
 
 
 def scatter_rows(x: jax.Array, positions: jax.Array, slot_indices: jax.Array) -> jax.Array:
-    """`calmoe_kernels.xla.scatter_rows` in one launch.
+    """`calmoe_kernels.xla.permute.scatter_rows` in one launch.
 
     Args:
         x: `[tokens, d]` in float32, bfloat16 or float16.
@@ -186,12 +186,12 @@ def scatter_rows(x: jax.Array, positions: jax.Array, slot_indices: jax.Array) ->
     """
     _check_dtype(x)
     if x.size == 0 or slot_indices.size == 0:
-        return xla.scatter_rows(x, positions, slot_indices)
+        return permute.scatter_rows(x, positions, slot_indices)
     return _scatter(x, positions, slot_indices, None)[0]
 
 
 def gather_rows(rows: jax.Array, positions: jax.Array, weights: jax.Array | None) -> jax.Array:
-    """`calmoe_kernels.xla.gather_rows` in one launch.
+    """`calmoe_kernels.xla.permute.gather_rows` in one launch.
 
     Args:
         rows: `[rows, d]` in float32, bfloat16 or float16.
@@ -207,7 +207,7 @@ def gather_rows(rows: jax.Array, positions: jax.Array, weights: jax.Array | None
     _check_dtype(rows)
     (num_rows, d), (tokens, k) = rows.shape, positions.shape
     if rows.size == 0 or positions.size == 0:
-        return xla.gather_rows(rows, positions, weights)
+        return permute.gather_rows(rows, positions, weights)
     config = permute_config(d, rows.dtype.itemsize)
     one = Launch(
         kernel=_gather_kernel,
@@ -233,7 +233,7 @@ def combine_backward(
     slot_indices: jax.Array,
     weights: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """`calmoe_kernels.xla.combine_backward` in one launch.
+    """`calmoe_kernels.xla.permute.combine_backward` in one launch.
 
     Args:
         cotangent: `[tokens, d]`, of the dtype of the rows.
@@ -250,6 +250,6 @@ def combine_backward(
     """
     _check_dtype(rows)
     if cotangent.size == 0 or rows.size == 0:
-        return xla.combine_backward(cotangent, rows, positions, slot_indices, weights)
+        return permute.combine_backward(cotangent, rows, positions, slot_indices, weights)
     to_rows, dots = _scatter(cotangent, positions, slot_indices, (rows, weights))
     return to_rows, dots.astype(weights.dtype)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from calmoe_kernels import xla
-from calmoe_kernels.gpu.configs import count_config
-from calmoe_kernels.gpu.launch import Launch, launch
 from calmoe_kernels.layout import num_rows
+from calmoe_kernels.triton.configs import count_config
+from calmoe_kernels.triton.launch import Launch, launch
+from calmoe_kernels.xla.plan import plan as xla_plan
 
 # Slots, or rows, of a program that places or clears.
 _PLACED = 256
@@ -201,7 +201,7 @@ def scan_and_place(
 def plan(
     expert_indices: jax.Array, *, num_experts: int, capacity: int | None, block_size: int | None
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """`calmoe_kernels.xla.plan` in three launches.
+    """`calmoe_kernels.xla.plan.plan` in three launches.
 
     Args:
         expert_indices: `[tokens, k]`, int32.
@@ -219,7 +219,7 @@ def plan(
     rooms: dict[str, int | None] = {"capacity": capacity, "block_size": block_size}
     slots = expert_indices.size
     if slots == 0:
-        return xla.plan(expert_indices, num_experts=num_experts, **rooms)
+        return xla_plan(expert_indices, num_experts=num_experts, **rooms)
     padded_experts = triton.next_power_of_2(num_experts)
     config = count_config(slots, padded_experts)
     programs = triton.cdiv(slots, config.tokens * config.tiles)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from calmoe_kernels.gpu.configs import matmul_config
-from calmoe_kernels.gpu.launch import INTERPRETED, Launch, launch
-from calmoe_kernels.matmul import Groups
+from calmoe_kernels.triton.configs import matmul_config
+from calmoe_kernels.triton.launch import INTERPRETED, Launch, launch
+from calmoe_kernels.xla.matmul import Groups
 
 
 @triton.jit
@@ -165,7 +165,7 @@ def _check(dtype: Any, num_experts: int) -> None:
 def rows(
     x: jax.Array, w: jax.Array, groups: Groups, *, transposed: bool, dtype: jnp.dtype
 ) -> jax.Array:
-    """`calmoe_kernels.matmul`'s `rows` in one launch.
+    """`calmoe_kernels.xla.matmul`'s `rows` in one launch.
 
     Args:
         x: `[rows, d]` in float32, bfloat16 or float16.
@@ -215,7 +215,7 @@ def rows(
 
 
 def matrices(x: jax.Array, y: jax.Array, groups: Groups, *, dtype: jnp.dtype) -> jax.Array:
-    """`calmoe_kernels.matmul`'s `matrices` in one launch.
+    """`calmoe_kernels.xla.matmul`'s `matrices` in one launch.
 
     Args:
         x: `[rows, d]` in float32, bfloat16 or float16.

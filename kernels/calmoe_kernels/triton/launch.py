@@ -150,7 +150,7 @@ def _bind(one: Launch) -> tuple[jax.Array, ...]:
 
 
 def _interpret(one: Launch) -> tuple[jax.Array, ...]:
-    from calmoe_kernels.gpu.interpreter import run_on_host
+    from calmoe_kernels.triton.interpreter import run_on_host
 
     def call(*arrays: Any) -> Any:
         return run_on_host(one, arrays)

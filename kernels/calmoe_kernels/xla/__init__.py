@@ -1,0 +1,1 @@
+"""Every operation in XLA: the meaning of the kernels, on every platform."""
