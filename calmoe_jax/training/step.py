@@ -324,7 +324,7 @@ def soft_calibration_error(
         prediction.expert_log_probs, prediction.routing.combine_weights
     )
     confidence, correct = calibration.top_label(jnp.exp(log_probs), labels)
-    return calibration.soft_binned_calibration_error(confidence, correct)
+    return calibration.soft_binned_error(confidence, correct)
 
 
 def filter_some(
