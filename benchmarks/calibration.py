@@ -36,17 +36,11 @@ from benchmarks.harness import (
     time_in_turns,
     time_interleaved,
 )
+from calmoe_jax.calibration import intervals
 from calmoe_jax.calibration.calibrators.temperature import fit_temperature
-from calmoe_jax.calibration.intervals.bootstrap import bootstrap_bins
-from calmoe_jax.calibration.intervals.errors import calibration_error_interval
-from calmoe_jax.calibration.metrics.binning import binned_calibration_error
-from calmoe_jax.calibration.metrics.errors import (
-    expected_calibration_error,
-    top_label_bins,
-)
-from calmoe_jax.calibration.metrics.scores import (
-    top_label,
-)
+from calmoe_jax.calibration.metrics.binning import top_label_bins
+from calmoe_jax.calibration.metrics.errors import calibration_error, expected_calibration_error
+from calmoe_jax.calibration.metrics.scores import top_label
 from calmoe_jax.calibration.metrics.smooth import smooth_calibration_error
 
 _NUM_BINS = 15
@@ -255,11 +249,11 @@ def measure_bootstrap(given: Given, rounds: int) -> Found:
 
     @jax.jit
     def replicates(key: jax.Array, bins: Any) -> jax.Array:
-        drawn = bootstrap_bins(key, bins, num_replicates=_NUM_REPLICATES)
-        return binned_calibration_error(drawn)
+        drawn = intervals.bootstrap_bins(key, bins, num_replicates=_NUM_REPLICATES)
+        return calibration_error(drawn)
 
     interval = jax.jit(
-        lambda key, bins: calibration_error_interval(key, bins, num_replicates=_NUM_REPLICATES)
+        lambda key, bins: intervals.calibration_error(key, bins, num_replicates=_NUM_REPLICATES)
     )
     start = time.perf_counter()
     oracle = errors_by_numpy(given.probs.astype(np.float64), given.labels, _NUM_ORACLES)

@@ -18,17 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from calmoe_jax.calibration.intervals.bootstrap import cluster_bins
-from calmoe_jax.calibration.intervals.errors import (
-    calibration_error_interval,
-    squared_calibration_error_difference_interval,
-)
-from calmoe_jax.calibration.intervals.scores import (
-    Interval,
-    ScoreIntervals,
-    score_difference_intervals,
-    score_intervals,
-)
+from calmoe_jax.calibration import intervals
+from calmoe_jax.calibration.intervals import Interval, ScoreIntervals, cluster_bins
 from calmoe_jax.calibration.metrics.binning import ReliabilityBins
 
 SIZES = (200, 1000, 5000, 20_000)
@@ -174,8 +165,8 @@ def scores(problems: int, replicates: int, seed: int) -> None:
         key: jax.Array, a: jax.Array, b: jax.Array, y: jax.Array
     ) -> tuple[ScoreIntervals, ScoreIntervals]:
         return (
-            score_intervals(key, a, y, **options),
-            score_difference_intervals(key, a, b, y, **options),
+            intervals.scores(key, a, y, **options),
+            intervals.score_differences(key, a, b, y, **options),
         )
 
     run = _mapped(both)
@@ -197,7 +188,7 @@ def calibration_errors(problems: int, replicates: int, seed: int) -> None:
     def one(key: jax.Array, table: jax.Array) -> tuple[Interval, Interval]:
         bins = ReliabilityBins(*table)
         l1, l2 = (
-            calibration_error_interval(key, bins, norm=norm, num_replicates=replicates)
+            intervals.calibration_error(key, bins, norm=norm, num_replicates=replicates)
             for norm in ("l1", "l2")
         )
         return l1, l2
@@ -234,7 +225,7 @@ def squared_differences(problems: int, replicates: int, seed: int) -> None:
     def one(key: jax.Array, a: jax.Array, b: jax.Array, y: jax.Array) -> Interval:
         dealt = jnp.arange(y.shape[0]) % 200
         sums = (cluster_bins(c, y, dealt, num_clusters=200) for c in (a, b))
-        return squared_calibration_error_difference_interval(key, *sums, num_replicates=replicates)
+        return intervals.squared_error_difference(key, *sums, num_replicates=replicates)
 
     run = _mapped(one)
     for size in tqdm(SIZES[:3], desc="squared differences"):

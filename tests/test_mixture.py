@@ -178,7 +178,7 @@ def class_1_error(configurations, num_bins=15):
     mass, weights, log_experts, truth = population(configurations)
     probability = jnp.exp(cm.mix_log_probs(log_experts, weights))[:, 1]
     bins = cm.calibration.reliability_bins(probability, truth, weights=mass, num_bins=num_bins)
-    return float(cm.calibration.binned_calibration_error(bins))
+    return float(cm.calibration.calibration_error(bins))
 
 
 def first_counterexample(v, hard):
@@ -232,7 +232,7 @@ def test_moving_configurations_breaks_a_calibrated_level(g, at_level, error):
             bins = cm.calibration.reliability_bins(
                 view, truth, weights=mass * weights[:, k], num_bins=97
             )
-            assert float(cm.calibration.binned_calibration_error(bins)) < 1e-12
+            assert float(cm.calibration.calibration_error(bins)) < 1e-12
 
 
 @pytest.mark.parametrize("seed", range(5))

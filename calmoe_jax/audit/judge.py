@@ -247,17 +247,17 @@ def _score(
     key = jax.random.key(0)
     plain = calibration.expected_calibration_error(log_probs, labels, from_logits=True)
     if num_clusters is None:
-        scores = calibration.intervals.score_intervals(key, log_probs, labels, from_logits=True)
+        scores = calibration.intervals.scores(key, log_probs, labels, from_logits=True)
         bins = calibration.top_label_bins(log_probs, labels, from_logits=True)
-        return scores, calibration.intervals.calibration_error_interval(key, bins), plain
-    scores = calibration.intervals.score_intervals(
+        return scores, calibration.intervals.calibration_error(key, bins), plain
+    scores = calibration.intervals.scores(
         key, log_probs, labels, from_logits=True, clusters=clusters, num_clusters=num_clusters
     )
     confidence, correct = calibration.top_label(log_probs, labels, from_logits=True)
     bins = calibration.intervals.cluster_bins(
         confidence, correct, clusters, num_clusters=num_clusters
     )
-    return scores, calibration.intervals.cluster_calibration_error_interval(key, bins), plain
+    return scores, calibration.intervals.clustered_calibration_error(key, bins), plain
 
 
 def _interval(value: Any) -> dict[str, float | None]:

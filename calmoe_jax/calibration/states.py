@@ -17,18 +17,15 @@ from calmoe_jax._numerics import AxisName, example_weights, psum
 from calmoe_jax.calibration._sums import add_pairs, two_sum, weighted_total
 from calmoe_jax.calibration.metrics.binning import (
     ReliabilityBins,
-    binned_calibration_error,
-    debiased_binned_calibration_error,
-    debiased_squared_binned_calibration_error,
-)
-from calmoe_jax.calibration.metrics.errors import (
     classwise_bins,
     top_label_bins,
 )
-from calmoe_jax.calibration.metrics.scores import (
-    log_losses,
-    squared_distances,
+from calmoe_jax.calibration.metrics.errors import (
+    calibration_error,
+    debiased_calibration_error,
+    debiased_squared_calibration_error,
 )
+from calmoe_jax.calibration.metrics.scores import log_losses, squared_distances
 
 
 class CalibrationSums(NamedTuple):
@@ -60,7 +57,7 @@ class CalibrationState(NamedTuple):
 
 
 class CalibrationSummary(NamedTuple):
-    """The metrics of all that went into a state; each field is what the function of its name gives.
+    """The metrics of all that went into a state.
 
     Attributes:
         accuracy: share of examples whose most probable class is the true one.
@@ -68,8 +65,8 @@ class CalibrationSummary(NamedTuple):
         brier_score: mean squared distance from the one-hot label.
         confidence_gap: mean confidence minus accuracy (top-label).
         expected_calibration_error: L1 error (top-label).
-        root_mean_square_calibration_error: L2 error (top-label).
-        maximum_calibration_error: largest gap of a bin (top-label).
+        root_mean_square_calibration_error: L2 error (top-label): `norm="l2"`.
+        maximum_calibration_error: largest gap of a bin (top-label): `norm="max"`.
         debiased_calibration_error: L1 error, debiased (top-label).
         debiased_squared_calibration_error: squared L2 error, debiased (top-label).
         classwise_calibration_errors: L1 error of each class (classwise).
@@ -91,7 +88,7 @@ class CalibrationSummary(NamedTuple):
     bins: ReliabilityBins
 
 
-def init_calibration(
+def init_state(
     *, num_classes: int, num_bins: int = 15, dtype: jnp.dtype | type = jnp.float32
 ) -> CalibrationState:
     """A state that has seen nothing.
@@ -108,7 +105,7 @@ def init_calibration(
         ValueError: if a number is less than 1.
 
     Example:
-        >>> compute_calibration(init_calibration(num_classes=2)).weight
+        >>> summarise(init_state(num_classes=2)).weight
         Array(0., dtype=float32)
     """
     check_at_least("num_classes", num_classes, 1)
@@ -125,7 +122,7 @@ def init_calibration(
     return CalibrationState(sums, sums)
 
 
-def update_calibration(
+def update_state(
     state: CalibrationState,
     probs: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
@@ -153,10 +150,10 @@ def update_calibration(
         ValueError: if the number of classes is not that of the state.
 
     Example:
-        >>> state = init_calibration(num_classes=2)
-        >>> state = update_calibration(state, jnp.array([[0.25, 0.75]]), jnp.array([1]))
-        >>> state = update_calibration(state, jnp.array([[0.25, 0.75]]), jnp.array([0]))
-        >>> compute_calibration(state).expected_calibration_error
+        >>> state = init_state(num_classes=2)
+        >>> state = update_state(state, jnp.array([[0.25, 0.75]]), jnp.array([1]))
+        >>> state = update_state(state, jnp.array([[0.25, 0.75]]), jnp.array([0]))
+        >>> summarise(state).expected_calibration_error
         Array(0.25, dtype=float32)
     """
     num_classes, num_bins = state.high.class_residual.shape
@@ -184,10 +181,10 @@ def update_calibration(
         weighted(squared_distances(probs, labels, from_logits=from_logits)),
     )
     batch = jax.tree.map(lambda x, like: x.astype(like.dtype), batch, state.high)
-    return merge_calibration(state, CalibrationState(batch, jax.tree.map(jnp.zeros_like, batch)))
+    return merge_states(state, CalibrationState(batch, jax.tree.map(jnp.zeros_like, batch)))
 
 
-def merge_calibration(a: CalibrationState, b: CalibrationState) -> CalibrationState:
+def merge_states(a: CalibrationState, b: CalibrationState) -> CalibrationState:
     """The state of the examples of two states together.
 
     Args:
@@ -198,9 +195,9 @@ def merge_calibration(a: CalibrationState, b: CalibrationState) -> CalibrationSt
         The merged state. Order and grouping matter to the last digit at most.
 
     Example:
-        >>> state = init_calibration(num_classes=2)
-        >>> state = update_calibration(state, jnp.array([[0.25, 0.75]]), jnp.array([1]))
-        >>> compute_calibration(merge_calibration(state, state)).weight
+        >>> state = init_state(num_classes=2)
+        >>> state = update_state(state, jnp.array([[0.25, 0.75]]), jnp.array([1]))
+        >>> summarise(merge_states(state, state)).weight
         Array(2., dtype=float32)
     """
     return _by_sum(lambda *sums: add_pairs(sums[:2], sums[2:]), a, b)
@@ -216,7 +213,7 @@ def _by_sum(
     return CalibrationState(*jax.tree.transpose(jax.tree.structure(states[0].high), inner, pairs))
 
 
-def psum_calibration(state: CalibrationState, axis_name: AxisName) -> CalibrationState:
+def psum_state(state: CalibrationState, axis_name: AxisName) -> CalibrationState:
     """The state of all devices along an axis: in `shard_map`, `pmap`, or `vmap` with a name.
 
     A plain float sum over the devices would round, in an order of its own. So every device's sum
@@ -230,13 +227,13 @@ def psum_calibration(state: CalibrationState, axis_name: AxisName) -> Calibratio
         The merged state, the same on all devices.
 
     Example:
-        >>> state = init_calibration(num_classes=2)
+        >>> state = init_state(num_classes=2)
         >>> update = jax.vmap(
-        ...     lambda p, y: psum_calibration(update_calibration(state, p, y), "devices"),
+        ...     lambda p, y: psum_state(update_state(state, p, y), "devices"),
         ...     axis_name="devices",
         ... )
         >>> merged = update(jnp.full((4, 8, 2), 0.5), jnp.zeros((4, 8), int))
-        >>> compute_calibration(merged).weight
+        >>> summarise(merged).weight
         Array([32., 32., 32., 32.], dtype=float32)
 
     References:
@@ -263,7 +260,7 @@ def psum_calibration(state: CalibrationState, axis_name: AxisName) -> Calibratio
     return _by_sum(add, state)
 
 
-def compute_calibration(state: CalibrationState) -> CalibrationSummary:
+def summarise(state: CalibrationState) -> CalibrationSummary:
     """The metrics of all examples that went into a state.
 
     Args:
@@ -273,9 +270,9 @@ def compute_calibration(state: CalibrationState) -> CalibrationSummary:
         The metrics; NaN, but for the sums, where nothing counted.
 
     Example:
-        >>> state = init_calibration(num_classes=2)
-        >>> state = update_calibration(state, jnp.array([[0.25, 0.75]]), jnp.array([0]))
-        >>> compute_calibration(state).confidence_gap
+        >>> state = init_state(num_classes=2)
+        >>> state = update_state(state, jnp.array([[0.25, 0.75]]), jnp.array([0]))
+        >>> summarise(state).confidence_gap
         Array(0.75, dtype=float32)
     """
     sums = jax.tree.map(jnp.add, state.high, state.low)
@@ -287,11 +284,11 @@ def compute_calibration(state: CalibrationState) -> CalibrationSummary:
         negative_log_likelihood=sums.log_loss / weight,
         brier_score=sums.squared_distance / weight,
         confidence_gap=gap,
-        expected_calibration_error=binned_calibration_error(bins),
-        root_mean_square_calibration_error=binned_calibration_error(bins, norm="l2"),
-        maximum_calibration_error=binned_calibration_error(bins, norm="max"),
-        debiased_calibration_error=debiased_binned_calibration_error(bins),
-        debiased_squared_calibration_error=debiased_squared_binned_calibration_error(bins),
+        expected_calibration_error=calibration_error(bins),
+        root_mean_square_calibration_error=calibration_error(bins, norm="l2"),
+        maximum_calibration_error=calibration_error(bins, norm="max"),
+        debiased_calibration_error=debiased_calibration_error(bins),
+        debiased_squared_calibration_error=debiased_squared_calibration_error(bins),
         classwise_calibration_errors=(
             jnp.sum(jnp.abs(sums.class_residual), axis=-1) / weight[..., None]
         ),

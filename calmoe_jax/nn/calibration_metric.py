@@ -9,10 +9,10 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax.calibration.states import (
     CalibrationState,
     CalibrationSummary,
-    compute_calibration,
-    init_calibration,
-    merge_calibration,
-    update_calibration,
+    init_state,
+    merge_states,
+    summarise,
+    update_state,
 )
 
 
@@ -35,9 +35,7 @@ class CalibrationMetric(nnx.Metric):
             from_logits: whether `update` gets logits or log probabilities.
         """
         self.from_logits = from_logits
-        self.state = nnx.metrics.MetricState(
-            init_calibration(num_classes=num_classes, num_bins=num_bins)
-        )
+        self.state = nnx.metrics.MetricState(init_state(num_classes=num_classes, num_bins=num_bins))
 
     def reset(self) -> None:
         """Forgets all batches."""
@@ -62,7 +60,7 @@ class CalibrationMetric(nnx.Metric):
             _: whatever other metrics of an `nnx.MultiMetric` are given.
         """
         self.state.set_value(
-            update_calibration(
+            update_state(
                 self.state.get_value(),
                 probs,
                 labels,
@@ -75,8 +73,8 @@ class CalibrationMetric(nnx.Metric):
     def merge(self, other: "CalibrationMetric | CalibrationState") -> None:
         """Adds what another metric, or a state, has seen, in place."""
         state = other.state.get_value() if isinstance(other, CalibrationMetric) else other
-        self.state.set_value(merge_calibration(self.state.get_value(), state))
+        self.state.set_value(merge_states(self.state.get_value(), state))
 
     def compute(self) -> CalibrationSummary:
         """The metrics of all batches so far."""
-        return compute_calibration(self.state.get_value())
+        return summarise(self.state.get_value())

@@ -167,6 +167,7 @@ def _score(
         def mean(values: Float[Array, " examples"]) -> Float[Array, ""]:
             return jnp.sum(jnp.where(where, values, 0)) / count
 
+        by_class = calibration.classwise_bins(probs, labels, where=where)
         metrics = {
             "accuracy": calibration.accuracy(probs, labels, where=where),
             "nll": calibration.negative_log_likelihood(
@@ -174,7 +175,7 @@ def _score(
             ),
             "brier": calibration.brier_score(probs, labels, where=where),
             "ece": calibration.expected_calibration_error(probs, labels, where=where),
-            "classwise_ece": calibration.classwise_calibration_error(probs, labels, where=where),
+            "classwise_ece": jnp.mean(calibration.calibration_error(by_class)),
             "smooth_ece": calibration.smooth_calibration_error(
                 confidence, correct, where=where
             ).value,

@@ -385,7 +385,7 @@ def soft_calibration_error(
         axis_name: device axis that the examples are spread over.
     """
     confidence, correct = calibration.top_label(jnp.exp(prediction.log_probs), batch.labels)
-    return calibration.soft_binned_calibration_error(
+    return calibration.soft_binned_error(
         confidence, correct, where=batch.where, axis_name=axis_name
     )
 

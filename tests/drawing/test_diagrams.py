@@ -186,10 +186,7 @@ def test_the_error_in_the_title_is_that_of_the_bins():
         jnp.asarray(rng.rand(50), jnp.float32), jnp.asarray(rng.rand(50) < 0.5)
     )
     figure = draw_reliability_diagram(jax.jit(reliability_curve)(bins))
-    assert (
-        figure.axes[0].get_title()
-        == f"ECE {float(cm.calibration.binned_calibration_error(bins)):.3f}"
-    )
+    assert figure.axes[0].get_title() == f"ECE {float(cm.calibration.calibration_error(bins)):.3f}"
 
 
 def test_experts_share_axes_and_show_their_loads(drawn):

@@ -5,11 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from calmoe_jax.calibration.states import (
-    compute_calibration,
-    init_calibration,
-    update_calibration,
-)
+from calmoe_jax.calibration import init_state, summarise, update_state
 from calmoe_jax.nn.calibration_metric import CalibrationMetric
 
 
@@ -19,12 +15,12 @@ def batch(seed, size=30):
     return jnp.asarray(probs), jnp.asarray(rng.randint(3, size=size))
 
 
-update = jax.jit(update_calibration)
-compute = jax.jit(compute_calibration)
+update = jax.jit(update_state)
+compute = jax.jit(summarise)
 
 
 def state_of(*seeds):
-    state = init_calibration(num_classes=3)
+    state = init_state(num_classes=3)
     for seed in seeds:
         state = update(state, *batch(seed))
     return compute(state)
@@ -56,7 +52,7 @@ def test_logits_weights_and_masks_are_passed_on():
     where, weights = jnp.arange(30) % 2 == 0, jnp.arange(30.0)
     metric = CalibrationMetric(num_classes=3, num_bins=5, from_logits=True)
     step(metric, jnp.log(probs), labels, weights=weights, where=where)
-    state = init_calibration(num_classes=3, num_bins=5)
+    state = init_state(num_classes=3, num_bins=5)
     state = update(state, probs, labels, weights=weights, where=where)
     for x, y in zip(metric.compute()[:-1], compute(state)[:-1], strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4)
@@ -79,5 +75,5 @@ def test_merges_metrics_and_states():
     step(other, *batch(1))
     metric.merge(other)
     assert_same(metric.compute(), state_of(0, 1))
-    metric.merge(update(init_calibration(num_classes=3), *batch(2)))
+    metric.merge(update(init_state(num_classes=3), *batch(2)))
     assert_same(metric.compute(), state_of(0, 1, 2))

@@ -126,9 +126,7 @@ def test_a_step_follows_the_objective_written_out(method):
 
         def calibration(params):
             mixed = losses(params)[1]
-            return cm.calibration.soft_binned_calibration_error(
-                mixed.max(-1), mixed.argmax(-1) == labels
-            )
+            return cm.calibration.soft_binned_error(mixed.max(-1), mixed.argmax(-1) == labels)
 
         expected = cm.fgr.rectify_gradient(expected, jax.grad(calibration)(params))
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):

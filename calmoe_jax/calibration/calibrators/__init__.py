@@ -1,4 +1,16 @@
-"""Calibrators: fitted on held-out examples, applied to others."""
+"""Calibrators: fitted on held-out examples, applied to others.
+
+    fit = fit_temperature(logits, labels)           # or vector_scaling, matrix_scaling, dirichlet,
+    probs = apply_temperature(fit, other_logits)    # ensemble_temperature, classwise_isotonic
+    fit_platt(score, outcome)                       # of one event: or beta, histogram_binning,
+                                                    # isotonic
+    fit_expert_temperatures(expert_logits, labels, routing_weights=r)  # every expert on its view
+    fit_gate_temperature(gate_logits, expert_logits, labels)           # the router's own
+
+A fit is a NamedTuple of parameters with a certificate (`converged`, `at_bound`, `residual`,
+`num_steps`) where it is searched for, and passes through `jax.jit` and `jax.vmap`. All but the
+isotonic ones, which run on the host, are fitted under both too.
+"""
 
 from calmoe_jax.calibration.calibrators.beta import BetaFit as BetaFit
 from calmoe_jax.calibration.calibrators.beta import apply_beta as apply_beta

@@ -8,8 +8,6 @@ where nearly every example is right.
 Steps are found by conjugate gradients, which need products with the Hessian only: no matrix of as
 many rows as parameters is held, so that a hundred classes (ten thousand parameters) are as good as
 two, and directions in which F is flat do no harm.
-
-And Newton's method for one unknown, inside a bracket.
 """
 
 from collections.abc import Callable
@@ -19,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._numerics import pick_label
+from calmoe_jax.calibration.calibrators._examples import Examples
 
 _MAX_STEPS = 80
 # Products with the Hessian for one step, at most.
@@ -29,31 +27,12 @@ _ROUGH, _FINE = 0.1, 0.003
 # Share of a step that is not worth taking.
 _SHORTEST = 1e-4
 
-# Steps towards a root, at most.
-_MAX_HALVINGS = 60
-
 Linear = Callable[[jax.Array], jax.Array]
-Slope = Callable[[Float[Array, ""]], tuple[Float[Array, ""], Float[Array, ""]]]
+Precondition = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-class Examples(NamedTuple):
-    """What scores are fitted to.
-
-    Attributes:
-        labels: class of each example; 0 where it does not count.
-        weight: of each example; sums to 1, or to 0 where nothing counts.
-        possible: classes that an example may have; all of them where it does not count.
-        invalid: whether something that counts cannot be fitted.
-    """
-
-    labels: Int[Array, " examples"]
-    weight: Float[Array, " examples"]
-    possible: Bool[Array, "examples classes"]
-    invalid: Bool[Array, ""]
-
-
-class Found(NamedTuple):
-    """Where a search ended.
+class Minimum(NamedTuple):
+    """The minimum of a loss, as far as the search came.
 
     Attributes:
         parameters: of the scores; 0 where there is nothing to fit.
@@ -85,31 +64,27 @@ class _Search(NamedTuple):
     steps: jax.Array
 
 
-def examples(
-    logits: Float[Array, "examples classes"],
-    labels: Int[Array, " examples"],
-    weight: Float[Array, " examples"],
-) -> Examples:
-    """Sorts out what counts, what is possible and what cannot be fitted.
+class _Loss(NamedTuple):
+    """What is minimised.
 
-    Args:
-        logits: logits or log probabilities; `-inf` for impossible classes.
-        labels: class of each example.
-        weight: of each example, not yet normalised.
+    Attributes:
+        given: labels, weights, and what is possible.
+        weight: of each example, in a column.
+        relative: from parameters to scores relative to the true class.
+        adjoint: its transpose.
+        precondition: from a gradient and its spread to an approximate Newton step.
+        penalise: product with the penalty's matrix.
     """
-    total = jnp.sum(weight)
-    weight = weight / jnp.where(total == 0, 1, total)
-    counted = weight > 0
-    true = pick_label(logits, labels)
-    strange = jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1) | ~jnp.isfinite(true)
-    invalid = jnp.any(counted & strange) | jnp.isnan(total)
-    sound = counted & ~strange
-    return Examples(
-        labels=jnp.where(sound, labels, 0),
-        weight=jnp.where(sound, weight, 0),
-        possible=~jnp.isneginf(logits) | ~sound[:, None],
-        invalid=invalid,
-    )
+
+    given: Examples
+    weight: Float[Array, "examples 1"]
+    relative: Linear
+    adjoint: Linear
+    precondition: Precondition
+    penalise: Linear
+
+    def probabilities(self, relative: jax.Array) -> jax.Array:
+        return jax.nn.softmax(jnp.where(self.given.possible, relative, -jnp.inf), axis=-1)
 
 
 def minimise(
@@ -117,9 +92,9 @@ def minimise(
     size: tuple[int, ...],
     given: Examples,
     *,
-    precondition: Callable[[jax.Array, jax.Array], jax.Array],
+    precondition: Precondition,
     penalise: Linear,
-) -> Found:
+) -> Minimum:
     """Minimises the mean log loss of linear scores, from parameters 0.
 
     Args:
@@ -130,83 +105,10 @@ def minimise(
             symmetric and positive semidefinite.
         penalise: product with the penalty's matrix A; symmetric and positive semidefinite.
     """
-    weight, possible = given.weight[:, None], given.possible
     dtype = given.weight.dtype
     epsilon = float(jnp.finfo(dtype).eps)
-    is_true = jnp.arange(possible.shape[1])[None] == given.labels[:, None]
     zeros = jnp.zeros(size, dtype)
-
-    def relative(parameters: jax.Array) -> jax.Array:
-        values = scores(parameters)
-        true = jnp.sum(jnp.where(is_true, values, 0), axis=-1, keepdims=True)
-        return jnp.where(possible, values - true, 0)
-
-    _, pull = jax.vjp(relative, zeros)
-
-    def adjoint(values: jax.Array) -> jax.Array:
-        result: jax.Array = pull(values)[0]
-        return result
-
-    def probabilities(relative: jax.Array) -> jax.Array:
-        return jax.nn.softmax(jnp.where(possible, relative, -jnp.inf), axis=-1)
-
-    def search_direction(parameters: jax.Array, rough: jax.Array) -> tuple[jax.Array, ...]:
-        """The gradient's largest entry, the Newton step, what it gains and how far it moves."""
-        odds = relative(parameters)
-        probs = probabilities(odds)
-        gradient = adjoint(weight * probs) + penalise(parameters)
-        spread = weight * probs * (1 - probs)
-
-        def curve(step: jax.Array) -> jax.Array:
-            change = relative(step)
-            mean = jnp.sum(probs * change, axis=-1, keepdims=True)
-            return adjoint(weight * probs * (change - mean)) + penalise(step)
-
-        share = jnp.where(rough, _ROUGH, _FINE)
-        direction = _solve(curve, -gradient, lambda r: precondition(r, spread), share)
-        change = jnp.abs(relative(direction)) / (1 + jnp.abs(odds))
-        moved = jnp.max(jnp.where(weight > 0, change, 0), initial=0)
-        # probabilities of 0 and 1 alone, down to the last digit: nothing is left to move
-        moved = jnp.where(jnp.sum(spread) > 0, moved, jnp.inf)
-        # twice what the loss would fall by
-        decrement = -jnp.sum(gradient * direction)
-        return jnp.max(jnp.abs(gradient), initial=0), decrement, direction, moved
-
-    def line_search(old: _Search) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """A share of the step after which the loss is lower and does not rise too steeply."""
-        odds, change = relative(old.parameters), relative(old.direction)
-        curved = jnp.sum(old.direction * penalise(old.direction))
-        pulled = jnp.sum(old.direction * penalise(old.parameters))
-        held = jnp.sum(old.parameters * penalise(old.parameters)) / 2
-        noise = 8 * epsilon * (1 + jnp.abs(old.loss))
-
-        def overshot(state: tuple[Any, ...]) -> jax.Array:
-            share, loss, slope, first = state
-            # a slope that rises as steeply as it fell, or a higher loss; where the way is so short
-            # that rounding hides both, it is taken
-            steep = slope > 0.5 * old.decrement + noise * share
-            higher = (loss > old.loss + noise) | jnp.isnan(loss)
-            return first | ((steep | higher) & (share > _SHORTEST))
-
-        def shorten(state: tuple[Any, ...]) -> tuple[Any, ...]:
-            share, _, slope, first = state
-            # where the slope is 0 if it grows evenly
-            rise = slope + old.decrement
-            root = share * old.decrement / jnp.where(rise > 0, rise, 1)
-            root = jnp.where(slope > 0, root, share / 2)
-            share = jnp.where(first, 1, jnp.clip(root, share / 10, share / 2))
-            moved = jnp.where(possible, odds + share * change, -jnp.inf)
-            loss = jnp.sum(given.weight * jax.nn.logsumexp(moved, axis=-1))
-            loss += held + share * pulled + share**2 * curved / 2
-            mean = jnp.sum(probabilities(moved) * change, axis=-1)
-            slope = jnp.sum(given.weight * mean) + pulled + share * curved
-            return share, loss, slope, jnp.zeros((), bool)
-
-        one = jnp.ones((), dtype)
-        start = (one, one, one, jnp.ones((), bool))
-        share, loss, _, _ = jax.lax.while_loop(overshot, shorten, start)
-        return old.parameters + share * old.direction, loss, share
-
+    loss = _loss(scores, zeros, given, precondition, penalise)
     # after a Newton step of size h the error is of order h^2
     small, settled, flat = epsilon**0.5, epsilon ** (1 / 3), epsilon ** (2 / 3)
 
@@ -214,22 +116,22 @@ def minimise(
         return ~search.done & (search.steps < _MAX_STEPS)
 
     def step(old: _Search) -> _Search:
-        parameters, loss, share = line_search(old)
-        residual, decrement, direction, moved = search_direction(parameters, old.moved > 0.1)
+        parameters, value, share = _line_search(loss, old)
+        residual, decrement, direction, moved = _direction(loss, parameters, old.moved > 0.1)
         # rounding allows no more
         stalled = (old.moved <= settled) & (residual > 0.5 * old.residual) & (decrement <= flat)
         done = (old.moved <= small) | (residual <= 2 * epsilon) | stalled | (share <= _SHORTEST)
         steps = old.steps + 1
-        return _Search(parameters, direction, loss, residual, decrement, moved, done, steps)
+        return _Search(parameters, direction, value, residual, decrement, moved, done, steps)
 
-    fitted = (jnp.sum(given.weight) > 0) & ~given.invalid & (possible.shape[1] > 1)
+    fitted = (jnp.sum(given.weight) > 0) & ~given.invalid & (given.possible.shape[1] > 1)
     # the first step leads nowhere: it looks at the gradient
     endless = jnp.full((), jnp.inf, dtype)
     steps = jnp.full((), -1, jnp.int32)
     begin = _Search(zeros, zeros, endless, endless, endless, endless, ~fitted, steps)
     found = jax.lax.while_loop(unfinished, step, begin)
     level = found.decrement <= flat
-    return Found(
+    return Minimum(
         parameters=jnp.where(given.invalid, jnp.nan, found.parameters),
         loss=found.loss,
         residual=jnp.where(given.invalid, jnp.nan, jnp.where(fitted, found.residual, 0)),
@@ -240,92 +142,88 @@ def minimise(
     )
 
 
-def standardise(
-    columns: Float[Array, "examples columns"],
-    weight: Float[Array, " examples"],
-    known: Bool[Array, "examples columns"],
-) -> tuple[Float[Array, "examples columns"], Float[Array, " columns"], Float[Array, " columns"]]:
-    """Columns of mean 0 and mean square 1, and the mean and scale that they had.
+def _loss(
+    scores: Linear,
+    zeros: jax.Array,
+    given: Examples,
+    precondition: Precondition,
+    penalise: Linear,
+) -> _Loss:
+    is_true = jnp.arange(given.possible.shape[1])[None] == given.labels[:, None]
 
-    Args:
-        columns: any finite numbers where they are known.
-        weight: of each example; sums to 1.
-        known: which entries count; the others become 0.
-    """
-    weight = jnp.where(known, weight[:, None], 0)
-    total = jnp.sum(weight, axis=0)
-    total = jnp.where(total > 0, total, 1)
-    counted = weight > 0
-    # from the middle of its range a constant column is exactly 0, and nothing overflows
-    top = jnp.max(jnp.where(counted, columns, -jnp.inf), axis=0, initial=-jnp.inf)
-    bottom = jnp.min(jnp.where(counted, columns, jnp.inf), axis=0, initial=jnp.inf)
-    middle = jnp.where(jnp.isfinite(top), top / 2 + bottom / 2, 0)
-    centred = jnp.where(counted, columns - middle[None], 0)
-    shift = jnp.sum(weight * centred, axis=0) / total
-    mean = middle + shift
-    centred = jnp.where(counted, centred - shift[None], 0)
-    # the largest is taken out first, so that no square underflows
-    largest = jnp.max(jnp.abs(centred), axis=0, initial=0)
-    constant = largest <= 4 * jnp.finfo(columns.dtype).eps * jnp.abs(mean)
-    unit = jnp.where(constant, 1, largest)
-    square = jnp.sum(weight * jnp.square(centred / unit[None]), axis=0) / total
-    scale = jnp.where(constant, 1, unit * jnp.sqrt(square))
-    return jnp.where(constant[None], 0, centred / scale[None]), mean, scale
+    def relative(parameters: jax.Array) -> jax.Array:
+        values = scores(parameters)
+        true = jnp.sum(jnp.where(is_true, values, 0), axis=-1, keepdims=True)
+        return jnp.where(given.possible, values - true, 0)
+
+    _, pull = jax.vjp(relative, zeros)
+
+    def adjoint(values: jax.Array) -> jax.Array:
+        result: jax.Array = pull(values)[0]
+        return result
+
+    return _Loss(given, given.weight[:, None], relative, adjoint, precondition, penalise)
 
 
-def fit_log_odds(
-    columns: Float[Array, "examples columns"],
-    outcome: Float[Array, " examples"],
-    weight: Float[Array, " examples"],
-    free: Bool[Array, " columns"],
-) -> tuple[Found, Float[Array, " columns"], Float[Array, ""]]:
-    """Fits the log odds of an event as a weighted sum of columns plus a constant.
+def _direction(loss: _Loss, parameters: jax.Array, rough: jax.Array) -> tuple[jax.Array, ...]:
+    """The gradient's largest entry, what the Newton step gains, the step, how far it moves."""
+    weight = loss.weight
+    odds = loss.relative(parameters)
+    probs = loss.probabilities(odds)
+    gradient = loss.adjoint(weight * probs) + loss.penalise(parameters)
+    spread = weight * probs * (1 - probs)
 
-    Args:
-        columns: anything; what is not finite and counts cannot be fitted.
-        outcome: whether the event happened, or its probability.
-        weight: of each example, not yet normalised.
-        free: which columns may have a coefficient other than 0.
+    def curve(step: jax.Array) -> jax.Array:
+        change = loss.relative(step)
+        mean = jnp.sum(probs * change, axis=-1, keepdims=True)
+        return loss.adjoint(weight * probs * (change - mean)) + loss.penalise(step)
 
-    Returns:
-        Where the search ended, the coefficients and the constant.
-    """
-    counted = weight != 0
-    sound = jnp.isfinite(columns).all(axis=-1) & (outcome >= 0) & (outcome <= 1)
-    columns = jnp.where((counted & sound)[:, None], columns, 0)
-    outcome = jnp.where(counted & sound, outcome, 0)
-    # an example of probability o is one that happened, of weight o, and one that did not
-    size = len(outcome)
-    twice = jnp.concatenate([outcome, 1 - outcome]) * jnp.concatenate([weight, weight])
-    total = jnp.sum(twice)
-    given = Examples(
-        labels=(jnp.arange(2 * size) < size).astype(jnp.int32),
-        weight=twice / jnp.where(total == 0, 1, total),
-        possible=jnp.ones((2 * size, 2), bool),
-        invalid=jnp.any(counted & ~sound) | jnp.isnan(total),
-    )
-    columns = jnp.concatenate([columns, columns])
-    values, mean, scale = standardise(columns, given.weight, jnp.ones(columns.shape, bool))
-    values = jnp.where(free[None], values, 0)
+    share = jnp.where(rough, _ROUGH, _FINE)
+    direction = _solve(curve, -gradient, lambda r: loss.precondition(r, spread), share)
+    change = jnp.abs(loss.relative(direction)) / (1 + jnp.abs(odds))
+    moved = jnp.max(jnp.where(weight > 0, change, 0), initial=0)
+    # probabilities of 0 and 1 alone, down to the last digit: nothing is left to move
+    moved = jnp.where(jnp.sum(spread) > 0, moved, jnp.inf)
+    # twice what the loss would fall by
+    decrement = -jnp.sum(gradient * direction)
+    return jnp.max(jnp.abs(gradient), initial=0), decrement, direction, moved
 
-    def scores(parameters: jax.Array) -> jax.Array:
-        log_odds = values @ parameters[:-1] + parameters[-1]
-        return jnp.stack([jnp.zeros_like(log_odds), log_odds], axis=-1)
 
-    def precondition(gradient: jax.Array, spread: jax.Array) -> jax.Array:
-        squares = jnp.append(jnp.square(values).T @ spread[:, 1], jnp.sum(spread[:, 1]))
-        return jnp.where(squares > 0, gradient / jnp.where(squares > 0, squares, 1), 0)
+def _line_search(loss: _Loss, old: _Search) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A share of the step after which the loss is lower and does not rise too steeply."""
+    given, dtype = loss.given, loss.weight.dtype
+    odds, change = loss.relative(old.parameters), loss.relative(old.direction)
+    curved = jnp.sum(old.direction * loss.penalise(old.direction))
+    pulled = jnp.sum(old.direction * loss.penalise(old.parameters))
+    held = jnp.sum(old.parameters * loss.penalise(old.parameters)) / 2
+    noise = 8 * float(jnp.finfo(dtype).eps) * (1 + jnp.abs(old.loss))
 
-    size = columns.shape[1] + 1
-    found = minimise(
-        scores,
-        (size,),
-        given,
-        precondition=precondition,
-        penalise=jnp.zeros_like,
-    )
-    slopes = jnp.where(free, found.parameters[:-1] / scale, 0)
-    return found, slopes, found.parameters[-1] - jnp.sum(slopes * mean)
+    def overshot(state: tuple[Any, ...]) -> jax.Array:
+        share, value, slope, first = state
+        # a slope that rises as steeply as it fell, or a higher loss; where the way is so short
+        # that rounding hides both, it is taken
+        steep = slope > 0.5 * old.decrement + noise * share
+        higher = (value > old.loss + noise) | jnp.isnan(value)
+        return first | ((steep | higher) & (share > _SHORTEST))
+
+    def shorten(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        share, _, slope, first = state
+        # where the slope is 0 if it grows evenly
+        rise = slope + old.decrement
+        root = share * old.decrement / jnp.where(rise > 0, rise, 1)
+        root = jnp.where(slope > 0, root, share / 2)
+        share = jnp.where(first, 1, jnp.clip(root, share / 10, share / 2))
+        moved = jnp.where(given.possible, odds + share * change, -jnp.inf)
+        value = jnp.sum(given.weight * jax.nn.logsumexp(moved, axis=-1))
+        value += held + share * pulled + share**2 * curved / 2
+        mean = jnp.sum(loss.probabilities(moved) * change, axis=-1)
+        slope = jnp.sum(given.weight * mean) + pulled + share * curved
+        return share, value, slope, jnp.zeros((), bool)
+
+    one = jnp.ones((), dtype)
+    start = (one, one, one, jnp.ones((), bool))
+    share, value, _, _ = jax.lax.while_loop(overshot, shorten, start)
+    return old.parameters + share * old.direction, value, share
 
 
 def _solve(curve: Linear, right: jax.Array, precondition: Linear, share: jax.Array) -> jax.Array:
@@ -364,67 +262,3 @@ def _solve(curve: Linear, right: jax.Array, precondition: Linear, share: jax.Arr
     )
     result: jax.Array = jax.lax.while_loop(unfinished, product, state)[0]
     return result
-
-
-class Root(NamedTuple):
-    """Where a search for a root stands.
-
-    Attributes:
-        at: the unknown.
-        low: the slope is below 0 from here, or the search began here.
-        high: the slope is above 0 from here, or the search began here.
-        done: whether the last step was small.
-        num_steps: Newton or bisection steps taken.
-    """
-
-    at: Float[Array, ""]
-    low: Float[Array, ""]
-    high: Float[Array, ""]
-    done: Bool[Array, ""]
-    num_steps: Int[Array, ""]
-
-
-def search_root(
-    moments: Slope,
-    start: Float[Array, ""],
-    low: Float[Array, ""],
-    high: Float[Array, ""],
-    idle: Bool[Array, ""],
-    near: float,
-) -> Root:
-    """Newton's method inside a bracket; bisection where a step would leave it.
-
-    Args:
-        moments: slope and curvature of what is minimised.
-        start: where to begin, in the bracket.
-        low: lower end of the bracket.
-        high: upper end.
-        idle: whether there is nothing to search; the result is then the start.
-        near: a step of no more than this is the last.
-    """
-
-    def unfinished(root: Root) -> Bool[Array, ""]:
-        return ~root.done & (root.num_steps < _MAX_HALVINGS)
-
-    def step(root: Root) -> Root:
-        slope, curvature = moments(root.at)
-        low = jnp.where(slope < 0, root.at, root.low)
-        high = jnp.where(slope > 0, root.at, root.high)
-        newton = root.at - slope / jnp.where(curvature > 0, curvature, 1)
-        inside = (curvature > 0) & (newton >= low) & (newton <= high)
-        proposal = jnp.where(inside, newton, (low + high) / 2)
-        done = jnp.abs(proposal - root.at) <= near
-        return Root(proposal, low, high, done, root.num_steps + 1)
-
-    begin = Root(start, low, high, idle, jnp.zeros((), jnp.int32))
-    return jax.lax.while_loop(unfinished, step, begin)
-
-
-def sums(*arrays: Float[Array, "..."], axis: int) -> tuple[Float[Array, "..."], ...]:
-    """The sum of each array, in one pass: XLA's CPU compiler fuses no two sums by itself."""
-
-    def add(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(a + b for a, b in zip(left, right, strict=True))
-
-    zeros = tuple(jnp.zeros((), x.dtype) for x in arrays)
-    return tuple(jax.lax.reduce(arrays, zeros, add, (axis,)))

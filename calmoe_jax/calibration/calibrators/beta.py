@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import example_weights
 from calmoe_jax.calibration._inputs import event
-from calmoe_jax.calibration.calibrators import _newton
+from calmoe_jax.calibration.calibrators._log_odds import fit_log_odds
+from calmoe_jax.calibration.calibrators._newton import Minimum
 
 
 class BetaFit(NamedTuple):
@@ -78,8 +79,8 @@ def fit_beta(
 
     def fit(
         free: Bool[Array, " columns"],
-    ) -> tuple[_newton.Found, Float[Array, " columns"], Float[Array, ""]]:
-        return _newton.fit_log_odds(columns, outcome, weight, free)
+    ) -> tuple[Minimum, Float[Array, " columns"], Float[Array, ""]]:
+        return fit_log_odds(columns, outcome, weight, free)
 
     free = jnp.array([[True, True], [False, True], [True, False], [False, False]])
     found, slopes, offset = jax.vmap(fit)(free)

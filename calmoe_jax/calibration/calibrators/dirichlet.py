@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_non_negative
 from calmoe_jax._numerics import at_least_float32, example_weights
-from calmoe_jax.calibration.calibrators import _newton
+from calmoe_jax.calibration.calibrators._examples import Examples, examples, standardise
+from calmoe_jax.calibration.calibrators._newton import Linear, Precondition, minimise
 
 
 class MatrixFit(NamedTuple):
@@ -90,52 +91,17 @@ def fit_matrix_scaling(
     logits = jax.lax.stop_gradient(at_least_float32(logits))
     dtype, classes = logits.dtype, logits.shape[1]
     weight = example_weights(labels.shape, weights, where, dtype)
-    given = _newton.examples(logits, labels, jax.lax.stop_gradient(weight))
-    counted = given.weight > 0
-    shown = jnp.where(given.possible & counted[:, None], logits, 0)
-    values, mean, scale = _newton.standardise(shown, given.weight, jnp.ones(shown.shape, bool))
-    values = jnp.concatenate([values, jnp.ones((len(values), 1), dtype)], axis=1)
+    given = examples(logits, labels, jax.lax.stop_gradient(weight))
+    values, mean, scale = _columns(logits, given)
 
     def scores(parameters: jax.Array) -> jax.Array:
         return values @ parameters.T
 
-    # columns are decorrelated once: what is left for conjugate gradients is the examples' spread
-    covariance = (values * given.weight[:, None]).T @ values
-    sizes, axes = jnp.linalg.eigh(covariance)
-    present = sizes > 4 * classes * jnp.finfo(dtype).eps * jnp.max(sizes)
-    inverse = jnp.where(present, 1 / jnp.where(present, sizes, 1), 0)
-
-    def precondition(gradient: jax.Array, spread: jax.Array) -> jax.Array:
-        level = jnp.sum(spread, axis=0)[:, None]
-        decorrelated = (gradient @ axes * inverse[None]) @ axes.T
-        return jnp.where(level > 0, decorrelated / jnp.where(level > 0, level, 1), 0)
-
-    def original(parameters: jax.Array) -> jax.Array:
-        matrix = parameters[:, :-1] / scale[None]
-        offset = parameters[:, -1:] - matrix @ mean[:, None]
-        return jnp.concatenate([matrix, offset], axis=1)
-
     off_diagonal, intercept = jnp.asarray(off_diagonal, dtype), jnp.asarray(intercept, dtype)
-    ridge = 2 * jnp.concatenate(
-        [
-            off_diagonal * (1 - jnp.eye(classes, dtype=dtype)),
-            jnp.broadcast_to(intercept, (classes, 1)),
-        ],
-        axis=1,
-    )
-    _, pull = jax.vjp(original, jnp.zeros((classes, classes + 1), dtype))
-
-    def penalise(parameters: jax.Array) -> jax.Array:
-        result: jax.Array = pull(ridge * original(parameters))[0]
-        return result
-
-    found = _newton.minimise(
-        scores,
-        ridge.shape,
-        given,
-        precondition=precondition,
-        penalise=penalise,
-    )
+    ridge = _ridge(off_diagonal, intercept, classes)
+    original, penalise = _coordinates(ridge, mean, scale)
+    precondition = _decorrelated(values, given.weight)
+    found = minimise(scores, ridge.shape, given, precondition=precondition, penalise=penalise)
     table = original(found.parameters)
     matrix, offset = table[:, :-1], table[:, -1]
     identity = ~found.fitted & ~given.invalid
@@ -150,6 +116,64 @@ def fit_matrix_scaling(
         at_bound=found.at_bound,
         num_steps=found.num_steps,
     )
+
+
+def _columns(
+    logits: Float[Array, "examples classes"], given: Examples
+) -> tuple[Float[Array, "examples columns"], Float[Array, " classes"], Float[Array, " classes"]]:
+    """Standardised logits with a column of ones, and the mean and scale that they had."""
+    counted = given.weight > 0
+    shown = jnp.where(given.possible & counted[:, None], logits, 0)
+    values, mean, scale = standardise(shown, given.weight, jnp.ones(shown.shape, bool))
+    ones = jnp.ones((len(values), 1), logits.dtype)
+    return jnp.concatenate([values, ones], axis=1), mean, scale
+
+
+def _decorrelated(
+    values: Float[Array, "examples columns"], weight: Float[Array, " examples"]
+) -> Precondition:
+    """Columns are decorrelated once; for conjugate gradients the examples' spread is left."""
+    covariance = (values * weight[:, None]).T @ values
+    sizes, axes = jnp.linalg.eigh(covariance)
+    classes = values.shape[1] - 1
+    present = sizes > 4 * classes * jnp.finfo(values.dtype).eps * jnp.max(sizes)
+    inverse = jnp.where(present, 1 / jnp.where(present, sizes, 1), 0)
+
+    def precondition(gradient: jax.Array, spread: jax.Array) -> jax.Array:
+        level = jnp.sum(spread, axis=0)[:, None]
+        decorrelated = (gradient @ axes * inverse[None]) @ axes.T
+        return jnp.where(level > 0, decorrelated / jnp.where(level > 0, level, 1), 0)
+
+    return precondition
+
+
+def _coordinates(
+    ridge: Float[Array, "classes columns"],
+    mean: Float[Array, " classes"],
+    scale: Float[Array, " classes"],
+) -> tuple[Linear, Linear]:
+    """From parameters of standardised logits to `W` and `b`; and the penalty's product."""
+
+    def original(parameters: jax.Array) -> jax.Array:
+        matrix = parameters[:, :-1] / scale[None]
+        offset = parameters[:, -1:] - matrix @ mean[:, None]
+        return jnp.concatenate([matrix, offset], axis=1)
+
+    _, pull = jax.vjp(original, jnp.zeros_like(ridge))
+
+    def penalise(parameters: jax.Array) -> jax.Array:
+        result: jax.Array = pull(ridge * original(parameters))[0]
+        return result
+
+    return original, penalise
+
+
+def _ridge(
+    off_diagonal: Float[Array, ""], intercept: Float[Array, ""], classes: int
+) -> Float[Array, "classes columns"]:
+    """The penalty's second derivative with respect to `W` and, in the last column, `b`."""
+    off = off_diagonal * (1 - jnp.eye(classes, dtype=off_diagonal.dtype))
+    return 2 * jnp.concatenate([off, jnp.broadcast_to(intercept, (classes, 1))], axis=1)
 
 
 def apply_matrix_scaling(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
-from calmoe_jax.calibration.calibrators import _newton
+from calmoe_jax.calibration.calibrators._examples import examples
 from calmoe_jax.calibration.calibrators.temperature import fit_temperature, scale_log_probs
 
 _MAX_STEPS = 60
@@ -75,44 +75,15 @@ def fit_ensemble_temperature(
     dtype = logits.dtype
     weight = jax.lax.stop_gradient(example_weights(labels.shape, weights, where, dtype))
     scaled = fit_temperature(logits, labels, weights=weight)
-    given = _newton.examples(logits, labels, weight)
+    given = examples(logits, labels, weight)
     shown = jnp.where((given.weight > 0)[:, None], logits, 0)
     parts = jnp.stack([pick_label(x, given.labels) for x in _parts(shown, scaled.temperature)], -1)
     # only ratios matter: the largest part of each example is 1
     parts = jnp.exp(parts - jnp.max(parts, axis=-1, keepdims=True))
-
-    def ratios(mixing: Float[Array, " parts"]) -> Float[Array, "examples parts"]:
-        mixed = jnp.sum(parts * mixing[None], axis=-1, keepdims=True)
-        return (parts - mixed) / mixed
-
-    def gain(ratio: Float[Array, "examples parts"]) -> Float[Array, " parts"]:
-        return jnp.sum(given.weight[:, None] * ratio, axis=0)
-
-    epsilon = float(jnp.finfo(dtype).eps)
-    enough = epsilon ** (2 / 3)
-
-    def unfinished(state: tuple[Any, ...]) -> Bool[Array, ""]:
-        _, _, done, steps = state
-        return ~done & (steps < _MAX_STEPS)
-
-    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        mixing, before, _, steps = state
-        ratio = ratios(mixing)
-        hessian = ratio.T @ (given.weight[:, None] * ratio)
-        slope = gain(ratio)
-        way = _best_step(mixing, hessian, slope)
-        share = _line_search(jnp.sum(ratio * way[None], axis=-1), given.weight)
-        new = jnp.maximum(mixing + share * way, 0)
-        gap = jnp.max(slope)
-        # near enough, and rounding allows no more
-        done = (gap <= 4 * epsilon) | ((gap <= enough) & (gap > 0.5 * before))
-        return jnp.where(done, mixing, new / jnp.sum(new)), gap, done, steps + 1
-
     fitted = (jnp.sum(given.weight) > 0) & ~given.invalid & (logits.shape[1] > 1)
-    middle, endless = jnp.full(3, 1 / 3, dtype), jnp.full((), jnp.inf, dtype)
-    begin = (middle, endless, ~fitted, jnp.zeros((), jnp.int32))
-    mixing, _, _, steps = jax.lax.while_loop(unfinished, step, begin)
-    residual = jnp.maximum(jnp.max(gain(ratios(mixing))), 0)
+    enough = float(jnp.finfo(dtype).eps) ** (2 / 3)
+    mixing, steps = _best_mixing(parts, given.weight, fitted, enough)
+    residual = jnp.maximum(jnp.max(_gain(_ratios(parts, mixing), given.weight)), 0)
     mixing = jnp.where(fitted, mixing, jnp.array([1, 0, 0], dtype))
     return EnsembleFit(
         temperature=scaled.temperature,
@@ -155,6 +126,60 @@ def _parts(
         jax.nn.log_softmax(logits, axis=-1),
         jax.nn.log_softmax(flat, axis=-1),
     )
+
+
+def _ratios(
+    parts: Float[Array, "examples 3"], mixing: Float[Array, " 3"]
+) -> Float[Array, "examples 3"]:
+    """By how much each part exceeds the mixture, in units of the mixture."""
+    mixed = jnp.sum(parts * mixing[None], axis=-1, keepdims=True)
+    return (parts - mixed) / mixed
+
+
+def _gain(
+    ratio: Float[Array, "examples 3"], weight: Float[Array, " examples"]
+) -> Float[Array, " 3"]:
+    return jnp.sum(weight[:, None] * ratio, axis=0)
+
+
+def _best_mixing(
+    parts: Float[Array, "examples 3"],
+    weight: Float[Array, " examples"],
+    fitted: Bool[Array, ""],
+    enough: float,
+) -> tuple[Float[Array, " 3"], Int[Array, ""]]:
+    """The mixing weights of least log loss, and the Newton steps taken.
+
+    Args:
+        parts: probability of the true class under each part, up to a factor of the example.
+        weight: of each example; sums to 1.
+        fitted: whether there is something to fit.
+        enough: largest entry of the gradient at which rounding may end the search.
+    """
+    dtype = parts.dtype
+    epsilon = float(jnp.finfo(dtype).eps)
+
+    def unfinished(state: tuple[Any, ...]) -> Bool[Array, ""]:
+        _, _, done, steps = state
+        return ~done & (steps < _MAX_STEPS)
+
+    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        mixing, before, _, steps = state
+        ratio = _ratios(parts, mixing)
+        hessian = ratio.T @ (weight[:, None] * ratio)
+        slope = _gain(ratio, weight)
+        way = _best_step(mixing, hessian, slope)
+        share = _line_search(jnp.sum(ratio * way[None], axis=-1), weight)
+        new = jnp.maximum(mixing + share * way, 0)
+        gap = jnp.max(slope)
+        # near enough, and rounding allows no more
+        done = (gap <= 4 * epsilon) | ((gap <= enough) & (gap > 0.5 * before))
+        return jnp.where(done, mixing, new / jnp.sum(new)), gap, done, steps + 1
+
+    middle, endless = jnp.full(3, 1 / 3, dtype), jnp.full((), jnp.inf, dtype)
+    begin = (middle, endless, ~fitted, jnp.zeros((), jnp.int32))
+    mixing, _, _, steps = jax.lax.while_loop(unfinished, step, begin)
+    return mixing, steps
 
 
 def _best_step(

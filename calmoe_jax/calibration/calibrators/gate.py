@@ -1,5 +1,6 @@
 """The gate's temperature: how sharply a mixture's router should choose, for honest mixtures."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
-from calmoe_jax.calibration.calibrators import _newton
+from calmoe_jax.calibration.calibrators._root import Slope, search_root
 
 # The search runs over log T within this distance of the logarithm of the logits' own scale, and
 # looks at so many temperatures first: one at every half of a nat.
@@ -37,6 +38,30 @@ class GateTemperatureFit(NamedTuple):
     converged: Bool[Array, "*batch"]
     at_bound: Bool[Array, "*batch"]
     num_steps: Int[Array, "*batch"]
+
+
+class _Given(NamedTuple):
+    """What the temperature is fitted to.
+
+    Attributes:
+        below: gate logits less the largest of their example, in units of their spread.
+        prior: 0 for experts that may be chosen, `-inf` for the others.
+        likelihood: log probability of the label under each expert that may be chosen.
+        weight: of each example; sums to 1, or to 0 where nothing counts.
+        spread: scale of the gate logits.
+        empty: whether no example has weight.
+        trivial: whether the logits do not distinguish experts.
+        invalid: whether something that counts cannot be fitted.
+    """
+
+    below: Float[Array, "examples experts"]
+    prior: Float[Array, "examples experts"]
+    likelihood: Float[Array, "examples experts"]
+    weight: Float[Array, " examples"]
+    spread: Float[Array, ""]
+    empty: Bool[Array, ""]
+    trivial: Bool[Array, ""]
+    invalid: Bool[Array, ""]
 
 
 def fit_gate_temperature(
@@ -77,6 +102,49 @@ def fit_gate_temperature(
     References:
         Guo et al., On Calibration of Modern Neural Networks, 2017, for temperatures.
     """
+    given = _given(gate_logits, expert_logits, labels, weights, where)
+    dtype = given.below.dtype
+    loss, moments = _loss(given), _moments(given)
+    grid = jnp.asarray(np.linspace(-_LOG_RANGE, _LOG_RANGE, _GRID), dtype)
+    losses = jax.lax.map(loss, grid)
+    best = jnp.argmin(losses)
+    low, high = grid[jnp.maximum(best - 1, 0)], grid[jnp.minimum(best + 1, _GRID - 1)]
+    fitted = ~(given.trivial | given.invalid)
+    epsilon = float(jnp.finfo(dtype).eps)
+    noise = 4 * epsilon * (1 + jnp.abs(losses[best]))
+    end = jnp.where(grid[best] < 0, 0, _GRID - 1)
+    # as good as the end, and level on the way there: nothing is gained by stopping
+    inner = jnp.maximum(jnp.minimum(best, end), 0), jnp.maximum(best, end)
+    number = jnp.arange(_GRID)
+    on_the_way = (number >= inner[0]) & (number <= inner[1])
+    level = jnp.max(jnp.where(on_the_way, losses, -jnp.inf)) <= losses[best] + noise
+    at_bound = fitted & level
+    start = jnp.where(at_bound, grid[end], grid[best])
+    root = search_root(moments, start, low, high, at_bound | ~fitted, epsilon**0.5)
+    slope, curvature = moments(root.at)
+    least = loss(root.at)
+    precise = (curvature > 0) & (jnp.abs(slope) <= epsilon ** (2 / 3) * curvature)
+    temperature = jnp.where(given.trivial, 1, given.spread * jnp.exp(-root.at))
+    converged = fitted & ~at_bound & precise & (least <= losses[best] + noise)
+    least = jnp.where(given.invalid | given.empty, jnp.nan, least)
+    residual = jnp.where(given.trivial, 0, jnp.abs(slope))
+    return GateTemperatureFit(
+        temperature=jnp.where(given.invalid, jnp.nan, temperature).astype(dtype),
+        loss=least,
+        residual=jnp.where(given.invalid, jnp.nan, residual),
+        converged=converged,
+        at_bound=at_bound,
+        num_steps=root.num_steps,
+    )
+
+
+def _given(
+    gate_logits: Float[Array, "examples experts"],
+    expert_logits: Float[Array, "examples experts classes"],
+    labels: Int[Array, " examples"],
+    weights: Float[Array, " examples"] | None,
+    where: Bool[Array, " examples"] | None,
+) -> _Given:
     gate = jax.lax.stop_gradient(at_least_float32(gate_logits))
     experts = jax.nn.log_softmax(jax.lax.stop_gradient(at_least_float32(expert_logits)), axis=-1)
     dtype = jnp.promote_types(gate.dtype, experts.dtype)
@@ -100,19 +168,39 @@ def fit_gate_temperature(
     spread = jnp.sqrt(jnp.sum(weight * jnp.square(jnp.min(below, axis=-1, initial=0))))
     trivial = ~(spread > 0)
     below = below / jnp.where(trivial, 1, spread)
-    prior = jnp.where(chosen, 0, -jnp.inf)
+    return _Given(
+        below=below,
+        prior=jnp.where(chosen, 0, -jnp.inf),
+        likelihood=jnp.where(chosen, likelihood, -jnp.inf),
+        weight=weight,
+        spread=spread,
+        empty=total == 0,
+        trivial=trivial,
+        invalid=invalid,
+    )
+
+
+def _loss(given: _Given) -> Callable[[Float[Array, ""]], Float[Array, ""]]:
+    """The mean log loss of the aggregate, as a function of `log 1/T`."""
 
     def loss(log_beta: Float[Array, ""]) -> Float[Array, ""]:
-        scores = jnp.exp(log_beta) * below + prior
-        gained = jax.nn.logsumexp(scores + jnp.where(chosen, likelihood, -jnp.inf), axis=-1)
-        return jnp.sum(weight * (jax.nn.logsumexp(scores, axis=-1) - gained))
+        scores = jnp.exp(log_beta) * given.below + given.prior
+        gained = jax.nn.logsumexp(scores + given.likelihood, axis=-1)
+        return jnp.sum(given.weight * (jax.nn.logsumexp(scores, axis=-1) - gained))
+
+    return loss
+
+
+def _moments(given: _Given) -> Slope:
+    """Slope and curvature of the loss in `log 1/T`."""
+    below, weight = given.below, given.weight
 
     def moments(log_beta: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         beta = jnp.exp(log_beta)
-        scores = beta * below + prior
+        scores = beta * below + given.prior
         routing = jax.nn.softmax(scores, axis=-1)
         # the experts' shares once the label is known
-        posterior = jax.nn.softmax(scores + jnp.where(chosen, likelihood, -jnp.inf), axis=-1)
+        posterior = jax.nn.softmax(scores + given.likelihood, axis=-1)
         before = jnp.sum(routing * below, axis=-1)
         after = jnp.sum(posterior * below, axis=-1)
         # in one sum: before and after are nearly the same where the label says little
@@ -122,35 +210,7 @@ def fit_gate_temperature(
         slope = beta * jnp.sum(weight * change)
         return slope, jnp.square(beta) * jnp.sum(weight * variance) + slope
 
-    grid = jnp.asarray(np.linspace(-_LOG_RANGE, _LOG_RANGE, _GRID), dtype)
-    losses = jax.lax.map(loss, grid)
-    best = jnp.argmin(losses)
-    low, high = grid[jnp.maximum(best - 1, 0)], grid[jnp.minimum(best + 1, _GRID - 1)]
-    fitted = ~(trivial | invalid)
-    epsilon = float(jnp.finfo(dtype).eps)
-    noise = 4 * epsilon * (1 + jnp.abs(losses[best]))
-    end = jnp.where(grid[best] < 0, 0, _GRID - 1)
-    # as good as the end, and level on the way there: nothing is gained by stopping
-    inner = jnp.maximum(jnp.minimum(best, end), 0), jnp.maximum(best, end)
-    number = jnp.arange(_GRID)
-    on_the_way = (number >= inner[0]) & (number <= inner[1])
-    level = jnp.max(jnp.where(on_the_way, losses, -jnp.inf)) <= losses[best] + noise
-    at_bound = fitted & level
-    start = jnp.where(at_bound, grid[end], grid[best])
-    root = _newton.search_root(moments, start, low, high, at_bound | ~fitted, epsilon**0.5)
-    slope, curvature = moments(root.at)
-    least = loss(root.at)
-    precise = (curvature > 0) & (jnp.abs(slope) <= epsilon ** (2 / 3) * curvature)
-    temperature = jnp.where(trivial, 1, spread * jnp.exp(-root.at))
-    least = jnp.where(invalid | (total == 0), jnp.nan, least)
-    return GateTemperatureFit(
-        temperature=jnp.where(invalid, jnp.nan, temperature).astype(dtype),
-        loss=least,
-        residual=jnp.where(invalid, jnp.nan, jnp.where(trivial, 0, jnp.abs(slope))),
-        converged=fitted & ~at_bound & precise & (least <= losses[best] + noise),
-        at_bound=at_bound,
-        num_steps=root.num_steps,
-    )
+    return moments
 
 
 def apply_gate_temperature(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights
-from calmoe_jax.calibration.calibrators import _newton
+from calmoe_jax.calibration.calibrators._log_odds import fit_log_odds
 
 
 class PlattFit(NamedTuple):
@@ -75,7 +75,7 @@ def fit_platt(
     high, low = (happened + 1) / (happened + 2), 1 / (missed + 2)
     valid = (outcome >= 0) & (outcome <= 1)
     target = jnp.where(valid, outcome * high + (1 - outcome) * low, outcome)
-    found, slopes, offset = _newton.fit_log_odds(score[:, None], target, weight, jnp.ones(1, bool))
+    found, slopes, offset = fit_log_odds(score[:, None], target, weight, jnp.ones(1, bool))
     identity = jnp.sum(weight) == 0
     return PlattFit(
         slope=jnp.where(identity, 1, slopes[0]),

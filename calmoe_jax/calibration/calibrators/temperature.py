@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
-from calmoe_jax.calibration.calibrators import _newton
+from calmoe_jax.calibration.calibrators._root import Slope, search_root, sums
 
 # The search runs over log T within this distance of the logarithm of the logits' own scale.
 _LOG_RANGE = 10.0
@@ -130,7 +130,7 @@ def _solve(
     end = jnp.full((), _LOG_RANGE, dtype)
     if logits.shape[0] >= _MANY:
         some = slice(None, None, _STRIDE)
-        few = _newton.search_root(
+        few = search_root(
             _moments(scaled[some], true[some], weight[some]), start, -end, end, idle, _NEAR
         )
         # the examples left out may have an optimum where these have none
@@ -139,7 +139,7 @@ def _solve(
     # after a Newton step of size h the error is of order h^2
     near = float(jnp.finfo(dtype).eps) ** 0.5
     start = jnp.where(boundless, bound, start)
-    found = _newton.search_root(moments, start, -end, end, idle, near)
+    found = search_root(moments, start, -end, end, idle, near)
     slope, curvature = moments(found.at)
     at_bound = boundless | (jnp.abs(found.at) > _LOG_RANGE - 0.1)
     precise = jnp.abs(slope) <= jnp.finfo(dtype).eps ** (2 / 3) * curvature
@@ -157,7 +157,7 @@ def _moments(
     below: Float[Array, "examples classes"],
     true: Float[Array, " examples"],
     weight: Float[Array, " examples"],
-) -> _newton.Slope:
+) -> Slope:
     """Slope and curvature of the loss in `log beta`, `beta = 1 / T`: one pass over the logits.
 
     Args:
@@ -169,11 +169,11 @@ def _moments(
     def at(log_beta: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         beta = jnp.exp(log_beta)
         powers = jnp.exp(beta * below)
-        total, first, second = _newton.sums(powers, powers * below, powers * below * below, axis=1)
+        total, first, second = sums(powers, powers * below, powers * below * below, axis=1)
         mean = first / total
         # no digits are lost: the largest is at 0, so the variance is at least mean^2 / classes
         variance = jnp.maximum(second / total - jnp.square(mean), 0)
-        slope, spread = _newton.sums(weight * (mean - true), weight * variance, axis=0)
+        slope, spread = sums(weight * (mean - true), weight * variance, axis=0)
         return beta * slope, jnp.square(beta) * spread + beta * slope
 
     return at

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights
-from calmoe_jax.calibration.calibrators import _newton
+from calmoe_jax.calibration.calibrators._examples import examples, standardise
+from calmoe_jax.calibration.calibrators._newton import minimise
 
 
 class VectorFit(NamedTuple):
@@ -70,8 +71,8 @@ def fit_vector_scaling(
     """
     logits = jax.lax.stop_gradient(at_least_float32(logits))
     weight = example_weights(labels.shape, weights, where, logits.dtype)
-    given = _newton.examples(logits, labels, jax.lax.stop_gradient(weight))
-    values, mean, scale = _newton.standardise(logits, given.weight, given.possible)
+    given = examples(logits, labels, jax.lax.stop_gradient(weight))
+    values, mean, scale = standardise(logits, given.weight, given.possible)
 
     def scores(parameters: jax.Array) -> jax.Array:
         return values * parameters[:1] + parameters[1:]
@@ -80,13 +81,8 @@ def fit_vector_scaling(
         squares = jnp.stack([jnp.sum(spread * values**2, axis=0), jnp.sum(spread, axis=0)])
         return jnp.where(squares > 0, gradient / jnp.where(squares > 0, squares, 1), 0)
 
-    found = _newton.minimise(
-        scores,
-        (2, logits.shape[1]),
-        given,
-        precondition=precondition,
-        penalise=jnp.zeros_like,
-    )
+    size = 2, logits.shape[1]
+    found = minimise(scores, size, given, precondition=precondition, penalise=jnp.zeros_like)
     factor = found.parameters[0] / scale
     offset = found.parameters[1] - factor * mean
     identity = ~found.fitted & ~given.invalid

@@ -149,11 +149,11 @@ def cluster_bins(
         ValueError: if a number is less than 1.
 
     Example:
-        >>> confidence, outcome = jnp.array([0.5, 0.75, 0.5]), jnp.array([1.0, 1.0, 0.0])
-        >>> cluster_bins(confidence, outcome, jnp.array([1, 0, 1]), num_clusters=2, num_bins=1).weight
+        >>> event = jnp.array([0.5, 0.75, 0.5]), jnp.array([1.0, 1.0, 0.0])
+        >>> cluster_bins(*event, jnp.array([1, 0, 1]), num_clusters=2, num_bins=1).weight
         Array([[1.],
                [2.]], dtype=float32)
-    """  # noqa: E501
+    """
     confidence = at_least_float32(confidence)
     weight = example_weights(confidence.shape, weights, where, confidence.dtype)
 
@@ -192,7 +192,8 @@ def bootstrap_bins(
 
     Example:
         >>> bins = reliability_bins(jnp.full(400, 0.5), jnp.arange(400) % 2 == 0, num_bins=1)
-        >>> errors = binned_calibration_error(bootstrap_bins(jax.random.key(0), bins))
+        >>> replicates = bootstrap_bins(jax.random.key(0), bins)
+        >>> errors = cm.calibration.calibration_error(replicates)
         >>> bool(jnp.abs(errors.mean() - 0.5 / 20 * 0.798) < 0.002)  # of a half normal
         True
 

@@ -23,12 +23,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import safe_divide
+from calmoe_jax.calibration.intervals._interval import Interval, check_level
 from calmoe_jax.calibration.intervals.bootstrap import (
     bootstrap_bins,
     bootstrap_counts,
     bootstrap_sums,
 )
-from calmoe_jax.calibration.intervals.scores import Interval, check_level
 from calmoe_jax.calibration.metrics.binning import ReliabilityBins
 
 _Norm = Literal["l1", "l2"]
@@ -56,7 +56,7 @@ class _Problem(NamedTuple):
     noise: Float[Array, "replicates bins"]
 
 
-def calibration_error_interval(
+def calibration_error(
     key: jax.Array,
     bins: ReliabilityBins,
     *,
@@ -88,10 +88,9 @@ def calibration_error_interval(
         ValueError: if `norm` is neither, or a number out of range.
 
     Example:
-        >>> confidence = jnp.linspace(0.0, 1.0, 400)
         >>> outcome = jnp.arange(400) % 2 == 0  # whatever the confidence
-        >>> bins = reliability_bins(confidence, outcome)
-        >>> interval = calibration_error_interval(jax.random.key(0), bins)
+        >>> bins = reliability_bins(jnp.linspace(0.0, 1.0, 400), outcome)
+        >>> interval = cm.calibration.intervals.calibration_error(jax.random.key(0), bins)
         >>> bool(0.15 < interval.low < 0.25 < interval.high < 0.35)
         True
 
@@ -107,7 +106,7 @@ def calibration_error_interval(
     return _known(jnp.square(jnp.sum(bins.weight)) > jnp.sum(bins.weight_square), found)
 
 
-def cluster_calibration_error_interval(
+def clustered_calibration_error(
     key: jax.Array,
     bins: ReliabilityBins,
     *,
@@ -117,7 +116,7 @@ def cluster_calibration_error_interval(
 ) -> Interval:
     """Interval of the calibration error where whole clusters are drawn.
 
-    As `calibration_error_interval`, with the noise of a bootstrap over clusters.
+    As `calibration_error`, with the noise of a bootstrap over clusters.
 
     Args:
         key: random key.
@@ -136,7 +135,7 @@ def cluster_calibration_error_interval(
     Example:
         >>> confidence, outcome = jnp.full(400, 0.5), jnp.arange(400) % 4 == 0
         >>> bins = cluster_bins(confidence, outcome, jnp.arange(400) // 8, num_clusters=50)
-        >>> interval = cluster_calibration_error_interval(jax.random.key(0), bins)
+        >>> interval = clustered_calibration_error(jax.random.key(0), bins)
         >>> bool(0.2 < interval.low < 0.25 < interval.high < 0.3)
         True
 
@@ -151,7 +150,7 @@ def cluster_calibration_error_interval(
     return _known(jnp.sum(existing) > 1, found)
 
 
-def squared_calibration_error_difference_interval(
+def squared_error_difference(
     key: jax.Array,
     first: ReliabilityBins,
     second: ReliabilityBins,
@@ -190,7 +189,7 @@ def squared_calibration_error_difference_interval(
         ...     cluster_bins(jnp.full(400, c), outcome, clusters, num_clusters=50)
         ...     for c in (0.75, 0.25)
         ... )
-        >>> interval = squared_calibration_error_difference_interval(jax.random.key(0), far, near)
+        >>> interval = squared_error_difference(jax.random.key(0), far, near)
         >>> bool(0.15 < interval.low < 0.25 < interval.high < 0.35)
         True
     """
@@ -204,11 +203,33 @@ def squared_calibration_error_difference_interval(
     existing = jnp.sum(first.weight, axis=-1) > 0
     counts = _counts(drawing, existing, num_replicates)
     problems = [_cluster_problem(claiming, bins, counts) for bins in (first, second)]
-    shapes = [_of_error_one(problem, _as_seen(problem), "l2") for problem in problems]
     squares = [jnp.square(_norm_of(p.share, p.gap, "l2")) for p in problems]
     noises = [jnp.sum(p.share * jnp.mean(jnp.square(p.noise), axis=0)) for p in problems]
     observed = squares[0] - squares[1]
     both = squares[0] + squares[1] - noises[0] - noises[1]
+    differences = _differences(problems, observed, both, (1 - level) / 2)
+    same = jnp.all(first.weight == second.weight) & jnp.all(first.residual == second.residual)
+    found = jnp.where(same, 0, differences)
+    paired = jnp.all(existing == (jnp.sum(second.weight, axis=-1) > 0))
+    known = paired & (jnp.sum(existing) > 1) & jnp.isfinite(observed)
+    return _known(known, Interval(*found))
+
+
+def _differences(
+    problems: list[_Problem],
+    observed: Float[Array, ""],
+    both: Float[Array, ""],
+    tail: float,
+) -> Float[Array, "3"]:
+    """The true differences under which the observed one is the median, and at both tails.
+
+    Args:
+        problems: of both models.
+        observed: squared error of the first less that of the second.
+        both: their sum, without noise.
+        tail: chance left out at each end.
+    """
+    shapes = [_of_error_one(problem, _as_seen(problem), "l2") for problem in problems]
     zero = jnp.zeros((), observed.dtype)
 
     def difference_where(chance: Float[Array, ""]) -> Float[Array, ""]:
@@ -225,13 +246,7 @@ def squared_calibration_error_difference_interval(
 
         return _smallest(enough, zero - 1, zero + 1)
 
-    tail = (1 - level) / 2
-    found = jax.vmap(difference_where)(jnp.array([0.5, tail, 1 - tail], observed.dtype))
-    same = jnp.all(first.weight == second.weight) & jnp.all(first.residual == second.residual)
-    found = jnp.where(same, 0, found)
-    paired = jnp.all(existing == (jnp.sum(second.weight, axis=-1) > 0))
-    known = paired & (jnp.sum(existing) > 1) & jnp.isfinite(observed)
-    return _known(known, Interval(*found))
+    return jax.vmap(difference_where)(jnp.array([0.5, tail, 1 - tail], observed.dtype))
 
 
 def _check(norm: str, level: float) -> None:

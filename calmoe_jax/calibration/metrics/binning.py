@@ -1,19 +1,29 @@
-"""Confidences sorted into equal-width bins, and the calibration error of the sums."""
+"""Examples sorted into equal-width bins by confidence, and the sums of each bin.
 
-from typing import Literal, NamedTuple
+Calibration means one of three things, and every function names the one it measures, with `F` the
+predicted probabilities and `Y` the class: **top-label**, `P(Y = yhat | max F = p) = p`;
+**classwise**, `P(Y = c | F_c = p) = p` for every class `c`; **canonical**,
+`P(Y = c | F = f) = f_c`, which implies both. The bins decide between the first two; errors of the
+bins are in `errors`.
+"""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.stats import norm as normal
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_choice
-from calmoe_jax._numerics import example_weights, safe_divide
-from calmoe_jax.calibration._inputs import event
+from calmoe_jax._checks import check_at_least
+from calmoe_jax._numerics import example_weights
+from calmoe_jax.calibration._inputs import class_labels, event, probabilities
 from calmoe_jax.calibration._sums import sum_by_bin
+from calmoe_jax.calibration.metrics.scores import top_label
 
-# An effective number of examples this little above 1 says nothing of their spread.
-_LEAST_SPREAD = 1e-3
+_Probs = Float[Array, "examples classes"]
+_Labels = Int[Array, " examples"]
+_Weights = Float[Array, " examples"] | None
+_Where = Bool[Array, " examples"] | None
 
 
 class ReliabilityBins(NamedTuple):
@@ -64,13 +74,98 @@ def reliability_bins(
         ValueError: if `num_bins` is less than 1.
 
     Example:
-        >>> reliability_bins(jnp.array([0.2, 0.9, 1.0]), jnp.array([0.0, 1.0, 1.0]), num_bins=2).weight
+        >>> confidence, outcome = jnp.array([0.2, 0.9, 1.0]), jnp.array([0.0, 1.0, 1.0])
+        >>> reliability_bins(confidence, outcome, num_bins=2).weight
         Array([1., 2.], dtype=float32)
-    """  # noqa: E501
+    """
     check_at_least("num_bins", num_bins, 1)
     confidence, outcome = event(confidence, outcome)
     index = equal_width_index(jnp.where(jnp.isnan(confidence), 0, confidence), num_bins)
     return sums_by_bin(index, confidence, outcome, weights=weights, where=where, num_bins=num_bins)
+
+
+def top_label_bins(
+    probs: _Probs,
+    labels: _Labels,
+    *,
+    weights: _Weights = None,
+    where: _Where = None,
+    num_bins: int = 15,
+    from_logits: bool = False,
+) -> ReliabilityBins:
+    """Reliability sums of the predicted class: confidence against being right, by bin.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`).
+        labels: class of each example, in `[0, classes)`.
+        weights: non-negative weight of each example; 1 by default.
+        where: examples that count; all by default.
+        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
+        from_logits: whether `probs` holds logits or log probabilities.
+
+    Returns:
+        The sums of each bin (see `reliability_bins`): what `calibration_error` and
+        `reliability_curve` take. For bins of equal mass see `equal_mass_bins`.
+
+    Raises:
+        ValueError: if `num_bins` is less than 1.
+
+    Example:
+        >>> top_label_bins(jnp.array([[0.25, 0.75]]), jnp.array([0]), num_bins=2).residual
+        Array([0.  , 0.75], dtype=float32)
+    """
+    confidence, correct = top_label(probs, labels, from_logits=from_logits)
+    return reliability_bins(confidence, correct, weights=weights, where=where, num_bins=num_bins)
+
+
+def classwise_bins(
+    probs: _Probs,
+    labels: _Labels,
+    *,
+    weights: _Weights = None,
+    where: _Where = None,
+    num_bins: int = 15,
+    from_logits: bool = False,
+) -> ReliabilityBins:
+    """Reliability sums of each class's probability against being of that class.
+
+    Every function of bins takes them and gives a value for each class: the mean of
+    `calibration_error(bins)` over the classes is the classwise calibration error. Condition:
+    classwise.
+
+    Args:
+        probs: class probabilities (or logits, with `from_logits`).
+        labels: class of each example, in `[0, classes)`.
+        weights: non-negative weight of each example; 1 by default.
+        where: examples that count; all by default.
+        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
+        from_logits: whether `probs` holds logits or log probabilities.
+
+    Returns:
+        Sums `[classes, bins]` (see `reliability_bins`).
+
+    Raises:
+        ValueError: if `num_bins` is less than 1.
+
+    Example:
+        >>> classwise_bins(jnp.array([[0.25, 0.75]]), jnp.array([0]), num_bins=2).residual
+        Array([[-0.75,  0.  ],
+               [ 0.  ,  0.75]], dtype=float32)
+
+    References:
+        Kull et al., Beyond Temperature Scaling, 2019.
+    """
+    labels = class_labels(labels)
+    probs = probabilities(probs, from_logits=from_logits)
+    outside = (labels < 0) | (labels >= probs.shape[-1])
+    probs = jnp.where(outside[:, None], jnp.nan, probs)
+
+    def one_class(column: Float[Array, " examples"], label: Int[Array, ""]) -> ReliabilityBins:
+        return reliability_bins(
+            column, labels == label, weights=weights, where=where, num_bins=num_bins
+        )
+
+    return jax.vmap(one_class, in_axes=(1, 0))(probs, jnp.arange(probs.shape[-1]))
 
 
 def equal_width_index(level: Float[Array, " examples"], num_bins: int) -> Int[Array, " examples"]:
@@ -134,129 +229,3 @@ def sums_by_bin(
         per_bin(jnp.square(residual)),
         per_bin(weight * residual),
     )
-
-
-def binned_calibration_error(
-    bins: ReliabilityBins, *, norm: Literal["l1", "l2", "max"] = "l1"
-) -> Float[Array, "*batch"]:
-    """Calibration error of binned sums, in a norm over the bins.
-
-    With the gap `g_b = residual_b / weight_b` and the share `s_b = weight_b / sum_b weight_b` of
-    each bin: `sum_b s_b |g_b|` for `l1` (expected), `sqrt(sum_b s_b g_b^2)` for `l2` (root mean
-    square), `max_b |g_b|` over the bins that hold weight for `max` (maximum calibration error).
-    Condition: that of the pairs that were binned (top-label, or of one class).
-
-    Args:
-        bins: sums of each bin; leading axes are a batch.
-        norm: which norm; static.
-
-    Returns:
-        The error, in [0, 1], with `l1 <= l2 <= max`; NaN where the bins hold no weight. Where all
-        gaps are 0 the gradient of `l2` is 0.
-
-    Raises:
-        ValueError: if `norm` is none of the three.
-
-    Example:
-        >>> bins = reliability_bins(jnp.array([0.25, 0.75]), jnp.array([0.0, 1.0]))
-        >>> binned_calibration_error(bins)
-        Array(0.25, dtype=float32)
-    """
-    check_choice("norm", norm, ("l1", "l2", "max"))
-    total = jnp.sum(bins.weight, axis=-1)
-    if norm == "l1":
-        return jnp.sum(jnp.abs(bins.residual), axis=-1) / total
-    gap = safe_divide(bins.residual, bins.weight)
-    if norm == "max":
-        # max over bins loses NaN on some backends, and no weight must not give 0
-        return jnp.where(total > 0, jnp.max(jnp.abs(gap), axis=-1), jnp.nan)
-    square = jnp.sum(gap * bins.residual, axis=-1) / total
-    zero = square == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
-
-
-def debiased_binned_calibration_error(bins: ReliabilityBins) -> Float[Array, "*batch"]:
-    """Calibration error (L1) of binned sums, less an estimate of what chance adds to it.
-
-    The gap `g` of a bin is its true gap plus noise, and noise raises `|g|`. With the noise taken
-    as normal of the estimated standard deviation `s`, redrawing it around `g` would raise `|g|`
-    by `E|g + s Z| - |g|`, in closed form
-    `2 (s phi(g / s) - |g| Phi(-|g| / s))`; this much is subtracted in every bin. The variance is
-    that of the weighted residuals about their mean, with `n / (n - 1)` for the effective number
-    of examples `n = (sum w)^2 / sum w^2` of the bin.
-
-    Condition: that of the pairs that were binned. Bias: in units of `s` and per bin .47 where the
-    bin is calibrated (.80 before), .09 where the true gap is half of `s`, at most .07 below for
-    larger ones: no estimator is unbiased, as `|g|` has a kink.
-
-    Args:
-        bins: sums of each bin; leading axes are a batch.
-
-    Returns:
-        The error, below the plain one; it may be negative, since clipping would bring bias back.
-        A bin with one example (effectively) cannot tell error from noise and adds 0. NaN where
-        the bins hold no weight.
-
-    Example:
-        >>> bins = reliability_bins(jnp.full(4, 0.5), jnp.array([1.0, 1.0, 1.0, 0.0]))
-        >>> debiased_binned_calibration_error(bins).round(3)
-        Array(0.208, dtype=float32)
-
-    References:
-        Kumar, Liang, Ma, Verified Uncertainty Calibration, 2019 (debiasing by redrawn labels,
-        there by simulation); Cai and Low, Testing Composite Hypotheses, Hermite Polynomials and
-        Optimal Estimation of a Nonsmooth Functional, 2011 (why a bias must stay).
-    """
-    gap, variance, known = _gaps(bins)
-    size = jnp.abs(gap)
-    noisy = variance > 0
-    deviation = jnp.sqrt(jnp.where(noisy, variance, 1))
-    ratio = jnp.where(noisy, size, 0) / deviation
-    excess = 2 * (deviation * normal.pdf(ratio) - size * normal.cdf(-ratio))
-    terms = jnp.where(known, size - jnp.where(noisy, excess, 0), 0)
-    return jnp.sum(bins.weight * terms, axis=-1) / jnp.sum(bins.weight, axis=-1)
-
-
-def debiased_squared_binned_calibration_error(bins: ReliabilityBins) -> Float[Array, "*batch"]:
-    """Squared calibration error (L2) of binned sums, without what chance adds to it.
-
-    `sum_b s_b (g_b^2 - v_b)` with the share `s_b`, the gap `g_b` and the estimated variance `v_b`
-    of the gap of each bin (see `debiased_binned_calibration_error`). For equal weights it is
-    unbiased for the squared gaps of bins with at least two examples; for others nearly.
-    Condition: that of the pairs that were binned.
-
-    Kumar, Liang and Ma subtract the variance of the outcomes in place of that of the residuals:
-    the same where all confidences of a bin are equal, else slightly more.
-
-    Args:
-        bins: sums of each bin; leading axes are a batch.
-
-    Returns:
-        The squared error, at most 1; it may be negative, as an unbiased estimate of 0 must. A bin
-        with one example (effectively) adds 0. NaN where the bins hold no weight.
-
-    Example:
-        >>> bins = reliability_bins(jnp.full(4, 0.5), jnp.array([1.0, 1.0, 1.0, 0.0]))
-        >>> debiased_squared_binned_calibration_error(bins)
-        Array(0., dtype=float32)
-
-    References:
-        Kumar, Liang, Ma, Verified Uncertainty Calibration, 2019.
-    """
-    gap, variance, known = _gaps(bins)
-    terms = jnp.where(known, jnp.square(gap) - variance, 0)
-    return jnp.sum(bins.weight * terms, axis=-1) / jnp.sum(bins.weight, axis=-1)
-
-
-def _gaps(
-    bins: ReliabilityBins,
-) -> tuple[Float[Array, "*batch bins"], Float[Array, "*batch bins"], Bool[Array, "*batch bins"]]:
-    """Gap of each bin, its estimated variance, and whether there is one (two examples or more)."""
-    gap = safe_divide(bins.residual, bins.weight)
-    square = jnp.square(bins.weight)
-    effective = safe_divide(square, bins.weight_square)
-    few = effective <= 1 + _LEAST_SPREAD
-    spread = bins.residual_square - gap * (2 * bins.weight_residual - gap * bins.weight_square)
-    correction = effective / jnp.where(few, 1, effective - 1)
-    variance = safe_divide(jnp.maximum(spread, 0), square) * correction
-    return gap, variance, ~few

@@ -2,14 +2,13 @@
 
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_at_least, check_choice
 from calmoe_jax._numerics import example_weights, safe_divide, weighted_sum
-from calmoe_jax.calibration._inputs import class_labels, event, probabilities
+from calmoe_jax.calibration._inputs import event
 from calmoe_jax.calibration.metrics.binning import ReliabilityBins, equal_width_index, sums_by_bin
 
 
@@ -164,58 +163,6 @@ def brier_decomposition(
         within_variance=mean(jnp.square(from_forecast)),
         within_covariance=2 * mean(from_forecast * from_outcome),
     )
-
-
-def classwise_brier_decomposition(
-    probs: Float[Array, "examples classes"],
-    labels: Int[Array, " examples"],
-    *,
-    weights: Float[Array, " examples"] | None = None,
-    where: Bool[Array, " examples"] | None = None,
-    num_bins: int = 15,
-    from_logits: bool = False,
-) -> BrierDecomposition:
-    """The Brier score's five parts for each class's probability against being of that class.
-
-    Sums over the classes are the parts of the multiclass `brier_score`. Condition: classwise:
-    `P(Y = c | F_c = p) = p`.
-
-    Args:
-        probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
-        weights: non-negative weight of each example; 1 by default.
-        where: examples that count; all by default.
-        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
-        from_logits: whether `probs` holds logits or log probabilities.
-
-    Returns:
-        A `BrierDecomposition` with an axis of classes; NaN where nothing counts, a row that counts
-        is no distribution, or a label that counts is outside the classes.
-
-    Raises:
-        ValueError: if `num_bins` is less than 1.
-        TypeError: if the labels are not integers.
-
-    Example:
-        >>> probs, labels = jnp.array([[0.25, 0.75], [0.5, 0.5]]), jnp.array([1, 0])
-        >>> classwise_brier_decomposition(probs, labels).score.sum() == brier_score(probs, labels)
-        Array(True, dtype=bool)
-
-    References:
-        Murphy, A New Vector Partition of the Probability Score, 1973; Stephenson, Coelho and
-        Jolliffe, Two Extra Components in the Brier Score Decomposition, 2008.
-    """
-    probs = probabilities(probs, from_logits=from_logits)
-    labels = class_labels(labels)
-    known = (labels >= 0) & (labels < probs.shape[-1])
-    probs = jnp.where(known[:, None], probs, jnp.nan)
-
-    def one_class(column: Float[Array, " examples"], label: Int[Array, ""]) -> BrierDecomposition:
-        return brier_decomposition(
-            column, labels == label, weights=weights, where=where, num_bins=num_bins
-        )
-
-    return jax.vmap(one_class, in_axes=(1, 0))(probs, jnp.arange(probs.shape[-1]))
 
 
 def corp_decomposition(

@@ -7,14 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import example_weights
 from calmoe_jax.calibration._inputs import event
-from calmoe_jax.calibration.metrics.binning import (
-    ReliabilityBins,
-    binned_calibration_error,
-    sums_by_bin,
-)
-from calmoe_jax.calibration.metrics.scores import (
-    top_label,
-)
+from calmoe_jax.calibration.metrics.binning import ReliabilityBins, sums_by_bin
 
 
 def equal_mass_bins(
@@ -31,7 +24,8 @@ def equal_mass_bins(
     falls. With the weight `a` below the group, `g` in it and `w` in all, bin `b` of `B` holds the
     groups with `b / B <= (a + g / 2) / w < (b + 1) / B`. Hence the sums do not depend on the order
     of the examples, an example of weight 2 is two of weight 1, and without ties the bins differ
-    by at most one example.
+    by at most one example. `equal_mass_bins(*top_label(probs, labels))` are those of the predicted
+    class (top-label).
 
     Args:
         confidence: predicted probability of the event, in [0, 1].
@@ -55,12 +49,13 @@ def equal_mass_bins(
 
     References:
         Nguyen and O'Connor, Posterior Calibration and Exploratory Analysis for Natural Language
-        Processing Models, 2015 (bins of equal mass).
+        Processing Models, 2015 (bins of equal mass); Nixon et al., Measuring Calibration in Deep
+        Learning, 2019.
     """
     check_at_least("num_bins", num_bins, 1)
     confidence, outcome = event(confidence, outcome)
     weight = example_weights(confidence.shape, weights, where, confidence.dtype)
-    # what does not count has weight 0, and so parts no group and moves no middle
+    # what does not count has weight 0, and so splits no group and moves no middle
     level, weight, outcome = jax.lax.sort(
         (confidence, weight, outcome), num_keys=1, is_stable=False
     )
@@ -95,45 +90,3 @@ def middle_weights(
     sums = jnp.cumsum(weight)
     below = jnp.where(first == 0, 0, sums[jnp.maximum(first - 1, 0)])
     return (below + sums[end]) / 2, sums[-1]
-
-
-def equal_mass_calibration_error(
-    probs: Float[Array, "examples classes"],
-    labels: Int[Array, " examples"],
-    *,
-    weights: Float[Array, " examples"] | None = None,
-    where: Bool[Array, " examples"] | None = None,
-    num_bins: int = 15,
-    from_logits: bool = False,
-) -> Float[Array, ""]:
-    """Top-label expected calibration error over bins of equal weight.
-
-    `sum_b |sum_{i in b} w_i (conf_i - correct_i)| / sum_i w_i` over `equal_mass_bins`. Condition:
-    top-label. For other norms, debiasing and classes, give `equal_mass_bins` to the functions of
-    bins.
-
-    Args:
-        probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
-        weights: non-negative weight of each example; 1 by default.
-        where: examples that count; all by default.
-        num_bins: number of bins.
-        from_logits: whether `probs` holds logits or log probabilities.
-
-    Returns:
-        The error, in [0, 1]; biased upward on few examples; NaN where nothing counts.
-
-    Raises:
-        ValueError: if `num_bins` is less than 1.
-
-    Example:
-        >>> probs = jnp.array([[0.25, 0.75], [0.5, 0.5]])
-        >>> equal_mass_calibration_error(probs, jnp.array([1, 0]), num_bins=2)
-        Array(0.375, dtype=float32)
-
-    References:
-        Nixon et al., Measuring Calibration in Deep Learning, 2019.
-    """
-    confidence, correct = top_label(probs, labels, from_logits=from_logits)
-    bins = equal_mass_bins(confidence, correct, weights=weights, where=where, num_bins=num_bins)
-    return binned_calibration_error(bins)

@@ -1,80 +1,39 @@
-"""Calibration errors: by how much probabilities and frequencies differ, over bins.
+"""Calibration errors of bins: by how much probabilities and frequencies differ.
 
-Calibration means one of three things, and every function names the one it measures, with `F` the
-predicted probabilities and `Y` the class: **top-label**, `P(Y = yhat | max F = p) = p`;
-**classwise**, `P(Y = c | F_c = p) = p` for every class `c`; **canonical**,
-`P(Y = c | F = f) = f_c`, which implies both. Proper scores hold for the whole of `F`.
-
-Arguments and empty cases are those of the scores (see `scores`).
+The bins say which condition is measured (see `binning`), and these functions in which norm, plain
+or without what chance adds. `expected_calibration_error` is what most look for, from probabilities
+at once.
 """
 
-import jax
+from typing import Literal
+
 import jax.numpy as jnp
+from jax.scipy.stats import norm as normal
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._numerics import example_weights
-from calmoe_jax.calibration._inputs import class_labels, probabilities
-from calmoe_jax.calibration.metrics.binning import (
-    ReliabilityBins,
-    binned_calibration_error,
-    debiased_binned_calibration_error,
-    debiased_squared_binned_calibration_error,
-    reliability_bins,
-)
+from calmoe_jax._checks import check_choice
+from calmoe_jax._numerics import example_weights, safe_divide
+from calmoe_jax.calibration.metrics.binning import ReliabilityBins, reliability_bins
 from calmoe_jax.calibration.metrics.scores import top_label, total_weight
 
-_Probs = Float[Array, "examples classes"]
-_Labels = Int[Array, " examples"]
-_Weights = Float[Array, " examples"] | None
-_Where = Bool[Array, " examples"] | None
-
-
-def top_label_bins(
-    probs: _Probs,
-    labels: _Labels,
-    *,
-    weights: _Weights = None,
-    where: _Where = None,
-    num_bins: int = 15,
-    from_logits: bool = False,
-) -> ReliabilityBins:
-    """Reliability sums of the predicted class: confidence against being right, by bin.
-
-    Args:
-        probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
-        weights: non-negative weight of each example; 1 by default.
-        where: examples that count; all by default.
-        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
-        from_logits: whether `probs` holds logits or log probabilities.
-
-    Returns:
-        The sums of each bin (see `reliability_bins`).
-
-    Raises:
-        ValueError: if `num_bins` is less than 1.
-
-    Example:
-        >>> top_label_bins(jnp.array([[0.25, 0.75]]), jnp.array([0]), num_bins=2).residual
-        Array([0.  , 0.75], dtype=float32)
-    """
-    confidence, correct = top_label(probs, labels, from_logits=from_logits)
-    return reliability_bins(confidence, correct, weights=weights, where=where, num_bins=num_bins)
+# An effective number of examples this little above 1 says nothing of their spread.
+_LEAST_SPREAD = 1e-3
 
 
 def expected_calibration_error(
-    probs: _Probs,
-    labels: _Labels,
+    probs: Float[Array, "examples classes"],
+    labels: Int[Array, " examples"],
     *,
-    weights: _Weights = None,
-    where: _Where = None,
+    weights: Float[Array, " examples"] | None = None,
+    where: Bool[Array, " examples"] | None = None,
     num_bins: int = 15,
     from_logits: bool = False,
 ) -> Float[Array, ""]:
     """Top-label expected calibration error over equal-width bins.
 
     `sum_b |sum_{i in b} w_i (conf_i - correct_i)| / sum_i w_i`. Condition: top-label (confidence
-    calibration): `P(Y = yhat | max F = p) = p`.
+    calibration): `P(Y = yhat | max F = p) = p`. The same as
+    `calibration_error(top_label_bins(probs, labels))`, without the sums that it does not need.
 
     Args:
         probs: class probabilities (or logits, with `from_logits`).
@@ -105,295 +64,133 @@ def expected_calibration_error(
     return jnp.sum(jnp.abs(bins.residual)) / total_weight(weight, weights, where)
 
 
-def root_mean_square_calibration_error(
-    probs: _Probs,
-    labels: _Labels,
-    *,
-    weights: _Weights = None,
-    where: _Where = None,
-    num_bins: int = 15,
-    from_logits: bool = False,
-) -> Float[Array, ""]:
-    """Top-label root mean square calibration error over equal-width bins.
+def calibration_error(
+    bins: ReliabilityBins, *, norm: Literal["l1", "l2", "max"] = "l1"
+) -> Float[Array, "*batch"]:
+    """Calibration error of binned sums, in a norm over the bins (ECE, RMSCE, MCE).
 
-    `sqrt(sum_b s_b g_b^2)` with the share `s_b` of the weight and the mean gap `g_b` (confidence
-    minus correctness) of each bin. Condition: top-label.
+    With the gap `g_b = residual_b / weight_b` and the share `s_b = weight_b / sum_b weight_b` of
+    each bin: `sum_b s_b |g_b|` for `l1` (expected), `sqrt(sum_b s_b g_b^2)` for `l2` (root mean
+    square), `max_b |g_b|` over the bins that hold weight for `max` (maximum calibration error).
+    Condition: that of the pairs that were binned (top-label, or of one class).
 
     Args:
-        probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
-        weights: non-negative weight of each example; 1 by default.
-        where: examples that count; all by default.
-        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
-        from_logits: whether `probs` holds logits or log probabilities.
+        bins: sums of each bin (`top_label_bins`, `classwise_bins`, `equal_mass_bins`,
+            `expert_bins`, ...); leading axes are a batch.
+        norm: which norm; static.
 
     Returns:
-        The error, in [0, 1], at least the expected one; biased upward on few examples; NaN where
-        nothing counts.
+        The error, in [0, 1], with `l1 <= l2 <= max`; biased upward on few examples, and one
+        example alone in a bin may decide `max`. NaN where the bins hold no weight. Where all gaps
+        are 0 the gradient of `l2` is 0.
 
     Raises:
-        ValueError: if `num_bins` is less than 1.
+        ValueError: if `norm` is none of the three.
 
     Example:
-        >>> root_mean_square_calibration_error(jnp.array([[0.25, 0.75]]), jnp.array([1]))
+        >>> bins = reliability_bins(jnp.array([0.25, 0.75]), jnp.array([0.0, 1.0]))
+        >>> cm.calibration.calibration_error(bins, norm="max")
         Array(0.25, dtype=float32)
+
+    References:
+        Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, 2015 (`l1`
+        and `max`); Kumar, Liang, Ma, Verified Uncertainty Calibration, 2019 (`l2`).
+    """
+    check_choice("norm", norm, ("l1", "l2", "max"))
+    total = jnp.sum(bins.weight, axis=-1)
+    if norm == "l1":
+        return jnp.sum(jnp.abs(bins.residual), axis=-1) / total
+    gap = safe_divide(bins.residual, bins.weight)
+    if norm == "max":
+        # max over bins loses NaN on some backends, and no weight must not give 0
+        return jnp.where(total > 0, jnp.max(jnp.abs(gap), axis=-1), jnp.nan)
+    square = jnp.sum(gap * bins.residual, axis=-1) / total
+    zero = square == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
+
+
+def debiased_calibration_error(bins: ReliabilityBins) -> Float[Array, "*batch"]:
+    """Calibration error (L1) of binned sums, less an estimate of what chance adds to it.
+
+    The gap `g` of a bin is its true gap plus noise, and noise raises `|g|`. With the noise taken
+    as normal of the estimated standard deviation `s`, redrawing it around `g` would raise `|g|`
+    by `E|g + s Z| - |g|`, in closed form
+    `2 (s phi(g / s) - |g| Phi(-|g| / s))`; this much is subtracted in every bin. The variance is
+    that of the weighted residuals about their mean, with `n / (n - 1)` for the effective number
+    of examples `n = (sum w)^2 / sum w^2` of the bin.
+
+    Condition: that of the pairs that were binned. Bias: in units of `s` and per bin .47 where the
+    bin is calibrated (.80 before), .09 where the true gap is half of `s`, at most .07 below for
+    larger ones: no estimator is unbiased, as `|g|` has a kink.
+
+    Args:
+        bins: sums of each bin; leading axes are a batch.
+
+    Returns:
+        The error, below the plain one; it may be negative, since clipping would bring bias back.
+        A bin with one example (effectively) cannot tell error from noise and adds 0. NaN where
+        the bins hold no weight.
+
+    Example:
+        >>> bins = reliability_bins(jnp.full(4, 0.5), jnp.array([1.0, 1.0, 1.0, 0.0]))
+        >>> debiased_calibration_error(bins).round(3)
+        Array(0.208, dtype=float32)
+
+    References:
+        Kumar, Liang, Ma, Verified Uncertainty Calibration, 2019 (debiasing by redrawn labels,
+        there by simulation); Cai and Low, Testing Composite Hypotheses, Hermite Polynomials and
+        Optimal Estimation of a Nonsmooth Functional, 2011 (why a bias must stay).
+    """
+    gap, variance, known = _gaps(bins)
+    size = jnp.abs(gap)
+    noisy = variance > 0
+    deviation = jnp.sqrt(jnp.where(noisy, variance, 1))
+    ratio = jnp.where(noisy, size, 0) / deviation
+    excess = 2 * (deviation * normal.pdf(ratio) - size * normal.cdf(-ratio))
+    terms = jnp.where(known, size - jnp.where(noisy, excess, 0), 0)
+    return jnp.sum(bins.weight * terms, axis=-1) / jnp.sum(bins.weight, axis=-1)
+
+
+def debiased_squared_calibration_error(bins: ReliabilityBins) -> Float[Array, "*batch"]:
+    """Squared calibration error (L2) of binned sums, without what chance adds to it.
+
+    `sum_b s_b (g_b^2 - v_b)` with the share `s_b`, the gap `g_b` and the estimated variance `v_b`
+    of the gap of each bin (see `debiased_calibration_error`). For equal weights it is
+    unbiased for the squared gaps of bins with at least two examples; for others nearly.
+    Condition: that of the pairs that were binned.
+
+    Kumar, Liang and Ma subtract the variance of the outcomes in place of that of the residuals:
+    the same where all confidences of a bin are equal, else slightly more.
+
+    Args:
+        bins: sums of each bin; leading axes are a batch.
+
+    Returns:
+        The squared error, at most 1; it may be negative, as an unbiased estimate of 0 must. A bin
+        with one example (effectively) adds 0. NaN where the bins hold no weight.
+
+    Example:
+        >>> bins = reliability_bins(jnp.full(4, 0.5), jnp.array([1.0, 1.0, 1.0, 0.0]))
+        >>> debiased_squared_calibration_error(bins)
+        Array(0., dtype=float32)
 
     References:
         Kumar, Liang, Ma, Verified Uncertainty Calibration, 2019.
     """
-    bins = top_label_bins(
-        probs, labels, weights=weights, where=where, num_bins=num_bins, from_logits=from_logits
-    )
-    return binned_calibration_error(bins, norm="l2")
+    gap, variance, known = _gaps(bins)
+    terms = jnp.where(known, jnp.square(gap) - variance, 0)
+    return jnp.sum(bins.weight * terms, axis=-1) / jnp.sum(bins.weight, axis=-1)
 
 
-def maximum_calibration_error(
-    probs: _Probs,
-    labels: _Labels,
-    *,
-    weights: _Weights = None,
-    where: _Where = None,
-    num_bins: int = 15,
-    from_logits: bool = False,
-) -> Float[Array, ""]:
-    """Top-label maximum calibration error over equal-width bins.
-
-    `max_b |g_b|` over the bins that hold weight. Condition: top-label. One example alone in a bin
-    may decide it.
-
-    Args:
-        probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
-        weights: non-negative weight of each example; 1 by default.
-        where: examples that count; all by default.
-        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
-        from_logits: whether `probs` holds logits or log probabilities.
-
-    Returns:
-        The error, in [0, 1], at least the root mean square one; biased upward on few examples;
-        NaN where nothing counts.
-
-    Raises:
-        ValueError: if `num_bins` is less than 1.
-
-    Example:
-        >>> maximum_calibration_error(jnp.array([[0.25, 0.75]]), jnp.array([1]))
-        Array(0.25, dtype=float32)
-
-    References:
-        Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, 2015.
-    """
-    bins = top_label_bins(
-        probs, labels, weights=weights, where=where, num_bins=num_bins, from_logits=from_logits
-    )
-    return binned_calibration_error(bins, norm="max")
-
-
-def debiased_calibration_error(
-    probs: _Probs,
-    labels: _Labels,
-    *,
-    weights: _Weights = None,
-    where: _Where = None,
-    num_bins: int = 15,
-    from_logits: bool = False,
-) -> Float[Array, ""]:
-    """Top-label expected calibration error (L1), less an estimate of what chance adds to it.
-
-    Condition: top-label. Estimator and bias: see `debiased_binned_calibration_error`.
-
-    Args:
-        probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
-        weights: non-negative weight of each example; 1 by default.
-        where: examples that count; all by default.
-        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
-        from_logits: whether `probs` holds logits or log probabilities.
-
-    Returns:
-        The error, below the plain one; it may be negative; NaN where nothing counts.
-
-    Raises:
-        ValueError: if `num_bins` is less than 1.
-
-    Example:
-        >>> probs = jnp.tile(jnp.array([0.75, 0.25]), (4, 1))
-        >>> round(float(debiased_calibration_error(probs, jnp.array([0, 1, 1, 0]))), 3)
-        0.188
-
-    References:
-        Kumar, Liang, Ma, Verified Uncertainty Calibration, 2019.
-    """
-    bins = top_label_bins(
-        probs, labels, weights=weights, where=where, num_bins=num_bins, from_logits=from_logits
-    )
-    return debiased_binned_calibration_error(bins)
-
-
-def debiased_squared_calibration_error(
-    probs: _Probs,
-    labels: _Labels,
-    *,
-    weights: _Weights = None,
-    where: _Where = None,
-    num_bins: int = 15,
-    from_logits: bool = False,
-) -> Float[Array, ""]:
-    """Top-label squared calibration error (L2), without what chance adds to it.
-
-    Condition: top-label. Estimator: see `debiased_squared_binned_calibration_error`.
-
-    Args:
-        probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
-        weights: non-negative weight of each example; 1 by default.
-        where: examples that count; all by default.
-        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
-        from_logits: whether `probs` holds logits or log probabilities.
-
-    Returns:
-        The squared error, at most 1, and negative by chance where the truth is near 0; NaN where
-        nothing counts.
-
-    Raises:
-        ValueError: if `num_bins` is less than 1.
-
-    Example:
-        >>> probs = jnp.tile(jnp.array([0.75, 0.25]), (4, 1))
-        >>> debiased_squared_calibration_error(probs, jnp.array([0, 1, 1, 1]))
-        Array(0.1875, dtype=float32)
-
-    References:
-        Kumar, Liang, Ma, Verified Uncertainty Calibration, 2019.
-    """
-    bins = top_label_bins(
-        probs, labels, weights=weights, where=where, num_bins=num_bins, from_logits=from_logits
-    )
-    return debiased_squared_binned_calibration_error(bins)
-
-
-def classwise_bins(
-    probs: _Probs,
-    labels: _Labels,
-    *,
-    weights: _Weights = None,
-    where: _Where = None,
-    num_bins: int = 15,
-    from_logits: bool = False,
-) -> ReliabilityBins:
-    """Reliability sums of each class's probability against being of that class.
-
-    Every function of bins takes them and gives a value for each class, for example
-    `debiased_binned_calibration_error`. Condition: classwise.
-
-    Args:
-        probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
-        weights: non-negative weight of each example; 1 by default.
-        where: examples that count; all by default.
-        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
-        from_logits: whether `probs` holds logits or log probabilities.
-
-    Returns:
-        Sums `[classes, bins]` (see `reliability_bins`).
-
-    Raises:
-        ValueError: if `num_bins` is less than 1.
-
-    Example:
-        >>> classwise_bins(jnp.array([[0.25, 0.75]]), jnp.array([0]), num_bins=2).residual
-        Array([[-0.75,  0.  ],
-               [ 0.  ,  0.75]], dtype=float32)
-
-    References:
-        Kull et al., Beyond Temperature Scaling, 2019.
-    """
-    labels = class_labels(labels)
-    probs = probabilities(probs, from_logits=from_logits)
-    outside = (labels < 0) | (labels >= probs.shape[-1])
-    probs = jnp.where(outside[:, None], jnp.nan, probs)
-
-    def one_class(column: Float[Array, " examples"], label: Int[Array, ""]) -> ReliabilityBins:
-        return reliability_bins(
-            column, labels == label, weights=weights, where=where, num_bins=num_bins
-        )
-
-    return jax.vmap(one_class, in_axes=(1, 0))(probs, jnp.arange(probs.shape[-1]))
-
-
-def classwise_calibration_errors(
-    probs: _Probs,
-    labels: _Labels,
-    *,
-    weights: _Weights = None,
-    where: _Where = None,
-    num_bins: int = 15,
-    from_logits: bool = False,
-) -> Float[Array, " classes"]:
-    """Expected calibration error of each class's probability against being of that class.
-
-    Condition: classwise: `P(Y = c | F_c = p) = p`.
-
-    Args:
-        probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
-        weights: non-negative weight of each example; 1 by default.
-        where: examples that count; all by default.
-        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
-        from_logits: whether `probs` holds logits or log probabilities.
-
-    Returns:
-        The error of each class, in [0, 1]; NaN where nothing counts.
-
-    Raises:
-        ValueError: if `num_bins` is less than 1.
-
-    Example:
-        >>> classwise_calibration_errors(jnp.array([[0.25, 0.75]]), jnp.array([1]))
-        Array([0.25, 0.25], dtype=float32)
-
-    References:
-        Kull et al., Beyond Temperature Scaling, 2019.
-    """
-    bins = classwise_bins(
-        probs, labels, weights=weights, where=where, num_bins=num_bins, from_logits=from_logits
-    )
-    return binned_calibration_error(bins)
-
-
-def classwise_calibration_error(
-    probs: _Probs,
-    labels: _Labels,
-    *,
-    weights: _Weights = None,
-    where: _Where = None,
-    num_bins: int = 15,
-    from_logits: bool = False,
-) -> Float[Array, ""]:
-    """Mean over the classes of `classwise_calibration_errors`. Condition: classwise.
-
-    Args:
-        probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
-        weights: non-negative weight of each example; 1 by default.
-        where: examples that count; all by default.
-        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
-        from_logits: whether `probs` holds logits or log probabilities.
-
-    Returns:
-        The mean error, in [0, 1]; NaN where nothing counts.
-
-    Raises:
-        ValueError: if `num_bins` is less than 1.
-
-    Example:
-        >>> classwise_calibration_error(jnp.array([[0.25, 0.75]]), jnp.array([1]))
-        Array(0.25, dtype=float32)
-
-    References:
-        Kull et al., Beyond Temperature Scaling, 2019.
-    """
-    errors = classwise_calibration_errors(
-        probs, labels, weights=weights, where=where, num_bins=num_bins, from_logits=from_logits
-    )
-    return jnp.mean(errors)
+def _gaps(
+    bins: ReliabilityBins,
+) -> tuple[Float[Array, "*batch bins"], Float[Array, "*batch bins"], Bool[Array, "*batch bins"]]:
+    """Gap of each bin, its estimated variance, and whether there is one (two examples or more)."""
+    gap = safe_divide(bins.residual, bins.weight)
+    square = jnp.square(bins.weight)
+    effective = safe_divide(square, bins.weight_square)
+    few = effective <= 1 + _LEAST_SPREAD
+    spread = bins.residual_square - gap * (2 * bins.weight_residual - gap * bins.weight_square)
+    correction = effective / jnp.where(few, 1, effective - 1)
+    variance = safe_divide(jnp.maximum(spread, 0), square) * correction
+    return gap, variance, ~few

@@ -1,8 +1,8 @@
 """Calibration of a mixture and of its experts, each on the examples that the router gives it.
 
 An expert is judged on its *view* of the data: every example counts for it by a view weight.
-The routing weights themselves are the routing-weighted view, `chosen_region` is the view of a
-hard-routed expert, `active_region` that of an expert among the top k.
+The routing weights themselves are the routing-weighted view, `chosen_region` of them is the view of
+a hard-routed expert; ones where they are above 0 are that of an expert among the top k.
 """
 
 from typing import NamedTuple
@@ -22,12 +22,12 @@ from calmoe_jax._numerics import (
 from calmoe_jax.calibration._inputs import probabilities
 from calmoe_jax.calibration._sums import total
 from calmoe_jax.calibration.diagrams import mean_and_error
-from calmoe_jax.calibration.metrics.binning import ReliabilityBins, binned_calibration_error
-from calmoe_jax.calibration.metrics.errors import (
-    classwise_calibration_error,
-    expected_calibration_error,
+from calmoe_jax.calibration.metrics.binning import (
+    ReliabilityBins,
+    classwise_bins,
     top_label_bins,
 )
+from calmoe_jax.calibration.metrics.errors import calibration_error, expected_calibration_error
 from calmoe_jax.mixture import mix
 
 _ExpertProbs = Float[Array, "examples experts classes"]
@@ -37,7 +37,7 @@ _Weights = Float[Array, " examples"] | None
 _Where = Bool[Array, " examples"] | None
 
 
-class ExpertErrors(NamedTuple):
+class ExpertCalibration(NamedTuple):
     """Calibration of every expert on its view of the data.
 
     Attributes:
@@ -116,25 +116,6 @@ def chosen_region(
     return jnp.where(jnp.isnan(largest)[..., None], jnp.nan, chosen)
 
 
-def active_region(
-    routing_weights: Float[Array, "*examples experts"],
-) -> Float[Array, "*examples experts"]:
-    """View weights of top-k routing: 1 for every expert with a weight above 0.
-
-    Args:
-        routing_weights: non-negative weight of each expert.
-
-    Returns:
-        Ones and zeros, at least float32; a NaN weight is NaN.
-
-    Example:
-        >>> active_region(jnp.array([[0.25, 0.75, 0.0]]))
-        Array([[1., 1., 0.]], dtype=float32)
-    """
-    weights = at_least_float32(routing_weights)
-    return jnp.where(jnp.isnan(weights), jnp.nan, (weights > 0).astype(weights.dtype))
-
-
 def expert_bins(
     expert_probs: _ExpertProbs,
     routing_weights: _Routing,
@@ -153,8 +134,8 @@ def expert_bins(
     Args:
         expert_probs: each expert's class probabilities (or logits, with `from_logits`).
         routing_weights: view weight of each example for each expert, non-negative: the routing
-            weights, `chosen_region` or `active_region` of them. `routing_weights(routing, ...)`
-            writes a top-k routing in this form.
+            weights, or `chosen_region` of them. `routing_weights(routing, ...)` writes a top-k
+            routing in this form.
         labels: class of each example, in `[0, classes)`.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
@@ -162,7 +143,7 @@ def expert_bins(
         from_logits: whether `expert_probs` holds logits or log probabilities.
 
     Returns:
-        The sums with a leading axis of experts, ready for `binned_calibration_error` and
+        The sums with a leading axis of experts, ready for `calibration_error` and
         `reliability_curve`; sums of parts of the data add up. An expert may be NaN where its view
         weight is 0: it need not have been computed there. A negative view weight becomes NaN.
 
@@ -187,7 +168,7 @@ def expert_bins(
     return jax.vmap(of_expert, in_axes=1)(expert_probs, view)
 
 
-def expert_calibration_errors(
+def expert_calibration(
     expert_probs: _ExpertProbs,
     routing_weights: _Routing,
     labels: _Labels,
@@ -196,7 +177,7 @@ def expert_calibration_errors(
     where: _Where = None,
     num_bins: int = 15,
     from_logits: bool = False,
-) -> ExpertErrors:
+) -> ExpertCalibration:
     """Calibration error of every expert on its routing-weighted view.
 
     The metric of each expert with the gate's weights as example weights, `w r_k`. This is the
@@ -207,7 +188,10 @@ def expert_calibration_errors(
     Args:
         expert_probs: each expert's class probabilities (or logits, with `from_logits`).
         routing_weights: view weight of each example for each expert, non-negative; rows need not
-            sum to one. `active_region(r)` gives every expert's error where it is among the top k.
+            sum to one. With `chosen_region` of them every expert is judged on its own region,
+            where its weight is the largest: the condition under which a hard-routed mixture is
+            calibrated, and stays so under every shift that keeps the labels' law at each expert
+            and confidence.
         labels: class of each example, in `[0, classes)`.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
@@ -215,15 +199,15 @@ def expert_calibration_errors(
         from_logits: whether `expert_probs` holds logits or log probabilities.
 
     Returns:
-        An `ExpertErrors`. An expert without load has load 0 and NaN errors. Where nothing counts
-        all is NaN. An expert may be NaN where its weight is 0.
+        An `ExpertCalibration`. An expert without load has load 0 and NaN errors. Where nothing
+        counts all is NaN. An expert may be NaN where its weight is 0.
 
     Raises:
         ValueError: if `num_bins` is less than 1.
 
     Example:
         >>> probs = jnp.array([[[0.25, 0.75], [0.5, 0.5]]])
-        >>> expert_calibration_errors(probs, jnp.array([[1.0, 0.0]]), jnp.array([1])).top_label
+        >>> expert_calibration(probs, jnp.array([[1.0, 0.0]]), jnp.array([1])).top_label
         Array([0.25,  nan], dtype=float32)
 
     References:
@@ -243,71 +227,21 @@ def expert_calibration_errors(
     def by_class(
         probs: Float[Array, "examples classes"], weight: Float[Array, " examples"]
     ) -> Float[Array, ""]:
-        return classwise_calibration_error(
+        bins = classwise_bins(
             probs, labels, weights=weight, num_bins=num_bins, from_logits=from_logits
         )
+        return jnp.mean(calibration_error(bins))
 
     load = jax.vmap(total, in_axes=1)(view)
     share = view / jnp.where(load == 0, 1, load)[None]  # squares of small weights underflow
     held = total(example_weights(labels.shape, weights, where, view.dtype))
     effective = safe_divide(jnp.ones_like(load), jnp.sum(jnp.square(share), axis=0))
-    return ExpertErrors(
-        top_label=binned_calibration_error(bins),
+    return ExpertCalibration(
+        top_label=calibration_error(bins),
         classwise=jax.vmap(by_class, in_axes=1)(expert_probs, view),
         gap=jnp.sum(bins.residual, axis=-1) / load,
         load=load / held,
         effective_examples=jnp.where(held == 0, jnp.nan, effective),
-    )
-
-
-def expert_region_calibration_errors(
-    expert_probs: _ExpertProbs,
-    routing_weights: _Routing,
-    labels: _Labels,
-    *,
-    weights: _Weights = None,
-    where: _Where = None,
-    num_bins: int = 15,
-    from_logits: bool = False,
-) -> ExpertErrors:
-    """Calibration error of every expert on its own region: where its weight is the largest.
-
-    The condition under which a hard-routed mixture is calibrated, and stays so under every shift
-    that keeps the labels' law at each expert and confidence. For hard routing it is the
-    routing-weighted view.
-
-    Args:
-        expert_probs: each expert's class probabilities (or logits, with `from_logits`).
-        routing_weights: non-negative weight of each expert; ties go to the lower expert.
-        labels: class of each example, in `[0, classes)`.
-        weights: non-negative weight of each example; 1 by default.
-        where: examples that count; all by default.
-        num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
-        from_logits: whether `expert_probs` holds logits or log probabilities.
-
-    Returns:
-        An `ExpertErrors`; the loads are shares of the examples, and sum to one where every
-        example has a weight above 0. An expert with no region has load 0 and NaN errors.
-
-    Raises:
-        ValueError: if `num_bins` is less than 1.
-
-    Example:
-        >>> probs = jnp.array([[[0.25, 0.75], [0.5, 0.5]]])
-        >>> expert_region_calibration_errors(probs, jnp.array([[0.6, 0.4]]), jnp.array([1])).load
-        Array([1., 0.], dtype=float32)
-
-    References:
-        Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
-    """
-    return expert_calibration_errors(
-        expert_probs,
-        chosen_region(routing_weights),
-        labels,
-        weights=weights,
-        where=where,
-        num_bins=num_bins,
-        from_logits=from_logits,
     )
 
 
@@ -342,7 +276,7 @@ def mixture_calibration(
         nothing counts all is NaN. A row of routing weights that does not sum to one is NaN if it
         counts. An expert may be NaN where its weight is 0. Binned errors are biased upwards, the
         experts' more than the aggregate's, since they have fewer examples
-        (`expert_calibration_errors(...).effective_examples`).
+        (`expert_calibration(...).effective_examples`).
 
     Raises:
         ValueError: if `num_bins` is less than 1.
@@ -362,7 +296,7 @@ def mixture_calibration(
     if min(jnp.finfo(x.dtype).bits for x in (expert_probs, routing_weights)) < 32:
         # sums that are right in the coarser dtype are off by more than float32 allows
         aggregate = aggregate / jnp.sum(aggregate, axis=-1, keepdims=True)
-    experts = expert_calibration_errors(
+    experts = expert_calibration(
         expert_probs,
         routing,
         labels,
@@ -374,9 +308,8 @@ def mixture_calibration(
     top_label = expected_calibration_error(
         aggregate, labels, weights=weights, where=where, num_bins=num_bins
     )
-    by_class = classwise_calibration_error(
-        aggregate, labels, weights=weights, where=where, num_bins=num_bins
-    )
+    bins = classwise_bins(aggregate, labels, weights=weights, where=where, num_bins=num_bins)
+    by_class = jnp.mean(calibration_error(bins))
     weight = example_weights(labels.shape, weights, where, routing.dtype)
     return MixtureCalibration(
         top_label=_against_experts(top_label, experts.top_label, experts.load),

@@ -15,7 +15,7 @@ from calmoe_jax.calibration._inputs import class_labels, event, probabilities
 _BLOCK = 256
 
 
-class KernelCalibrationTest(NamedTuple):
+class KernelTest(NamedTuple):
     """A kernel test of calibration.
 
     Attributes:
@@ -146,7 +146,7 @@ def squared_kernel_calibration_error(
     return _unbiased(probs, class_labels(labels)[None, :], weight, bandwidth)[0]
 
 
-def kernel_calibration_test(
+def kernel_test(
     key: jax.Array,
     probs: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
@@ -156,7 +156,7 @@ def kernel_calibration_test(
     weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
     from_logits: bool = False,
-) -> KernelCalibrationTest:
+) -> KernelTest:
     """Tests whether a forecast is calibrated, by the squared kernel calibration error.
 
     The hypothesis: the examples are independent, and each label is drawn from its own forecast.
@@ -188,7 +188,7 @@ def kernel_calibration_test(
     Example:
         >>> probs = jnp.array([[0.9, 0.1]] * 40)
         >>> right = jnp.arange(40) % 2
-        >>> kernel_calibration_test(jax.random.key(0), probs, right).p_value
+        >>> kernel_test(jax.random.key(0), probs, right).p_value
         Array(0.005, dtype=float32)
 
     References:
@@ -209,7 +209,7 @@ def kernel_calibration_test(
     observed = statistics[0]
     p_value = (1 + jnp.sum(statistics[1:] >= observed)) / (1 + num_replicates)
     p_value = jnp.where(jnp.isnan(observed), jnp.nan, p_value).astype(observed.dtype)
-    return KernelCalibrationTest(observed, p_value)
+    return KernelTest(observed, p_value)
 
 
 def _counted(

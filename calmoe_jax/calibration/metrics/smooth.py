@@ -204,7 +204,7 @@ def _spread(
     return left[1:].at[0].add(left[0]) + right[:-1].at[-1].add(right[-1])
 
 
-def soft_binned_calibration_error(
+def soft_binned_error(
     confidence: Float[Array, " examples"],
     outcome: Float[Array, " examples"] | Bool[Array, " examples"],
     *,
@@ -239,7 +239,7 @@ def soft_binned_calibration_error(
         ValueError: if `num_bins` is less than 1 or `bin_temperature` is not above 0.
 
     Example:
-        >>> soft_binned_calibration_error(jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0]))
+        >>> soft_binned_error(jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0]))
         Array(0., dtype=float32)
 
     References:

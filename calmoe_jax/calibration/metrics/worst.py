@@ -8,14 +8,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, is_concrete_number
 from calmoe_jax._numerics import example_weights, safe_divide
-from calmoe_jax.calibration.metrics.binning import (
-    ReliabilityBins,
-    binned_calibration_error,
-    reliability_bins,
-)
-from calmoe_jax.calibration.metrics.scores import (
-    top_label,
-)
+from calmoe_jax.calibration.metrics.binning import ReliabilityBins, reliability_bins
+from calmoe_jax.calibration.metrics.errors import calibration_error
+from calmoe_jax.calibration.metrics.scores import top_label
 
 
 class WorstGroup(NamedTuple):
@@ -44,7 +39,7 @@ class WorstReweighting(NamedTuple):
     density: Float[Array, "*batch bins"]
 
 
-def worst_group_calibration_error(
+def worst_group(
     probs: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
     groups: Int[Array, " examples"],
@@ -81,7 +76,7 @@ def worst_group_calibration_error(
 
     Example:
         >>> probs = jnp.array([[0.75, 0.25], [0.75, 0.25]])
-        >>> worst = worst_group_calibration_error(
+        >>> worst = worst_group(
         ...     probs, jnp.array([0, 1]), jnp.array([0, 1]), num_groups=3
         ... )
         >>> worst.value, worst.group
@@ -101,7 +96,7 @@ def worst_group_calibration_error(
         bins = reliability_bins(
             confidence, correct, weights=weight, where=groups == group, num_bins=num_bins
         )
-        return binned_calibration_error(bins), jnp.sum(jnp.where(groups == group, weight, 0))
+        return calibration_error(bins), jnp.sum(jnp.where(groups == group, weight, 0))
 
     # one by one: side by side the masks would take memory of examples times groups
     errors, held = jax.lax.map(one_group, jnp.arange(num_groups))
@@ -116,7 +111,7 @@ def worst_group_calibration_error(
     )
 
 
-def worst_reweighting_calibration_error(
+def worst_reweighting(
     bins: ReliabilityBins, *, alpha: float | Float[Array, ""]
 ) -> WorstReweighting:
     """The largest calibration error under any reweighting of the bins with density at most 1/alpha.
@@ -141,7 +136,7 @@ def worst_reweighting_calibration_error(
 
     Example:
         >>> bins = reliability_bins(jnp.array([0.25, 0.75]), jnp.array([0.0, 0.0]), num_bins=2)
-        >>> worst_reweighting_calibration_error(bins, alpha=0.5)
+        >>> worst_reweighting(bins, alpha=0.5)
         WorstReweighting(value=Array(0.75, dtype=float32), density=Array([0., 2.], dtype=float32))
 
     References:

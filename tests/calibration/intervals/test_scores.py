@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import references
 import scipy.stats
-
-import calmoe_jax as cm
-from calmoe_jax.calibration.intervals.bootstrap import bootstrap_counts
 from calmoe_jax.calibration.intervals.scores import (
     Interval,
     mean_interval,
@@ -19,6 +16,9 @@ from calmoe_jax.calibration.intervals.scores import (
     score_intervals,
     statistic_interval,
 )
+
+import calmoe_jax as cm
+from calmoe_jax.calibration.intervals.bootstrap import bootstrap_counts
 
 KEY = jax.random.key(7)
 STATIC = ("num_clusters", "level", "num_replicates")

@@ -1,9 +1,9 @@
-"""Bootstrap intervals of scores, of their differences between two models, and of any statistic.
+"""Bootstrap intervals of means, scores, differences between two models, and any smooth statistic.
 
 Honest for what is a mean or a smooth function of means: accuracy, NLL, Brier score, signed gap,
 and differences of each. Not for calibration errors: they are biased upward, and replicates twice;
-`calibration_error_interval` inverts a test for those that are binned, and no honest interval is
-known for the maximum and the smooth calibration error (compare the latter with its null level).
+`calibration_error` inverts a test for those that are binned, and no honest interval is known for
+the maximum and the smooth calibration error (compare the latter with its null level).
 """
 
 from collections.abc import Callable
@@ -15,16 +15,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import at_least_float32, example_weights, safe_divide
+from calmoe_jax.calibration.intervals._interval import Interval, check_level, corrected
 from calmoe_jax.calibration.intervals.bootstrap import (
     bootstrap_counts,
     bootstrap_sums,
     cluster_sums,
 )
-from calmoe_jax.calibration.metrics.scores import (
-    log_losses,
-    squared_distances,
-    top_label,
-)
+from calmoe_jax.calibration.metrics.scores import log_losses, squared_distances, top_label
 
 # Independent examples are dealt at random into so many groups: as valid, and less to draw.
 _MOST_CLUSTERS = 1000
@@ -34,20 +31,6 @@ _Labels = Int[Array, " examples"]
 _Weights = Float[Array, " examples"] | None
 _Where = Bool[Array, " examples"] | None
 _Clusters = Int[Array, " examples"] | None
-
-
-class Interval(NamedTuple):
-    """A value, and the ends of an interval that covers its truth.
-
-    Attributes:
-        value: the value on these data.
-        low: lower end; NaN where the data do not tell how far the value could be off.
-        high: upper end; NaN with the lower one.
-    """
-
-    value: Float[Array, "*batch"]
-    low: Float[Array, "*batch"]
-    high: Float[Array, "*batch"]
 
 
 class ScoreIntervals(NamedTuple):
@@ -66,13 +49,7 @@ class ScoreIntervals(NamedTuple):
     confidence_gap: Interval
 
 
-def check_level(level: float) -> None:
-    """Raises `ValueError` unless the level of an interval is inside (0, 1)."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), got level={level}.")
-
-
-def mean_interval(
+def mean(
     key: jax.Array,
     values: Float[Array, " examples"],
     *,
@@ -109,7 +86,7 @@ def mean_interval(
             given.
 
     Example:
-        >>> interval = mean_interval(jax.random.key(0), jnp.arange(100.0))
+        >>> interval = cm.calibration.intervals.mean(jax.random.key(0), jnp.arange(100.0))
         >>> interval.value
         Array(49.5, dtype=float32)
         >>> bool(40 < interval.low < 45) and bool(54 < interval.high < 59)
@@ -119,13 +96,13 @@ def mean_interval(
         Efron, Better Bootstrap Confidence Intervals, 1987; Hesterberg, What Teachers Should Know
         About the Bootstrap, 2015, for few clusters.
     """
-    table = _mean_intervals(
+    table = _intervals_of_means(
         key, values[:, None], weights, where, clusters, num_clusters, level, num_replicates
     )
     return Interval(*(end[0] for end in table))
 
 
-def score_intervals(
+def scores(
     key: jax.Array,
     probs: _Probs,
     labels: _Labels,
@@ -146,34 +123,34 @@ def score_intervals(
         labels: class of each example, in `[0, classes)`.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
-        clusters: cluster of each example (see `mean_interval`).
+        clusters: cluster of each example (see `mean`).
         num_clusters: number of clusters; static.
         from_logits: whether `probs` holds logits or log probabilities.
         level: share of data sets on which an interval should cover the truth, in (0, 1).
         num_replicates: number of replicates, at least 1.
 
     Returns:
-        An interval for each score; see the scores and `mean_interval` for empty and invalid cases.
+        An interval for each score; see the scores and `mean` for empty and invalid cases.
         With a handful of errors (or of right answers) those of accuracy are too short.
 
     Raises:
-        ValueError: as `mean_interval`.
+        ValueError: as `mean`.
 
     Example:
         >>> probs = jnp.tile(jnp.array([[0.75, 0.25]]), (64, 1))
         >>> labels = (jnp.arange(64) % 4 == 0).astype(jnp.int32)
-        >>> gap = score_intervals(jax.random.key(0), probs, labels).confidence_gap
-        >>> bool(gap.low < 0 < gap.high)
+        >>> found = cm.calibration.intervals.scores(jax.random.key(0), probs, labels)
+        >>> bool(found.confidence_gap.low < 0 < found.confidence_gap.high)
         True
     """
     scores = _scores(probs, labels, from_logits)
-    table = _mean_intervals(
+    table = _intervals_of_means(
         key, scores, weights, where, clusters, num_clusters, level, num_replicates
     )
     return _named(table)
 
 
-def score_difference_intervals(
+def score_differences(
     key: jax.Array,
     first: _Probs,
     second: _Probs,
@@ -198,7 +175,7 @@ def score_difference_intervals(
         labels: class of each example, in `[0, classes)`.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
-        clusters: cluster of each example (see `mean_interval`).
+        clusters: cluster of each example (see `mean`).
         num_clusters: number of clusters; static.
         from_logits: whether the predictions are logits or log probabilities.
         level: share of data sets on which an interval should cover the truth, in (0, 1).
@@ -209,23 +186,23 @@ def score_difference_intervals(
         which one is infinite on an example of both.
 
     Raises:
-        ValueError: as `mean_interval`.
+        ValueError: as `mean`.
 
     Example:
         >>> sure, unsure = jnp.array([[0.75, 0.25]] * 9), jnp.array([[0.5, 0.5]] * 9)
         >>> labels = jnp.array([0, 0, 1] * 3)
-        >>> better = score_difference_intervals(jax.random.key(0), sure, unsure, labels)
+        >>> better = score_differences(jax.random.key(0), sure, unsure, labels)
         >>> better.accuracy.value, better.confidence_gap.value
         (Array(0., dtype=float32), Array(0.25, dtype=float32))
     """
     scores = _scores(first, labels, from_logits) - _scores(second, labels, from_logits)
-    table = _mean_intervals(
+    table = _intervals_of_means(
         key, scores, weights, where, clusters, num_clusters, level, num_replicates
     )
     return _named(table)
 
 
-def statistic_interval(
+def statistic(
     key: jax.Array,
     statistic: Callable[[Float[Array, " examples"]], Float[Array, ""]],
     weights: Float[Array, " examples"],
@@ -270,7 +247,7 @@ def statistic_interval(
         >>> def spread(weights):
         ...     mean = jnp.sum(weights * x) / jnp.sum(weights)
         ...     return jnp.sqrt(jnp.sum(weights * (x - mean) ** 2) / jnp.sum(weights))
-        >>> interval = statistic_interval(jax.random.key(0), spread, jnp.ones(50))
+        >>> interval = cm.calibration.intervals.statistic(jax.random.key(0), spread, jnp.ones(50))
         >>> bool(12 < interval.low < interval.value < interval.high < 18)
         True
 
@@ -295,7 +272,7 @@ def statistic_interval(
     replicates = jax.lax.map(replicate, keys, batch_size=min(chunk_size, num_replicates))
     value = statistic(weights)
     skewness = jnp.zeros((), value.dtype)
-    return _corrected(value, replicates, skewness, jnp.sum(existing), level)
+    return corrected(value, replicates, skewness, jnp.sum(existing), level)
 
 
 def _given(clusters: _Clusters, num_clusters: int | None) -> tuple[Int[Array, " examples"], int]:
@@ -321,7 +298,7 @@ def _named(table: Interval) -> ScoreIntervals:
     return ScoreIntervals(*(Interval(*(end[i] for end in table)) for i in range(4)))
 
 
-def _mean_intervals(
+def _intervals_of_means(
     key: jax.Array,
     values: Float[Array, "examples columns"],
     weights: _Weights,
@@ -359,43 +336,6 @@ def _mean_intervals(
     def column(
         value: Float[Array, ""], replicated: Float[Array, " replicates"], skew: Float[Array, ""]
     ) -> Interval:
-        return _corrected(value, replicated, skew, number, level)
+        return corrected(value, replicated, skew, number, level)
 
     return jax.vmap(column, in_axes=(0, 1, 0))(mean, replicates, skewness)
-
-
-def _corrected(
-    value: Float[Array, ""],
-    replicates: Float[Array, " replicates"],
-    skewness: Float[Array, ""],
-    num_clusters: Int[Array, ""],
-    level: float,
-) -> Interval:
-    """Quantiles of the replicates at levels corrected for bias, skewness and few clusters."""
-    below = jnp.mean(replicates < value) + jnp.mean(replicates == value) / 2
-    bias = jax.scipy.special.ndtri(below)
-    acceleration = skewness / 6
-    ends = jax.scipy.special.ndtri(jnp.array([(1 - level) / 2, (1 + level) / 2], value.dtype))
-    shifted = bias + _student(ends, num_clusters)
-    slack = 1 - acceleration * shifted
-    moved = shifted / jnp.where(slack > 0, slack, 1)
-    # beyond its pole the correction has no more to say than that the end is far out
-    moved = jnp.where(slack > 0, moved, jnp.sign(shifted) * jnp.inf)
-    low, high = jnp.quantile(replicates, jax.scipy.special.ndtr(bias + moved))
-    valid = (num_clusters > 1) & (below > 0) & (below < 1) & jnp.isfinite(value)
-    valid &= jnp.isfinite(replicates).all()
-    return Interval(value, jnp.where(valid, low, jnp.nan), jnp.where(valid, high, jnp.nan))
-
-
-def _student(normal: Float[Array, " ends"], num_clusters: Int[Array, ""]) -> Float[Array, " ends"]:
-    """Quantiles of Student's t, and of means whose variance is divided by n, not by n - 1.
-
-    The expansion of the quantile in one over the degrees of freedom, to its third term.
-    """
-    freedom = jnp.maximum(num_clusters - 1, 1).astype(normal.dtype)
-    square = jnp.square(normal)
-    first = (square + 1) / 4
-    second = ((5 * square + 16) * square + 3) / 96
-    third = (((3 * square + 19) * square + 17) * square - 15) / 384
-    wider = 1 + (first + (second + third / freedom) / freedom) / freedom
-    return normal * wider * jnp.sqrt((freedom + 1) / freedom)

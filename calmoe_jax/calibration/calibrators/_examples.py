@@ -1,0 +1,84 @@
+"""What calibrators are fitted to: examples that count and can be fitted, in standard units."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from calmoe_jax._numerics import pick_label
+
+
+class Examples(NamedTuple):
+    """What scores are fitted to.
+
+    Attributes:
+        labels: class of each example; 0 where it does not count.
+        weight: of each example; sums to 1, or to 0 where nothing counts.
+        possible: classes that an example may have; all of them where it does not count.
+        invalid: whether something that counts cannot be fitted.
+    """
+
+    labels: Int[Array, " examples"]
+    weight: Float[Array, " examples"]
+    possible: Bool[Array, "examples classes"]
+    invalid: Bool[Array, ""]
+
+
+def examples(
+    logits: Float[Array, "examples classes"],
+    labels: Int[Array, " examples"],
+    weight: Float[Array, " examples"],
+) -> Examples:
+    """Finds what counts, what is possible and what cannot be fitted.
+
+    Args:
+        logits: logits or log probabilities; `-inf` for impossible classes.
+        labels: class of each example.
+        weight: of each example, not yet normalised.
+    """
+    total = jnp.sum(weight)
+    weight = weight / jnp.where(total == 0, 1, total)
+    counted = weight > 0
+    true = pick_label(logits, labels)
+    strange = jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1) | ~jnp.isfinite(true)
+    invalid = jnp.any(counted & strange) | jnp.isnan(total)
+    sound = counted & ~strange
+    return Examples(
+        labels=jnp.where(sound, labels, 0),
+        weight=jnp.where(sound, weight, 0),
+        possible=~jnp.isneginf(logits) | ~sound[:, None],
+        invalid=invalid,
+    )
+
+
+def standardise(
+    columns: Float[Array, "examples columns"],
+    weight: Float[Array, " examples"],
+    known: Bool[Array, "examples columns"],
+) -> tuple[Float[Array, "examples columns"], Float[Array, " columns"], Float[Array, " columns"]]:
+    """Columns of mean 0 and mean square 1, and the mean and scale that they had.
+
+    Args:
+        columns: any finite numbers where they are known.
+        weight: of each example; sums to 1.
+        known: which entries count; the others become 0.
+    """
+    weight = jnp.where(known, weight[:, None], 0)
+    total = jnp.sum(weight, axis=0)
+    total = jnp.where(total > 0, total, 1)
+    counted = weight > 0
+    # from the middle of its range a constant column is exactly 0, and nothing overflows
+    top = jnp.max(jnp.where(counted, columns, -jnp.inf), axis=0, initial=-jnp.inf)
+    bottom = jnp.min(jnp.where(counted, columns, jnp.inf), axis=0, initial=jnp.inf)
+    middle = jnp.where(jnp.isfinite(top), top / 2 + bottom / 2, 0)
+    centred = jnp.where(counted, columns - middle[None], 0)
+    shift = jnp.sum(weight * centred, axis=0) / total
+    mean = middle + shift
+    centred = jnp.where(counted, centred - shift[None], 0)
+    # the largest is taken out first, so that no square underflows
+    largest = jnp.max(jnp.abs(centred), axis=0, initial=0)
+    constant = largest <= 4 * jnp.finfo(columns.dtype).eps * jnp.abs(mean)
+    unit = jnp.where(constant, 1, largest)
+    square = jnp.sum(weight * jnp.square(centred / unit[None]), axis=0) / total
+    scale = jnp.where(constant, 1, unit * jnp.sqrt(square))
+    return jnp.where(constant[None], 0, centred / scale[None]), mean, scale
