@@ -89,7 +89,7 @@ def _check_model(config: RunConfig, task: Task) -> None:
         network = build_network(
             config.model,
             single=recipe.single,
-            input_shape=task.input_shape,
+            input_shape=task.input_spec.shape,
             num_classes=len(task.classes),
         )
         jax.eval_shape(network.init, jax.random.key(0))

@@ -88,7 +88,7 @@ def train_recipe(
     """
     train = with_defaults(model, train)
     steps = len(task.train) // min(train.batch_size, len(task.train))
-    shapes = task.input_shape, len(task.classes), len(task.train)
+    shapes = task.input_spec.shape, len(task.classes), len(task.train)
     program = _program(recipe, model, train, *shapes)
     warm_up = _program(recipe.warm_up(), model, train, *shapes)
     numbers = jnp.array(seeds, jnp.int32)
