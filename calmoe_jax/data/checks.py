@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -187,7 +188,7 @@ def _checked_leaf(leaf: Any, length: int, where: str) -> np.ndarray:
             f"{where} must hold an example for each of the {length} labels, got shape "
             f"{array.shape}."
         )
-    if jax.dtypes.issubdtype(array.dtype, np.floating):
+    if jnp.issubdtype(array.dtype, jnp.floating):
         with np.errstate(over="ignore"):  # too large for float32: reported as not finite
             array = array.astype(np.float32, copy=False)
         strange = np.flatnonzero(~np.isfinite(array).reshape(length, -1).all(axis=1))
@@ -215,8 +216,7 @@ def _as_int32(array: np.ndarray, where: str) -> np.ndarray:
 def _check_alike(split: Split, train: Split, where: Where) -> None:
     """Inputs are one tree of one shape and type in all splits."""
     ours, theirs = _arrays(split.inputs), _arrays(train.inputs)
-    same = jax.tree.structure(split.inputs) == jax.tree.structure(train.inputs)
-    if not same:
+    if len({jax.tree.structure(inputs) for inputs in (split.inputs, train.inputs)}) > 1:
         raise CorruptDataError(
             f"{where(split, 'inputs')} must hold the arrays of the training split, "
             f"{_listed(train.inputs, theirs)}, got {_listed(split.inputs, ours)}."

@@ -24,7 +24,8 @@ def from_tfds(
     data_dir: Path | None = None,
     limit: int | None = None,
 ) -> Split:
-    """Reads a split of a data set of tensorflow-datasets, with `tfds.data_source`.
+    """Reads a split of a data set of tensorflow-datasets, by random access
+    (`as_data_source`).
 
     Nothing is downloaded: the data set must have been prepared, once, in the format array_record.
     For data sets made of images or from archives that takes TensorFlow; reading does not.
@@ -46,8 +47,8 @@ def from_tfds(
     Raises:
         ValueError: for a `limit` below 1.
         MissingDataError: where tensorflow-datasets is not installed, or the data not prepared.
-        DataError: for an unknown data set, split or feature.
-        CorruptDataError: where examples differ in shape, or the split has none.
+        DataError: for an unknown data set, split or feature, or a slice without examples.
+        CorruptDataError: where examples differ in shape.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got limit={limit}.")
@@ -59,8 +60,6 @@ def from_tfds(
     source = _source(builder, split)
     where = f"data set {builder.name}, split {split}"
     count = len(source) if limit is None else min(limit, len(source))
-    if not count:
-        raise CorruptDataError(f"{where}: a split must hold examples, got 0.")
     arrays = _read(source, count, (*names, label), where)
     return Split(
         name=split if name is None else name,
@@ -83,8 +82,8 @@ def _source(builder: Any, split: str) -> Any:
         return builder.as_data_source(split)
     except (ValueError, KeyError, NotImplementedError) as error:
         raise DataError(
-            f"split must be one of {', '.join(builder.info.splits)} of {builder.name}, in the "
-            f"format array_record, got split={split!r}: {error}"
+            f"split must be one of {', '.join(builder.info.splits)} of {builder.name}, or a slice "
+            f"of one with examples, in the format array_record, got split={split!r}: {error}"
         ) from error
 
 
