@@ -66,7 +66,7 @@ def measure_seeds() -> list[Figure]:
     network = build_network(
         training.ModelConfig(),
         single=False,
-        input_shape=task.input_shape,
+        input_shape=task.input_spec.shape,
         num_classes=len(task.classes),
     )
     optimizer = optax.adamw(1e-3)

@@ -3,8 +3,9 @@
 import numpy as np
 from scipy import ndimage
 
+from calmoe_jax.data.ambiguity import ambiguous_subset
 from calmoe_jax.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from calmoe_jax.data.task import Split, Task, ambiguous_subset
+from calmoe_jax.data.task import Kind, Split, Task
 
 # Training rows that decide what looks ambiguous: enough, and the distances stay quick.
 _LOOK_ALIKES = 5000
@@ -21,7 +22,7 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
 
 def image_split(
     name: str,
-    kind: str,
+    kind: Kind,
     images: np.ndarray,
     labels: np.ndarray,
     description: str,
@@ -31,10 +32,9 @@ def image_split(
     """A split of grey images in which every image is a cluster of its own."""
     return Split(
         name=name,
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         inputs=images[..., None],
         labels=labels.astype(np.int32),
-        clusters=np.arange(len(labels), dtype=np.int32),
         description=description,
         series=series,
         position=position,
@@ -51,14 +51,13 @@ def image_task(
     shifts: tuple[Split, ...] = (),
 ) -> Task:
     """Splits the rows, corrupts the test images and finds the ambiguous ones."""
-    train, calibration, test = (
-        image_split(part, kind, images[rows[part]], labels[rows[part]], description)
-        for part, kind, description in (
-            ("train", "train", "training images"),
-            ("calibration", "calibration", "images held out from training"),
-            ("test", "id", "test images as they are"),
-        )
-    )
+
+    def part(name: str, kind: Kind, description: str) -> Split:
+        return image_split(name, kind, images[rows[name]], labels[rows[name]], description)
+
+    train = part("train", "train", "training images")
+    calibration = part("calibration", "calibration", "images held out from training")
+    test = part("test", "id", "test images as they are")
     corrupted = tuple(
         image_split(
             f"{corruption}_{severity}",

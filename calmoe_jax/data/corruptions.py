@@ -88,6 +88,10 @@ def corrupt(images: np.ndarray, name: str, severity: int) -> np.ndarray:
 
     Raises:
         ValueError: for an unknown name or severity.
+
+    Example:
+        >>> corrupt(np.full((1, 2, 2), 100, np.uint8), "contrast", 5).tolist()
+        [[[100, 100], [100, 100]]]
     """
     check_choice("name", name, CORRUPTIONS)
     if severity not in SEVERITIES:

@@ -176,7 +176,7 @@ def test_each_expert_gets_its_own_temperature(order):
 def test_records_do_not_depend_on_how_experts_are_computed(routing, monkeypatch):
     task, methods = small_task(), ("vanilla", "mocae")
     model = training.ModelConfig(width=8, depth=1, experts=3, routing=routing, k=2)
-    network = build_network(model, single=False, input_shape=task.input_shape, num_classes=3)
+    network = build_network(model, single=False, input_shape=task.input_spec.shape, num_classes=3)
     params, statistics = jax.vmap(network.init)(jax.random.split(jax.random.key(0), 2))
     state = TrainState(params, statistics, ())
     trained = training.TrainedSeeds(network, state, np.full((2, 3), 1 / 3))

@@ -89,7 +89,7 @@ def one_step(method, task):
     """Parameters before and after one step of plain gradient descent, and its gradient."""
     recipe = training.METHODS[method].recipe
     network = build_network(
-        MODEL, single=recipe.single, input_shape=task.input_shape, num_classes=3
+        MODEL, single=recipe.single, input_shape=task.input_spec.shape, num_classes=3
     )
     optimizer = optax.sgd(1.0)
     size = len(task.train)
@@ -137,7 +137,7 @@ def test_a_step_follows_the_objective_written_out(method):
 def test_chosen_experts_alone_train_as_the_masked_dense_ones(method):
     model = dataclasses.replace(MODEL, routing="top_k", k=2)
     task, recipe = small_task(), training.METHODS[method].recipe
-    network = build_network(model, single=False, input_shape=task.input_shape, num_classes=3)
+    network = build_network(model, single=False, input_shape=task.input_spec.shape, num_classes=3)
     widths = []
 
     def masked(*args, sparse, **kwargs):
@@ -162,7 +162,7 @@ def test_chosen_experts_alone_train_as_the_masked_dense_ones(method):
 
 def test_regret_is_against_all_experts():
     task, model = small_task(), dataclasses.replace(MODEL, routing="top_k", k=1)
-    network = build_network(model, single=False, input_shape=task.input_shape, num_classes=3)
+    network = build_network(model, single=False, input_shape=task.input_spec.shape, num_classes=3)
     recipe, seen = training.METHODS["robust_filtered"].recipe, []
 
     def watched(*args, sparse, **kwargs):

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from calmoe_jax.data._images import image_task
-from calmoe_jax.data.task import Task, hash_order
+from calmoe_jax.data._order import hash_order
+from calmoe_jax.data.task import Task
 
 DIGITS_SOURCE = "scikit-learn's load_digits (UCI optical digits), CC BY 4.0; Alpaydin, Kaynak"
 

@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from calmoe_jax.data import _files as files
-from calmoe_jax.data.task import Split, Task, ambiguous_subset, hash_order
+from calmoe_jax.data._order import hash_order
+from calmoe_jax.data.ambiguity import ambiguous_subset
+from calmoe_jax.data.task import Split, Task
 
 SOURCE = "Portal Project teaching database, CC0; Ernest, Brown, Valone, White; embedded"
 

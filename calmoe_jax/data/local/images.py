@@ -6,7 +6,9 @@ import numpy as np
 
 from calmoe_jax.data import _files as files
 from calmoe_jax.data._images import image_split, image_task, resize
-from calmoe_jax.data.task import CorruptDataError, Split, Task, hash_order
+from calmoe_jax.data._order import hash_order
+from calmoe_jax.data.errors import CorruptDataError
+from calmoe_jax.data.task import Split, Task
 
 DIGITS16_SOURCE = "MNIST (LeCun, Cortes, Burges), USPS (Hull 1994), optdigits (Alpaydin, Kaynak)"
 FASHION_SOURCE = "Fashion-MNIST, MIT; Xiao, Rasul, Vollgraf"

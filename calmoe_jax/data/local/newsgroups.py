@@ -20,15 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from calmoe_jax.data import _files as files
+from calmoe_jax.data._order import hash_order
+from calmoe_jax.data.ambiguity import ambiguous_subset
+from calmoe_jax.data.errors import CorruptDataError
 from calmoe_jax.data.local.text import with_features
-from calmoe_jax.data.task import (
-    CorruptDataError,
-    Kind,
-    Split,
-    Task,
-    ambiguous_subset,
-    hash_order,
-)
+from calmoe_jax.data.task import Kind, Split, Task
 
 SOURCE = "20 Newsgroups by date, research use; Lang, Rennie, Cardoso-Cachopo"
 FILES = ("newsgroups/train.tsv.gz", "newsgroups/test.tsv.gz")
@@ -96,7 +92,6 @@ def load(data_dir: Path | None) -> Task:
             kind=kind,
             inputs=np.array(rows, object),
             labels=np.array(labels, np.int32),
-            clusters=np.arange(len(rows), dtype=np.int32),
             description=what,
         )
 

@@ -23,8 +23,10 @@ from typing import NamedTuple
 import numpy as np
 
 from calmoe_jax.data import _files as files
+from calmoe_jax.data._order import hash_order
+from calmoe_jax.data.errors import CorruptDataError
 from calmoe_jax.data.local.text import with_features
-from calmoe_jax.data.task import CorruptDataError, Split, Task, hash_order
+from calmoe_jax.data.task import Split, Task
 
 SOURCE = "VADER's rated texts, MIT; Hutto and Gilbert 2014"
 FILES = ("sentiment4/hutto_ICWSM_2014.tar.gz",)

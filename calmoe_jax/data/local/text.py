@@ -18,7 +18,8 @@ import dataclasses
 
 import numpy as np
 
-from calmoe_jax.data.task import CorruptDataError, Split
+from calmoe_jax.data.errors import CorruptDataError
+from calmoe_jax.data.task import Split
 
 DIMENSIONS = 128
 _VOCABULARY = 20_000
