@@ -27,8 +27,10 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "moments": ("triton",),
     "means": ("triton",),
 }
-# The kernels of each of JAX's backends, and its name in a program.
-_KERNEL = {"gpu": ("triton", "cuda"), "tpu": ("pallas_tpu", "tpu")}
+# The kernels of each of JAX's backends.
+KERNELS: Mapping[str, str] = {"gpu": "triton", "tpu": "pallas_tpu"}
+# The platform of the programs that hold them.
+_PLATFORM = {"triton": "cuda", "pallas_tpu": "tpu"}
 
 
 class Choice(NamedTuple):
@@ -123,12 +125,10 @@ def _run_best(
     choice = _choice(operation)
     name = choice.implementation
     if name in attempts and measurements.size_class(*args) in choice.size_classes:
-        program = dict(_KERNEL.values())[name]
+        here = {_PLATFORM[name]: attempts[name]}
         try:
             # the platform is that of the compiled program, which may be for this machine's CPU
-            return jax.lax.platform_dependent(
-                *args, default=attempts["xla"], **{program: attempts[name]}
-            )
+            return jax.lax.platform_dependent(*args, default=attempts["xla"], **here)
         except NotImplementedError:
             pass
     return attempts["xla"](*args)
@@ -136,7 +136,7 @@ def _run_best(
 
 def _choice(operation: str) -> Choice:
     kernels, backend = OPERATIONS[operation], jax.default_backend()
-    name = _KERNEL.get(backend, ("", ""))[0]
+    name = KERNELS.get(backend, "")
     if name not in kernels:
         reason = f"no kernel of it is for JAX's default backend, {backend}"
         return Choice(operation, "xla", (), "not runnable", reason)

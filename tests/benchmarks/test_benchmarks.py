@@ -323,21 +323,34 @@ def test_the_command_from_end_to_end(tmp_path):
     assert by_variant["None"] == by_variant["xla"]  # one program, timed once
 
 
-def test_what_cannot_be_collected_is_skipped_and_named(tmp_path):
-    (tmp_path / "helper.py").write_text("import jax, absent_too\n")
-    (tmp_path / "test_dispatch_plan.py").write_text("import pytest, helper\nfrom absent import x\n")
-    (tmp_path / "test_routing.py").write_text("import hypothetical\nimport calmoe_jax\n")
-    (tmp_path / "test_marked.py").write_text("import pytest\n\n@pytest.mark.gpu\ndef test(): ...\n")
+def test_what_cannot_be_collected_is_skipped_and_named(tmp_path, monkeypatch):
+    for name, text in {
+        "helpers/helper.py": "import jax, absent_too\n",
+        "moe/test_dispatch_plan.py": "import pytest, helper\nfrom absent import x\n",
+        "routing/test_routing.py": "import hypothetical\nimport calmoe_jax\n",
+        "any/test_marked.py": "import pytest\n\n@pytest.mark.gpu\ndef test(): ...\n",
+    }.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(gpu_check, "HELPERS", tmp_path / "helpers")
     chosen, skipped = gpu_check.choose_tests(tmp_path, stood_in=("hypothetical",))
-    assert chosen == [f"{tmp_path.name}/test_routing.py", f"{tmp_path.name}/test_marked.py"]
+    assert chosen == [
+        f"{tmp_path.name}/routing/test_routing.py",
+        f"{tmp_path.name}/any/test_marked.py",
+    ]
     assert skipped == {
-        "test_dispatch_plan.py": "absent, absent_too not installed",
-        "test_matmul.py": "there is no such file",
-        "test_experts.py": "there is no such file",
-        "test_selection.py": "there is no such file",
-        "test_dual.py": "there is no such file",
-        "test_balance.py": "there is no such file",
+        "moe/test_dispatch_plan.py": "absent, absent_too not installed",
+        "kernels/test_selection.py": "there is no such file",
+        "reweighting/test_dual.py": "there is no such file",
+        "reweighting/test_balance.py": "there is no such file",
     }
+
+
+def test_all_tests_of_kernels_are_found():
+    chosen, skipped = gpu_check.choose_tests(ROOT / "tests", stood_in=())
+    assert skipped == {}
+    assert "tests/moe/test_matmul.py" in chosen
+    assert len(chosen) > 12
 
 
 def test_the_stages_of_a_gpu_check(tmp_path, monkeypatch):
@@ -349,14 +362,14 @@ def test_the_stages_of_a_gpu_check(tmp_path, monkeypatch):
         names[backend] = [[part.name for part in stage.parts] for stage in stages]
         commands[backend] = [stage.parts[0].command for stage in stages]
         assert stages[0].parts[1].variables["CALMOE_SHARD"] == "2/2"
-    tests, timed = ["tests 1/2", "tests 2/2"], [["dispatch"], ["moe_layer"], ["dual"]]
+    tests, timed = ["tests 1/2", "tests 2/2"], [["kernels"], ["dispatch"], ["moe_layer"], ["dual"]]
     assert names["gpu"] == [tests, ["sanitizer"], *timed, ["ragged_flags"]]
     assert names["cpu"] == [tests, ["agreement"], *timed]
     assert commands["gpu"][1][0] == "compute-sanitizer"
-    assert "--problems" not in commands["gpu"][2]
-    assert "--problems" in commands["cpu"][2]
-    assert commands["cpu"][3][-2:] == ("--problems", "small")
     assert "--problems" not in commands["gpu"][3]
+    assert "--problems" in commands["cpu"][3]
+    assert commands["cpu"][4][-2:] == ("--problems", "small")
+    assert "--problems" not in commands["gpu"][4]
     assert "ragged_dot" in stages[-1].parts[0].variables["XLA_FLAGS"]
 
 
