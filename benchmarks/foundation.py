@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from calmoe_jax.training.loop import over_seeds
 
 from benchmarks.harness import Figure, ratio, report, time_interleaved
 from calmoe_jax import training
 from calmoe_jax.data import load_task
 from calmoe_jax.study.networks import build_network
-from calmoe_jax.training.loop import over_seeds
 from calmoe_jax.training.step import Objective, TrainState, make_epoch
 
 _OBJECTIVE = Objective(

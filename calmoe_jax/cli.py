@@ -9,18 +9,20 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import tyro
 
+from calmoe_jax._errors import RunError, UserError
 from calmoe_jax.study.config import RunConfig
 
 _DATA_DIR = "CALMOE_DATA_DIR"
 
 
-class UsageError(Exception):
+class UsageError(UserError):
     """Arguments that make no sense; the message says which."""
 
 
@@ -28,7 +30,8 @@ class UsageError(Exception):
 class Run:
     """Train, calibrate and evaluate methods on a task, and write a report.
 
-    The same configuration on an existing folder continues it; another one is refused.
+    The task is one of `calmoe tasks`, an npz file, or `module:function` for a function that
+    returns one. The same configuration on an existing folder continues it; another is refused.
     """
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
@@ -37,19 +40,40 @@ class Run:
     """The run's folder; runs/TASK by default."""
     data_dir: Path | None = None
     """Folder with the data sets that do not come with the package; CALMOE_DATA_DIR by default."""
+    cache: bool = False
+    """Keep compiled programs in the user's cache folder (or CALMOE_CACHE_DIR, which turns this on
+    by itself), so that the next run starts sooner."""
 
     def __call__(self) -> int:
         """Runs it."""
-        from calmoe_jax.study.report import verdicts
-        from calmoe_jax.study.report.summary import title_of
-        from calmoe_jax.study.run import run_experiment
+        from calmoe_jax import _compilation_cache as compilation_cache
+        from calmoe_jax.study.report import Summary, verdicts
+        from calmoe_jax.study.runner import run
 
-        out = self.out or Path("runs") / self.config.task
-        results = run_experiment(self.config, out, data_dir=_data_dir(self.data_dir))
-        for verdict in verdicts(results):
-            print(f"\n{title_of(results, verdict.method)}: {verdict.headline}.\n  {verdict.detail}")
+        if self.cache or os.environ.get(compilation_cache.VARIABLE):
+            compilation_cache.keep_compiled_programs(compilation_cache.user_cache_dir())
+        config = self.config
+        out = self.out or Path("runs") / _name_of(config.task)
+        results = run(
+            config.task,
+            config.methods,
+            out=out,
+            model=config.model,
+            train=config.train,
+            seeds=config.seeds,
+            first_seed=config.first_seed,
+            data_dir=_data_dir(self.data_dir),
+        )
+        summary = Summary(results)
+        for verdict in verdicts(summary):
+            print(f"\n{summary.title(verdict.method)}: {verdict.headline}.\n  {verdict.detail}")
         print(f"\nReport: {out / 'report.html'}")
         return 0
+
+
+def _name_of(task: str) -> str:
+    """The name of a folder for a task's runs: of a file or a function, its last part."""
+    return Path(task).stem if task.endswith(".npz") else task.rpartition(":")[2]
 
 
 @dataclass(frozen=True)
@@ -187,21 +211,29 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "run": Run,
+    "report": Report,
+    "tasks": Tasks,
+    "audit": Audit,
+    "doctor": Doctor,
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line and runs the command; returns the exit code."""
-    commands: dict[str, Callable[..., Any]] = {
-        "run": Run,
-        "report": Report,
-        "tasks": Tasks,
-        "audit": Audit,
-        "doctor": Doctor,
-    }
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given in ([], ["-h"], ["--help"]):
+        print(_overview())
+        return 0 if given else 2
+    if given == ["--version"]:
+        print(f"calmoe_jax {version('calmoe_jax')}")
+        return 0
     try:
-        command: Run | Report | Tasks | Audit | Doctor = tyro.extras.subcommand_cli_from_dict(
-            commands,
+        command: Callable[[], int] = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
             prog="calmoe",
-            description="Calibrated mixture-of-experts classifiers under distribution shift.",
-            args=arguments,
+            args=given,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
     except ValueError as error:  # a rule of the configuration
@@ -209,22 +241,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _call(command)
 
 
-def _call(command: Callable[[], int]) -> int:
-    from calmoe_jax.audit.judge import LogError
-    from calmoe_jax.data import DataError
-    from calmoe_jax.study.report import ResultsError
-    from calmoe_jax.study.run import RunFolderError, RunInputError
-    from calmoe_jax.training import NonFiniteLossError
+def _overview() -> str:
+    """All commands in one screen: what `calmoe --help` prints."""
+    lines = [
+        "Calibrated mixture-of-experts classifiers under distribution shift.",
+        "",
+        "usage: calmoe COMMAND [OPTIONS]     calmoe COMMAND --help     calmoe --version",
+        "",
+    ]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:<8}{(command.__doc__ or '').splitlines()[0]}")
+    codes = "0 done, 1 a run failed, 2 wrong usage or unusable input, 130 interrupted (resumable)"
+    return "\n".join([*lines, "", f"Exit codes: {codes}."])
 
+
+def _call(command: Callable[[], int]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return command()
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
         return 130
-    except (DataError, LogError, RunInputError, RunFolderError, ResultsError, UsageError) as error:
+    except UserError as error:
         return _fail(error, 2)
-    except (NonFiniteLossError, OSError) as error:
+    except (RunError, OSError) as error:
         return _fail(error, 1)
 
 

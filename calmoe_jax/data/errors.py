@@ -1,7 +1,9 @@
 """What can be wrong with data."""
 
+from calmoe_jax._errors import UserError
 
-class DataError(Exception):
+
+class DataError(UserError):
     """Data that cannot be used; the message says which, why and what to do."""
 
 

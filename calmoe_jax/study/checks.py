@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from calmoe_jax._errors import UserError
 from calmoe_jax.data import Task
 from calmoe_jax.mixture import Prediction
 from calmoe_jax.nn.network import Network
@@ -13,7 +14,7 @@ from calmoe_jax.training import Batch
 from calmoe_jax.training.step import batch_loss
 
 
-class RunInputError(Exception):
+class RunInputError(UserError):
     """Task, network and methods do not fit together; the message says what to mend."""
 
 

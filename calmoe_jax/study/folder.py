@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from calmoe_jax._errors import UserError
 from calmoe_jax._files import to_json, write_whole
 
 Say = Callable[[str], None]
 
 
-class RunFolderError(Exception):
+class RunFolderError(UserError):
     """The output folder cannot be used; the message says why."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from calmoe_jax._environment import describe_environment
-from calmoe_jax.data import TASKS, Split, Task, check_task, resolve_task
+from calmoe_jax.data import TASKS, Split, Task, resolve_task
 from calmoe_jax.nn.network import Network
 from calmoe_jax.study._plain import from_plain
 from calmoe_jax.study.checks import RunInputError, check_network, check_objective
@@ -145,7 +145,7 @@ def _plan(
             tuple(m if isinstance(m, str) else m.name for m in methods),
             seeds, first_seed, model, train,
         )  # fmt: skip
-        loaded = resolve_task(task, data_dir) if isinstance(task, str) else check_task(task)
+        loaded = resolve_task(task, data_dir)
         train = with_defaults(model, train)
         size = min(train.batch_size, len(loaded.train))
         built = _build_methods(methods, loaded, network, model, train)

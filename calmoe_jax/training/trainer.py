@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from calmoe_jax._errors import RunError
 from calmoe_jax._mapping import over_seeds
 from calmoe_jax.nn.network import Network
 from calmoe_jax.training.checkpoints import Checkpoints
@@ -24,7 +25,7 @@ from calmoe_jax.training.state import TrainState, init_state
 _DEAD_SHARE = 0.05
 
 
-class NonFiniteLossError(Exception):
+class NonFiniteLossError(RunError):
     """Training met a loss or a parameter that is NaN or infinite."""
 
 
