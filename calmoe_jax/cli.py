@@ -173,8 +173,8 @@ class Doctor:
 
         env = describe_environment()
         print(f"python {env['python']} on {env['platform']}, {env['cores']} cores")
-        for package, version in env["versions"].items():
-            print(f"{package} {version or 'not installed'}")
+        for package, number in env["versions"].items():
+            print(f"{package} {number or 'not installed'}")
         print(f"devices: {', '.join(env['devices'])}")
         for implementation in implementations():
             state = "runs here" if implementation.runs else f"does not: {implementation.reason}"

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import zero_from_primal
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from calmoe_jax._numerics import at_least_float32
@@ -90,8 +91,9 @@ def _largest(
 def _largest_jvp(primals: Any, tangents: Any) -> Any:
     largest, index, total = _largest(*primals)
     moved = jnp.take_along_axis(tangents[0], index[:, None], axis=1)[:, 0]
-    still = np.zeros(index.shape, jax.dtypes.float0), jnp.zeros_like(total)
-    return (largest, index, total), (moved, *still)
+    # of the type that a tangent of an index has, also inside `shard_map`
+    still = zero_from_primal(index, symbolic_zeros=False)
+    return (largest, index, total), (moved, still, jnp.zeros_like(total))
 
 
 def probabilities(
