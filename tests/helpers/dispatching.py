@@ -14,6 +14,14 @@ ROOM_IDS = ["dropless", "capacity", "blocks"]
 rooms = pytest.mark.parametrize("room", ROOMS, ids=ROOM_IDS)
 
 
+def exhaustive(*cases):
+    """Cases that repeat those beside them in kind: not run by default."""
+    return [
+        pytest.param(*(c if isinstance(c, tuple) else (c,)), marks=pytest.mark.exhaustive)
+        for c in cases
+    ]
+
+
 def host(f):
     """Arrays come back as NumPy's: what a test then does with them need not be compiled."""
     return lambda *args, **options: jax.tree.map(np.asarray, f(*args, **options))

@@ -9,6 +9,7 @@ from dispatching import (
     ROOMS,
     awkward,
     close,
+    exhaustive,
     expected_results,
     gradients,
     host,
@@ -65,8 +66,9 @@ def test_gradients_equal_finite_differences(implementation):
 @pytest.mark.parametrize(
     ("scores", "renormalize", "extra"),
     [
-        *(("softmax", True, ""), ("softmax", False, ""), ("sigmoid", True, "")),
-        *(("sigmoid", False, ""), ("softmax", True, "bias"), ("sigmoid", True, "bias groups")),
+        *(("softmax", True, ""), ("softmax", False, ""), ("sigmoid", False, "")),
+        ("sigmoid", True, "bias groups"),
+        *exhaustive(("sigmoid", True, ""), ("softmax", True, "bias")),
     ],
 )
 def test_gradients_to_logits_equal_differences(scores, renormalize, extra, implementation):

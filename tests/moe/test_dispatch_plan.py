@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
-from dispatching import dispatch, indices_of, plan_dispatch, plan_of, rooms, same_plan
+from dispatching import dispatch, exhaustive, indices_of, plan_dispatch, plan_of, rooms, same_plan
 
 import calmoe_jax as cm
 from calmoe_kernels.xla.plan import _stable_order
@@ -15,9 +15,10 @@ from calmoe_kernels.xla.plan import _stable_order
     ("tokens", "k", "experts", "capacity", "block_size"),
     [
         *((0, 1, 3, None, None), (0, 2, 8, 5, None), (0, 2, 8, None, 16), (1, 1, 1, None, None)),
-        *((17, 2, 1, 5, None), (17, 2, 3, None, 16), (5, 1, 60, 1, None), (17, 2, 128, 1, None)),
-        *((17, 8, 60, 5, None), (17, 1, 384, None, None), (17, 1, 384, None, 16)),
+        *((17, 2, 1, 5, None), (17, 1, 384, None, 16), (17, 8, 60, 5, None)),
         *((1000, 2, 8, None, None), (1000, 2, 8, 250, None), (1000, 2, 8, None, 128)),
+        *exhaustive((17, 2, 3, None, 16), (5, 1, 60, 1, None), (17, 2, 128, 1, None)),
+        *exhaustive((17, 1, 384, None, None)),
     ],
 )
 def test_plan_equals_loops(tokens, k, experts, capacity, block_size, implementation):
@@ -73,7 +74,7 @@ def test_slots_to_no_expert_are_dropped(none, implementation):
 
 
 @pytest.mark.usefixtures("unchecked")  # the hook's Int is signed
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint32, *exhaustive(np.uint8, np.int16)])
 def test_indices_of_other_integers(dtype, implementation):
     indices = indices_of(14, 9, 2, 4)
     f = jax.jit(lambda i: cm.plan_dispatch(i, num_experts=4, implementation=implementation))

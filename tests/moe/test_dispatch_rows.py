@@ -9,6 +9,7 @@ from dispatching import (
     close,
     combine,
     dispatch,
+    exhaustive,
     expected_results,
     gradients,
     normal,
@@ -50,7 +51,7 @@ def test_many_rows_equal_loops(implementation):
     close(combine(dispatched, plan, weights, implementation=implementation), y)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, *exhaustive(jnp.float16)])
 @rooms
 def test_dispatch_copies_exactly(dtype, room, implementation):
     plan = plan_of(22, 17, 2, 4, **room, implementation=implementation)
@@ -87,8 +88,8 @@ def test_weights_stay_in_float32(implementation):
 @pytest.mark.parametrize(
     ("of_rows", "of_weights"),
     [
-        *((jnp.bfloat16, jnp.float32), (jnp.float16, jnp.float32), (jnp.bfloat16, jnp.bfloat16)),
-        *((jnp.float32, jnp.bfloat16), (jnp.float16, jnp.float16)),
+        *((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16), (jnp.float16, jnp.float16)),
+        *exhaustive((jnp.float16, jnp.float32), (jnp.bfloat16, jnp.bfloat16)),
     ],
 )
 def test_dtypes_of_results_and_gradients(of_rows, of_weights, implementation):
