@@ -40,14 +40,13 @@ class Run:
 
     def __call__(self) -> int:
         """Runs it."""
-        from calmoe_jax.study.report import verdicts
-        from calmoe_jax.study.report.summary import title_of
+        from calmoe_jax.study.report import Summary, verdicts
         from calmoe_jax.study.run import run_experiment
 
         out = self.out or Path("runs") / self.config.task
-        results = run_experiment(self.config, out, data_dir=_data_dir(self.data_dir))
-        for verdict in verdicts(results):
-            print(f"\n{title_of(results, verdict.method)}: {verdict.headline}.\n  {verdict.detail}")
+        summary = Summary(run_experiment(self.config, out, data_dir=_data_dir(self.data_dir)))
+        for verdict in verdicts(summary):
+            print(f"\n{summary.title(verdict.method)}: {verdict.headline}.\n  {verdict.detail}")
         print(f"\nReport: {out / 'report.html'}")
         return 0
 
@@ -63,7 +62,8 @@ class Report:
 
     def __call__(self) -> int:
         """Renders it."""
-        from calmoe_jax.study.report import read_results, write_report
+        from calmoe_jax.study.records import read_results
+        from calmoe_jax.study.report import write_report
 
         if not self.folders:
             raise UsageError("folders must name at least one run, got none.")
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _call(command: Callable[[], int]) -> int:
     from calmoe_jax.audit.judge import LogError
     from calmoe_jax.data import DataError
-    from calmoe_jax.study.report import ResultsError
+    from calmoe_jax.study.records import ResultsError
     from calmoe_jax.study.run import RunFolderError, RunInputError
     from calmoe_jax.training import NonFiniteLossError
 

@@ -14,21 +14,12 @@ from calmoe_jax._mapping import over_seeds
 from calmoe_jax.data import Split, Task
 from calmoe_jax.shift import repair
 from calmoe_jax.shift.repair import usable_temperature
+from calmoe_jax.study.comparison import ExampleScores
+from calmoe_jax.study.records import METRICS, Fit, Record, ShiftFinding
 from calmoe_jax.training import METHODS, TrainedSeeds
 
 # Those of `repair` look at each split's unlabelled examples as well.
 CALIBRATORS = ("none", "temperature", "per_expert", *repair.CALIBRATORS)
-METRICS = (
-    "accuracy",
-    "nll",
-    "brier",
-    "ece",
-    "classwise_ece",
-    "smooth_ece",
-    "confidence_gap",
-    "disagreement",
-    "routing_entropy",
-)
 
 # Inputs go through a network in chunks of this many, so that one program serves every split.
 _CHUNK = 1024
@@ -54,24 +45,24 @@ class Scores(NamedTuple):
 
     metrics: dict[str, Float[Array, ""]]
     bins: calibration.ReliabilityBins
-    per_example: dict[str, Float[Array, " examples"]]
+    per_example: ExampleScores
 
 
 class Evaluation(NamedTuple):
     """Everything that is known of one method, calibrator and split.
 
     Attributes:
-        records: one for each seed, in the schema of `results.json`.
+        records: one for each seed.
         bins: reliability sums, summed over the seeds.
-        per_example: confidence, correctness, log loss and Brier score, `[seeds, examples]`.
+        per_example: scores of every example, `[seeds, examples]`.
     """
 
     method: str
     calibrator: str
     split: Split
-    records: list[dict[str, Any]]
+    records: list[Record]
     bins: calibration.ReliabilityBins
-    per_example: dict[str, np.ndarray]
+    per_example: ExampleScores
 
 
 def predict(trained: TrainedSeeds, inputs: np.ndarray, *, sparse: bool = False) -> Outputs:
@@ -156,12 +147,12 @@ def _score(
         confidence, correct = calibration.top_label(probs, labels)
         correct = correct.astype(confidence.dtype)
         true = jax.nn.one_hot(labels, probs.shape[-1])
-        per_example = {
-            "correct": correct,
-            "confidence": confidence,
-            "nll": -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0],
-            "brier": jnp.sum(jnp.square(probs - true), axis=-1),
-        }
+        per_example = ExampleScores(
+            correct=correct,
+            confidence=confidence,
+            nll=-jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0],
+            brier=jnp.sum(jnp.square(probs - true), axis=-1),
+        )
         count = jnp.sum(where)
 
         def mean(values: Float[Array, " examples"]) -> Float[Array, ""]:
@@ -189,8 +180,13 @@ def _score(
 
 
 def evaluate(
-    task: Task, trained: TrainedSeeds, methods: tuple[str, ...], seeds: tuple[int, ...]
-) -> Iterator[tuple[list[Evaluation], list[dict[str, Any]], list[dict[str, Any]]]]:
+    task: Task,
+    trained: TrainedSeeds,
+    methods: tuple[str, ...],
+    seeds: tuple[int, ...],
+    *,
+    routing: str,
+) -> Iterator[tuple[list[Evaluation], list[Fit], list[ShiftFinding]]]:
     """Evaluates the methods that share a training.
 
     Args:
@@ -198,11 +194,12 @@ def evaluate(
         trained: all seeds of the recipe that the methods share.
         methods: names of the methods.
         seeds: seed numbers.
+        routing: routing kind of the run's models, for the records.
 
     Yields:
-        For each method: its evaluations (calibrator by calibrator, split by split); one line for
-        each fitted calibrator and seed, with `converged: false` where no finite temperature is
-        optimal (see `repair.usable_temperature`); one for each split and seed: whether its
+        For each method: its evaluations (calibrator by calibrator, split by split); a fit for
+        each fitted calibrator and seed, with `converged=False` where no finite temperature is
+        optimal (see `repair.usable_temperature`); a finding for each split and seed: whether its
         configuration shifts, and what can be done about it.
     """
     # of the split that calibrators are fitted on all experts, whatever was chosen
@@ -252,7 +249,15 @@ def evaluate(
             }
             for calibrator, values in temperatures.items():
                 evaluations[calibrator, split.name] = _evaluate_one(
-                    task.name, name, calibrator, split, padded, values, seeds, num_experts == 1
+                    task.name,
+                    name,
+                    routing,
+                    calibrator,
+                    split,
+                    padded,
+                    values,
+                    seeds,
+                    num_experts == 1,
                 )
         ordered = [
             evaluations[calibrator, split.name]
@@ -276,6 +281,7 @@ def _sample(outputs: Outputs, num_experts: int) -> repair.Sample:
 def _evaluate_one(
     task: str,
     method: str,
+    routing: str,
     calibrator: str,
     split: Split,
     outputs: Outputs,
@@ -292,23 +298,24 @@ def _evaluate_one(
     scores = jax.tree.map(np.asarray, scores)
     absent = ("disagreement", "routing_entropy") if single else ()
     records = [
-        {
-            "task": task,
-            "method": method,
-            "seed": seed,
-            "split": split.name,
-            "kind": split.kind,
-            "calibrator": calibrator,
-            "n": count,
+        Record(
+            task=task,
+            method=method,
+            routing=routing,
+            seed=seed,
+            split=split.name,
+            kind=split.kind,
+            calibrator=calibrator,
+            n=count,
             **{
                 name: None if name in absent else _finite(name, scores.metrics[name][i])
                 for name in METRICS
             },
-        }
+        )
         for i, seed in enumerate(seeds)
     ]
     bins = calibration.ReliabilityBins(*(x.sum(axis=0) for x in scores.bins))
-    per_example = {name: x[:, :count] for name, x in scores.per_example.items()}
+    per_example = ExampleScores(*(x[:, :count] for x in scores.per_example))
     return Evaluation(method, calibrator, split, records, bins, per_example)
 
 
@@ -324,17 +331,20 @@ def _fit_lines(
     calibrator: str,
     seeds: tuple[int, ...],
     fit: calibration.calibrators.TemperatureFit,
-) -> list[dict[str, Any]]:
-    values = {name: np.asarray(x) for name, x in fit._asdict().items()}
+) -> list[Fit]:
+    def plain(values: jax.Array, i: int) -> Any:
+        of_seed = np.asarray(values)[i].tolist()
+        return tuple(of_seed) if isinstance(of_seed, list) else of_seed
+
     return [
-        {
-            "method": method,
-            "calibrator": calibrator,
-            "seed": seed,
-            "temperature": usable_temperature(fit)[i].tolist(),
-            "converged": values["converged"][i].tolist(),
-            "at_bound": values["at_bound"][i].tolist(),
-        }
+        Fit(
+            method,
+            calibrator,
+            seed,
+            temperature=plain(usable_temperature(fit), i),
+            converged=plain(fit.converged, i),
+            at_bound=plain(fit.at_bound, i),
+        )
         for i, seed in enumerate(seeds)
     ]
 
@@ -345,14 +355,10 @@ def _shift_lines(
     seeds: tuple[int, ...],
     repaired: repair.Repair,
     num_held_out: int,
-) -> list[dict[str, Any]]:
+) -> list[ShiftFinding]:
     return [
-        {
-            "method": method,
-            "split": split.name,
-            "kind": split.kind,
-            "seed": seed,
-            **repair.describe(repaired, i, num_held_out),
-        }
+        ShiftFinding(
+            method, split.name, split.kind, seed, **repair.describe(repaired, i, num_held_out)
+        )
         for i, seed in enumerate(seeds)
     ]

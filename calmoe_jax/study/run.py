@@ -14,12 +14,24 @@ from tqdm import tqdm
 
 from calmoe_jax._environment import describe_environment
 from calmoe_jax._files import to_json, write_whole
-from calmoe_jax.data import Task, load_task
-from calmoe_jax.study.comparison import Comparator
-from calmoe_jax.study.evaluation import evaluate
+from calmoe_jax.data import Split, Task, load_task
+from calmoe_jax.study._plain import from_plain
+from calmoe_jax.study.comparison import REFERENCE, Comparator
+from calmoe_jax.study.evaluation import Evaluation, evaluate
 from calmoe_jax.study.networks import build_network
+from calmoe_jax.study.records import (
+    Environment,
+    Fit,
+    MethodInfo,
+    Record,
+    Reliability,
+    Results,
+    ShiftFinding,
+    SplitInfo,
+    read_results,
+    write_results,
+)
 from calmoe_jax.study.report.page import write_report
-from calmoe_jax.study.report.summary import read_results
 from calmoe_jax.training import (
     METHODS,
     Checkpoints,
@@ -29,8 +41,6 @@ from calmoe_jax.training import (
     recipes_of,
     train_recipe,
 )
-
-SCHEMA = 1
 
 
 class RunInputError(Exception):
@@ -47,7 +57,7 @@ def run_experiment(
     *,
     data_dir: Path | None = None,
     say: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> Results:
     """Runs a configuration in a folder, or continues it there.
 
     Args:
@@ -78,7 +88,7 @@ def run_experiment(
         results = read_results(out)
     else:
         results = _train_and_evaluate(config, task, out, environment)
-        write_whole(results_path, to_json(results))
+        write_results(results_path, results)
     write_report([results], out)
     return results
 
@@ -138,35 +148,12 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _train_and_evaluate(
     config: RunConfig, task: Task, out: Path, environment: dict[str, Any]
-) -> dict[str, Any]:
-    results: dict[str, Any] = {
-        "schema": SCHEMA,
-        "task": config.task,
-        "config": config.to_dict(),
-        "environment": environment,
-        "source": task.source,
-        "splits": [
-            {
-                "name": split.name,
-                "kind": split.kind,
-                "n": len(split),
-                "clusters": split.num_clusters,
-                "description": split.description,
-                "series": split.series,
-                "position": split.position,
-            }
-            for split in task.splits
-        ],
-        "methods": {name: METHODS[name]._asdict() for name in config.methods},
-        "records": [],
-        "fits": [],
-        "shifts": [],
-        "comparisons": [],
-        "reliability": [],
-        "warnings": [],
-    }
-    for method in results["methods"].values():
-        method["recipe"] = method["recipe"]._asdict()
+) -> Results:
+    records: list[Record] = []
+    fits: list[Fit] = []
+    shifts: list[ShiftFinding] = []
+    reliability: list[Reliability] = []
+    warnings: list[str] = []
     comparator = Comparator(config.seeds)
     log = MetricsLog(out / "metrics.jsonl")
     recipes = recipes_of(config.methods)
@@ -191,28 +178,68 @@ def _train_and_evaluate(
             )
             bar.n = (number + 1) * config.train.epochs  # epochs before a resumption count too
             bar.refresh()
-            results["warnings"] += _collapse_warnings(recipe.name, trained, config)
+            warnings += _collapse_warnings(recipe.name, trained, config)
             sharing = tuple(name for name in config.methods if METHODS[name].recipe == recipe)
-            for evaluations, fits, shifts in evaluate(task, trained, sharing, config.seed_numbers):
-                results["fits"] += fits
-                results["shifts"] += shifts
+            for evaluations, fitted, found in evaluate(
+                task, trained, sharing, config.seed_numbers, routing=config.model.routing
+            ):
+                fits += fitted
+                shifts += found
                 for evaluation in evaluations:
                     comparator.add(evaluation)
-                    results["records"] += evaluation.records
-                    results["reliability"].append(
-                        {
-                            "method": evaluation.method,
-                            "calibrator": evaluation.calibrator,
-                            "split": evaluation.split.name,
-                            "kind": evaluation.split.kind,
-                            **{
-                                name: getattr(evaluation.bins, name).tolist()
-                                for name in ("weight", "confidence", "residual")
-                            },
-                        }
-                    )
-    results["comparisons"] = comparator.compare()
-    return results
+                    records += evaluation.records
+                    reliability.append(_reliability(evaluation))
+    return Results(
+        task=config.task,
+        config=config.to_dict(),
+        environment=from_plain(Environment, environment),
+        source=task.source,
+        splits=tuple(_split_info(split) for split in task.splits),
+        methods=tuple(_method_info(name) for name in config.methods),
+        reference=REFERENCE,
+        records=tuple(records),
+        fits=tuple(fits),
+        shifts=tuple(shifts),
+        comparisons=tuple(comparator.compare()),
+        reliability=tuple(reliability),
+        warnings=tuple(warnings),
+    )
+
+
+def _split_info(split: Split) -> SplitInfo:
+    return SplitInfo(
+        name=split.name,
+        kind=split.kind,
+        n=len(split),
+        clusters=split.num_clusters,
+        description=split.description,
+        series=split.series,
+        position=split.position,
+    )
+
+
+def _method_info(name: str) -> MethodInfo:
+    method = METHODS[name]
+    return MethodInfo(
+        name=name,
+        title=method.title,
+        summary=method.summary,
+        training=method.recipe.name,
+        expert_temperatures=method.expert_temperatures,
+    )
+
+
+def _reliability(evaluation: Evaluation) -> Reliability:
+    bins = evaluation.bins
+    return Reliability(
+        method=evaluation.method,
+        calibrator=evaluation.calibrator,
+        split=evaluation.split.name,
+        kind=evaluation.split.kind,
+        weight=tuple(bins.weight.tolist()),
+        confidence=tuple(bins.confidence.tolist()),
+        residual=tuple(bins.residual.tolist()),
+    )
 
 
 def _collapse_warnings(name: str, trained: TrainedSeeds, config: RunConfig) -> list[str]:
