@@ -87,7 +87,8 @@ class Report:
 
     def __call__(self) -> int:
         """Renders it."""
-        from calmoe_jax.study.report import read_results, write_report
+        from calmoe_jax.study.records import read_results
+        from calmoe_jax.study.report import write_report
 
         if not self.folders:
             raise UsageError("folders must name at least one run, got none.")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from calmoe_jax.calibration.diagrams import ReliabilityCurve, StatisticGap
-from calmoe_jax.drawing.style import COLOURS, LINES, MARKERS, STYLE, legend_below
+from calmoe_jax.drawing.style import COLOURS, STYLE, legend_below, look
 
 _DIAGONAL: Any = {"color": "#7F7F7F", "lw": 1, "zorder": 1}
 # half the width of a 95 % interval, in standard errors
@@ -68,6 +68,12 @@ def draw_expert_diagrams(
 
     Raises:
         ValueError: if curves, load and names are not of the same experts.
+
+    Example:
+        >>> bins = reliability_bins(jnp.array([0.3, 0.8]), jnp.array([0.0, 1.0]))
+        >>> curves = jax.tree.map(lambda x: x[None], reliability_curve(bins))
+        >>> len(draw_expert_diagrams(curves, [1.0]).axes)
+        2
     """
     each = jax.tree.map(np.asarray, curves)
     load = np.asarray(load)
@@ -113,6 +119,11 @@ def draw_gaps(gaps: Mapping[str, Mapping[str, StatisticGap]]) -> Figure:
 
     Raises:
         ValueError: if there is no statistic, or one of them has no model.
+
+    Example:
+        >>> gap = gap_by_statistic(jnp.arange(4.0), jnp.full(4, 0.8), jnp.ones(4), num_groups=2)
+        >>> len(draw_gaps({"routing entropy, nats": {"mine": gap}}).axes)
+        1
     """
     if not gaps or not all(gaps.values()):
         raise ValueError(f"gaps must hold a statistic, and a model for each, got {gaps!r}.")
@@ -139,8 +150,7 @@ def draw_gaps(gaps: Mapping[str, Mapping[str, StatisticGap]]) -> Figure:
             axes[0].text(
                 0.02, place, word, va=side, transform=axes[0].transAxes, color="#555555", fontsize=9
             )
-        with_all = max(axes, key=lambda ax: len(ax.get_legend_handles_labels()[1]))
-        legend_below(figure, with_all)
+        legend_below(figure, axes)
     return figure
 
 
@@ -157,6 +167,11 @@ def draw_method_comparison(curves: Mapping[str, ReliabilityCurve]) -> Figure:
 
     Raises:
         ValueError: if there is no curve, or one is a batch.
+
+    Example:
+        >>> bins = reliability_bins(jnp.array([0.3, 0.8]), jnp.array([0.0, 1.0]))
+        >>> len(draw_method_comparison({"mine": reliability_curve(bins)}).axes)
+        2
     """
     if not curves:
         raise ValueError(f"curves must hold at least one model, got {curves!r}.")
@@ -167,9 +182,9 @@ def draw_method_comparison(curves: Mapping[str, ReliabilityCurve]) -> Figure:
         for i, (name, batch) in enumerate(curves.items()):
             curve = _one_curve(batch)
             _draw_curve(left, curve, i, label=_with_error(name, curve), thin=len(curves) > 1)
-            look = _look(i)
+            series = look(i)
             held = curve.share > 0
-            right.plot(curve.confidence[held], curve.share[held], ms=5, lw=1.3, **look)
+            right.plot(curve.confidence[held], curve.share[held], ms=5, lw=1.3, **series)
         left.set_xlabel("confidence")
         left.set_ylabel("accuracy, 95 % bands")
         right.set_xlim(0, 1)
@@ -177,17 +192,8 @@ def draw_method_comparison(curves: Mapping[str, ReliabilityCurve]) -> Figure:
         right.set_box_aspect(1)
         right.set_xlabel("confidence")
         right.set_ylabel("share of the data in the bin")
-        legend_below(figure, left)
+        legend_below(figure, [left])
     return figure
-
-
-def _look(i: int) -> dict[str, Any]:
-    """Colour, marker and line of the i-th of several; no two alike among the first ten."""
-    return {
-        "color": COLOURS[i % len(COLOURS)],
-        "marker": MARKERS[i % len(MARKERS)],
-        "ls": LINES[i % len(LINES)],
-    }
 
 
 def _one_curve(curve: ReliabilityCurve) -> ReliabilityCurve:
@@ -266,17 +272,17 @@ def _draw_curve(
 ) -> None:
     held = curve.share > 0
     confidence, low, high = curve.confidence[held], curve.low[held], curve.high[held]
-    look = _look(i)
+    series = look(i)
     ax.vlines(
         confidence,
         low,
         high,
-        color=look["color"],
+        color=series["color"],
         lw=1.2 if thin else 5,
         alpha=0.6 if thin else 0.3,
         label="" if thin else "95 % band",
     )
-    ax.plot(confidence, curve.accuracy[held], lw=1.3, ms=5, label=label, clip_on=False, **look)
+    ax.plot(confidence, curve.accuracy[held], lw=1.3, ms=5, label=label, clip_on=False, **series)
 
 
 def _draw_shares(ax: Axes, curve: ReliabilityCurve, i: int) -> None:
@@ -301,7 +307,7 @@ def _draw_gap(ax: Axes, gap: StatisticGap, i: int, name: str, number: int) -> fl
         capsize=2.5,
         label=name,
         transform=ax.transData + ScaledTranslation(aside, 0, ax.figure.dpi_scale_trans),
-        **_look(i),
+        **look(i),
     )
     return float(np.max(np.abs(line.gap[held]) + half, initial=0))
 

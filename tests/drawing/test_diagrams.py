@@ -252,7 +252,7 @@ def test_what_cannot_be_drawn_is_named():
 
 
 def test_the_examples_run():
-    names = {"jnp": jnp, **vars(cm.calibration)}
+    names = {"jax": jax, "jnp": jnp, **vars(cm.calibration)}
     found = doctest.testmod(diagrams, extraglobs=names)
     assert found.attempted > 0
     assert found.failed == 0

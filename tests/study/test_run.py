@@ -9,9 +9,8 @@ import pytest
 from small import small_task
 
 from calmoe_jax import training
-from calmoe_jax.study import report
+from calmoe_jax.study import records
 from calmoe_jax.study import run as experiment
-from calmoe_jax.study.report import page, plots, summary
 
 CONFIG = training.RunConfig(
     methods=("vanilla", "mocae", "robust"),
@@ -40,7 +39,7 @@ def test_the_folder_holds_what_is_promised(finished):
     assert sorted(p.name for p in out.iterdir()) == [
         "checkpoints", "config.json", "metrics.jsonl", "plots", "report.html", "results.json",
     ]  # fmt: skip
-    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert records.read_results(out) == results
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["robust", "vanilla"]
     assert {p.name for p in (out / "plots").iterdir()} == {
         "tradeoff.png", "along_the_shift.png", "reliability.png",
@@ -53,16 +52,20 @@ def test_the_folder_holds_what_is_promised(finished):
 
 def test_results_follow_the_schema(finished):
     _, results = finished
-    assert results["schema"] == 1
-    assert list(results)[:5] == ["schema", "task", "config", "environment", "source"]
-    assert len(results["records"]) == 3 * 9 * 4 * 2  # methods, calibrators, splits, seeds
-    numbers = [r[m] for r in results["records"] for m in ("accuracy", "nll", "ece", "smooth_ece")]
+    assert results.reference == "vanilla"
+    assert [(m.name, m.training) for m in results.methods] == [
+        ("vanilla", "vanilla"), ("mocae", "vanilla"), ("robust", "robust"),
+    ]  # fmt: skip
+    assert [s.name for s in results.splits[2:]] == ["test", "early", "late", "ambiguous"]
+    assert len(results.records) == 3 * 9 * 4 * 2  # methods, calibrators, splits, seeds
+    numbers = [
+        getattr(r, m) for r in results.records for m in ("accuracy", "nll", "ece", "smooth_ece")
+    ]
     assert all(isinstance(x, float) for x in numbers)
-    assert {x["split"] for x in results["comparisons"]} == {
+    assert {x.split for x in results.comparisons} == {
         "test", "early", "late", "ambiguous", "mean over shifts",
     }  # fmt: skip
-    reliability = results["reliability"][0]
-    assert sum(reliability["weight"]) == 2 * 50
+    assert sum(results.reliability[0].weight) == 2 * 50
 
 
 def test_the_same_seed_gives_the_same_bytes(finished, tmp_path):
@@ -79,9 +82,8 @@ def test_a_method_does_not_depend_on_its_company(finished, tmp_path):
     alone = experiment.run_experiment(
         dataclasses.replace(CONFIG, methods=("robust",)), tmp_path / "alone"
     )
-    ours = [r for r in results["records"] if r["method"] == "robust"]
-    assert ours == alone["records"]
-    assert alone["comparisons"] == []
+    assert tuple(r for r in results.records if r.method == "robust") == alone.records
+    assert alone.comparisons == ()
 
 
 def test_an_interrupted_run_ends_bit_equal(finished, tmp_path, monkeypatch):
@@ -111,7 +113,7 @@ def test_a_finished_run_is_not_run_again(finished, capsys):
     before = (out / "metrics.jsonl").stat().st_mtime_ns
     again = experiment.run_experiment(CONFIG, out)
     assert "is finished" in capsys.readouterr().out
-    assert again == json.loads(json.dumps(results))
+    assert again == results
     assert (out / "metrics.jsonl").stat().st_mtime_ns == before
 
 
@@ -166,104 +168,3 @@ def test_a_model_that_does_not_fit_writes_nothing(tmp_path):
     with pytest.raises(experiment.RunInputError, match="not images"):
         experiment.run_experiment(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_spreads_are_means_over_splits_then_over_seeds(finished):
-    _, results = finished
-    import numpy as np
-
-    values = [
-        np.mean([
-            r["ece"] for r in results["records"]
-            if (r["method"], r["calibrator"], r["kind"], r["seed"])
-            == ("robust", "none", "shift", seed)
-        ])
-        for seed in (42, 43)
-    ]  # fmt: skip
-    found = summary.spread(results, "robust", "none", ["early", "late"], "ece")
-    assert abs(found.mean - np.mean(values)) < 1e-12
-    assert abs(found.std - np.std(values, ddof=1)) < 1e-12
-    assert summary.spread(results, "robust", "none", ["nowhere"], "ece") is None
-
-
-def compared(metric, difference, low, high, calibrator="none"):
-    return {
-        "method": "robust", "calibrator": calibrator, "split": "mean over shifts",
-        "metric": metric, "value": 0.1 + difference, "reference": 0.1,
-        "difference": difference, "low": low, "high": high,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("ece", "accuracy", "tone", "words"),
-    [
-        ((-0.05, -0.06, -0.04), (0.0, -0.01, 0.01), "better", "Better calibrated under shift"),
-        ((-0.05, -0.06, -0.04), (-0.05, -0.06, -0.01), "mixed", "but less accurate"),
-        ((0.05, 0.01, 0.06), (0.0, -0.01, 0.01), "worse", "Worse than vanilla here"),
-        ((0.05, 0.01, 0.06), (0.02, 0.01, 0.03), "mixed", "but more accurate"),
-        ((0.05, -0.01, 0.06), (0.0, -0.01, 0.01), "same", "No clear difference"),
-        ((0.05, -0.01, 0.06), (-0.1, -0.2, -0.01), "worse", "Less accurate"),
-    ],
-)
-def test_verdicts_say_what_the_intervals_say(finished, ece, accuracy, tone, words):
-    results = dict(finished[1])
-    results["comparisons"] = [
-        compared("ece", *ece),
-        compared("accuracy", *accuracy),
-        compared("ece", 0.0, -0.1, 0.1, calibrator="temperature"),
-    ]
-    (verdict,) = (v for v in report.verdicts(results) if v.method == "robust")
-    assert verdict.tone == tone
-    assert words in verdict.headline
-    assert "no clear difference" in verdict.detail
-
-
-def test_the_page_is_self_contained(finished):
-    out, results = finished
-    text = (out / "report.html").read_text()
-    for forbidden in ("http://", "https://", "<script", "<link", "url("):
-        assert forbidden not in text
-    assert text.count("data:image/png;base64,") == 3
-    for method in results["methods"].values():
-        assert method["title"] in text
-    assert text.index("Verdicts") < text.index("At a glance") < text.index("Every figure")
-
-
-def test_the_page_escapes_what_it_is_given(finished, tmp_path):
-    results = json.loads(json.dumps(finished[1]))
-    results["source"] = "<b>bold</b> & co"
-    page.write_report([results], tmp_path)
-    text = (tmp_path / "report.html").read_text()
-    assert "&lt;b&gt;bold&lt;/b&gt; &amp; co" in text
-
-
-def test_several_runs_make_one_page(finished, tmp_path):
-    out, _ = finished
-    results = report.read_results(out)
-    report.write_report([results, results | {"task": "digits"}], tmp_path)
-    text = (tmp_path / "report.html").read_text()
-    assert text.count("<h2>Verdicts</h2>") == 2
-    assert (tmp_path / "plots" / "2_digits_tradeoff.png").is_file()
-
-
-def test_a_task_without_order_has_no_picture_of_it(finished):
-    results = json.loads(json.dumps(finished[1]))
-    for part in results["splits"]:
-        part["series"] = None
-    assert set(plots.draw_all(results)) == {"tradeoff", "reliability"}
-
-
-def test_results_that_cannot_be_read(tmp_path, finished):
-    with pytest.raises(report.ResultsError, match="there is no"):
-        report.read_results(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(report.ResultsError, match="same `calmoe run` continues it"):
-        report.read_results(tmp_path)
-    for content, message in (
-        ("{", "is no JSON"),
-        ("[]", "schema 1"),
-        ('{"schema": 2}', "schema=2"),
-    ):
-        (tmp_path / "results.json").write_text(content)
-        with pytest.raises(report.ResultsError, match=message):
-            report.read_results(tmp_path)
