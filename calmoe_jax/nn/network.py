@@ -71,7 +71,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     """
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     takes_sparse = "sparse" in _parameters(abstract)
-    graph, *templates = nnx.split(abstract, nnx.Param, ...)
+    graph, params_template, others_template = nnx.split(abstract, nnx.Param, ...)
 
     def init(key: jax.Array) -> tuple[PyTree, PyTree]:
         rngs = nnx.Rngs(jax.random.fold_in(key, 1), params=key)
@@ -82,9 +82,8 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     def apply(
         params: PyTree, network_state: PyTree, inputs: PyTree, *, train: bool, sparse: bool = False
     ) -> tuple[Prediction, PyTree]:
-        values = (params, network_state)
-        states = [_filled(t, v) for t, v in zip(templates, values, strict=True)]
-        module: Any = nnx.merge(graph, *states)
+        held = _filled(params_template, params), _filled(others_template, network_state)
+        module: Any = nnx.merge(graph, *held)
         options = {"sparse": sparse} if takes_sparse else {}
         prediction = module(as_float(inputs), train=train, **options)
         _, _, others = nnx.split(module, nnx.Param, ...)

@@ -153,7 +153,7 @@ def _plan(
         raise RunInputError(str(error)) from error
     default = network or _default_network(built, loaded, model)
     optimizer = build_optimizer(train, len(loaded.train))
-    trainings = {}
+    trainings: dict[str, Training] = {}
     for method in built:
         of_method = method.network or default
         assert of_method is not None
@@ -228,7 +228,7 @@ def _describe(
     plain = config.to_dict()
     if not (isinstance(given, str) and given in TASKS):
         plain["data"] = _fingerprint(task)
-    own = {m.name: m.objective.loss.__qualname__ for m in methods if _is_own(m)}
+    own = {m.name: _name_of(m) for m in methods if not _name_of(m).startswith("calmoe_jax.")}
     if own:
         plain["objectives"] = own
     if network is not None:
@@ -239,8 +239,11 @@ def _describe(
     return plain
 
 
-def _is_own(method: Method) -> bool:
-    return not method.objective.loss.__module__.startswith("calmoe_jax.")
+def _name_of(method: Method) -> str:
+    """Where the loss of a method's objective is defined."""
+    loss: Any = method.objective.loss
+    kind = loss if hasattr(loss, "__qualname__") else type(loss)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _fingerprint(task: Task) -> str:

@@ -118,7 +118,7 @@ def train(
     )
     init = _init_program(network, training.objective, optimizer)
     numbers = jnp.array(seeds, jnp.int32)
-    inputs, labels = jax.tree.map(jnp.asarray, inputs), jnp.asarray(labels)
+    inputs, classes = jax.tree.map(jnp.asarray, inputs), jnp.asarray(labels)
 
     first = checkpoints.latest() or 0
     if first:
@@ -131,7 +131,7 @@ def train(
     try:
         for epoch in range(first, training.epochs):
             one_epoch = warm_up if epoch < training.warmup_epochs else main
-            new_state, epoch_log = one_epoch(state, numbers, jnp.int32(epoch), inputs, labels)
+            new_state, epoch_log = one_epoch(state, numbers, jnp.int32(epoch), inputs, classes)
             epoch_log = jax.tree.map(np.asarray, epoch_log)
             _check_finite(training.name, seeds, epoch, steps, epoch_log, checkpoints.folder, saved)
             log.write(_lines(training.name, seeds, epoch, steps, epoch_log))
