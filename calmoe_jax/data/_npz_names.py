@@ -102,7 +102,7 @@ def _check_tree(file: Path, part: Part) -> None:
 def _unknown(name: str, names: list[str]) -> str:
     """What is wrong with a name, and the nearest that would do."""
     prefixes = [*_PARTS, *(f"{family}_NAME" for family in _FAMILIES)]
-    # the names that the user has given to shifts, wherever they can be told from the field
+    # the names that the user has given to shifts: all before the last underscore
     prefixes += [p for p, _, _ in (n.rpartition("_") for n in names) if p.startswith(_FAMILIES)]
     known = [f"{prefix}_{field}" for prefix in prefixes for field in ("inputs", *_FIELDS)]
     near = difflib.get_close_matches(name, [*known, *OF_THE_TASK], n=1)

@@ -9,7 +9,7 @@ Trained on tweets; the shifts are reviews of products, reviews of films (of whic
 and editorials (46 %). About 200 tweets were made up as variants of others, most in capitals or
 with exclamation marks: tweets of the same words are one cluster, and clusters are never split (a
 variant with another adverb, some twenty, is not recognised). In the other domains the sentences of
-a review or an article are a cluster (film reviews are not told apart: each sentence is its own),
+a review or an article are a cluster (of film reviews, which have no numbers, each sentence is one),
 and a text whose words were there already is left out.
 """
 

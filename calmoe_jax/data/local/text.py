@@ -1,4 +1,4 @@
-"""Texts to features: TF-IDF and its leading directions, learnt from the training texts alone.
+"""Texts to features: TF-IDF and its leading directions, learned from the training texts alone.
 
 A text becomes the weights of its words and runs of punctuation (":)" is one; sublinear counts times
 inverse document frequency, of Euclidean length 1) and then its coordinates on the 128 leading right
@@ -32,7 +32,7 @@ def with_features(train: Split, others: tuple[Split, ...], *, where: str) -> tup
     """Replaces texts by features, `train` first.
 
     Args:
-        train: the training split; its `inputs` are texts. The only one that is learnt from.
+        train: the training split; its `inputs` are texts. The only one that is learned from.
         others: the other splits, of texts too.
         where: the file that the texts are from, for errors.
 
