@@ -147,14 +147,14 @@ class Audit:
     def __call__(self) -> int:
         """Judges them."""
         from calmoe_jax._files import to_json, write_whole
-        from calmoe_jax.audit.judge import audit, describe_audit, read_logs
+        from calmoe_jax.audit import audit, describe_audit, read_logs
         from calmoe_jax.audit.pictures import draw_audit
 
         logs = read_logs(self.file)
         found = audit(logs)
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.out, to_json(found))
+            write_whole(self.out, to_json(found.to_json()))
         if self.plots is not None:
             self.plots.mkdir(parents=True, exist_ok=True)
             for name, content in draw_audit(logs).items():

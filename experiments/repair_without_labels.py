@@ -49,14 +49,12 @@ def measure(task: Task, config: RunConfig, folder: Path) -> dict[str, dict[str, 
     trained = train_vanilla(task, config, folder)
     held_out = sample(trained, task.calibration.inputs)
     inside = fit(mixture.mix_log_probs(*held_out), jnp.asarray(task.calibration.labels))
+    prepared = repair.prepare(held_out, task.calibration.labels, task.calibration.clusters, inside)
     result = {}
     for split in tqdm(task.evaluation, unit="split", disable=None, desc=task.name):
         targets = sample(trained, split.inputs)
         log_probs, labels = mixture.mix_log_probs(*targets), jnp.asarray(split.labels)
-        found = repair.fit_to_targets(
-            held_out, task.calibration.labels, task.calibration.clusters, inside, targets,
-            split.clusters,
-        )  # fmt: skip
+        found = repair.fit_to_targets(prepared, targets, split.clusters)
         temperatures = {
             "none": jnp.ones_like(inside),
             "temperature": inside,

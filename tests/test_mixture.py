@@ -68,6 +68,32 @@ def test_slots_equal_dense_weights():
     )
 
 
+def test_a_prediction_is_mixed_once_and_its_aggregate_can_be_given():
+    probs, gate, labels = problem(5)
+    log_experts, gate = jnp.asarray(np.log(probs), jnp.float32), jnp.asarray(gate, jnp.float32)
+    dense = cm.mixture.predict(log_experts, gate)
+    weights = cm.gate_probabilities(gate)
+    np.testing.assert_array_equal(dense.log_probs, cm.mix_log_probs(log_experts, weights))
+    np.testing.assert_array_equal(dense.routing.combine_weights, weights)
+    for a, b in zip(dense.gate, cm.routing.gate_statistics(gate), strict=True):
+        np.testing.assert_array_equal(a, b)
+    chosen = cm.top_k_routing(gate, k=2)
+    slots = jnp.take_along_axis(log_experts, chosen.expert_indices[:, :, None], axis=1)
+    sparse = cm.mixture.predict(slots, gate, chosen, dense.gate)
+    assert sparse.gate is dense.gate
+    np.testing.assert_array_equal(sparse.log_probs, cm.mix_log_probs(slots, chosen.combine_weights))
+    # what is given is taken, and nothing is mixed again
+    given = jnp.asarray(labels)
+    for function, more in ((cm.configuration, ()), (cm.mixture_losses, (given,))):
+        plain = function(log_experts, weights, *more)
+        for a, b in zip(plain, function(log_experts, weights, *more, dense.log_probs), strict=True):
+            np.testing.assert_array_equal(a, b)
+    losses = jax.make_jaxpr(cm.mixture_losses)(log_experts, weights, given, dense.log_probs)
+    assert " exp " not in str(losses)
+    with pytest.raises(ValueError, match=r"tokens and slots \(12, 4\) of expert_log_probs, got"):
+        cm.mixture.predict(log_experts, gate, chosen)
+
+
 def test_hard_routing_has_no_disagreement():
     probs, gate, _ = problem(2)
     stats = cm.configuration(jnp.asarray(np.log(probs), jnp.float32), weights_of("hard", gate))

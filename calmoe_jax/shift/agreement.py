@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_non_negative, check_same_size
+from calmoe_jax._checks import check_at_least, check_non_negative, check_where
+from calmoe_jax._numerics import AxisName, psum
 
 
 class Agreement(NamedTuple):
@@ -26,6 +27,7 @@ def chance_corrected_agreement(
     *,
     num_classes: int,
     where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
 ) -> Agreement:
     """Cohen's kappa of each model with the others, on average over them.
 
@@ -37,6 +39,7 @@ def chance_corrected_agreement(
         predicted: class that each model predicts, in `[0, num_classes)`.
         num_classes: number of classes, at least 2.
         where: examples that count; all by default.
+        axis_name: device axis that the examples are spread over.
 
     Returns:
         An `Agreement`. Kappa is at most 1, and 0 where two models predict one and the same class
@@ -55,15 +58,14 @@ def chance_corrected_agreement(
     """
     check_at_least("num_classes", num_classes, 2)
     num_models, num_examples = predicted.shape
-    if where is not None:
-        check_same_size("where", where, 0, num_examples, "examples")
+    check_where("where", where, (num_examples,))
     chosen = jax.nn.one_hot(predicted, num_classes, dtype=jnp.float32)
     if where is not None:
         chosen = jnp.where(where[None, :, None], chosen, 0)
-    total = jnp.asarray(num_examples) if where is None else jnp.sum(where)
-    shares = jnp.sum(chosen, axis=1) / total
+    total = psum(jnp.asarray(num_examples) if where is None else jnp.sum(where), axis_name)
+    shares = psum(jnp.sum(chosen, axis=1), axis_name) / total
     expected = shares @ shares.T
-    agreeing = jnp.einsum("inc,jnc->ij", chosen, chosen) / total
+    agreeing = psum(jnp.einsum("inc,jnc->ij", chosen, chosen), axis_name) / total
     certain = expected >= 1
     scale = jnp.where(certain, 1, 1 - expected)
     kappa = jnp.where(certain, 0, agreeing - expected) / scale

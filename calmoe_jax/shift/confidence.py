@@ -6,8 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_non_negative
-from calmoe_jax._numerics import at_least_float32, example_weights, weighted_sum
+from calmoe_jax._checks import check_at_least, check_non_negative, check_where
+from calmoe_jax._numerics import (
+    AxisName,
+    all_rows,
+    at_least_float32,
+    example_weights,
+    psum,
+    weighted_sum,
+)
 
 # The search for the logarithm of a temperature: its bracket, and how often that is halved.
 _LOG_RANGE = 40.0
@@ -40,6 +47,7 @@ def mean_confidence(
     *,
     weights: _Weights = None,
     where: _Where = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     """Mean probability of the most probable class after temperature scaling.
 
@@ -48,20 +56,26 @@ def mean_confidence(
         temperature: T > 0.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
+        axis_name: device axis that the examples are spread over.
 
     Returns:
         The mean, in [1 / classes, 1]; NaN where nothing counts.
+
+    Raises:
+        ValueError: if `where` has another shape than the examples.
 
     Example:
         >>> mean_confidence(jnp.log(jnp.array([[0.75, 0.25], [0.5, 0.5]])), 1.0)
         Array(0.625, dtype=float32)
     """
+    check_where("where", where, logits.shape[:-1])
     log_probs = jax.nn.log_softmax(at_least_float32(logits) / temperature, axis=-1)
     # the largest log probability, by its definition: the exponent of 0 over the sum
     confidence = jnp.exp(jnp.max(log_probs, axis=-1))
     confidence = jnp.where(jnp.isnan(log_probs).any(axis=-1), jnp.nan, confidence)
     weight = example_weights(confidence.shape, weights, where, confidence.dtype)
-    return weighted_sum(confidence, weight) / jnp.sum(weight)
+    total = psum(weighted_sum(confidence, weight), axis_name)
+    return total / psum(jnp.sum(weight), axis_name)
 
 
 def match_confidence(
@@ -71,6 +85,7 @@ def match_confidence(
     at_least: float | Float[Array, ""] = 0.0,
     weights: _Weights = None,
     where: _Where = None,
+    axis_name: AxisName = None,
 ) -> ConfidenceMatch:
     """Finds the temperature at which the mean confidence is the wanted one.
 
@@ -84,6 +99,7 @@ def match_confidence(
             examples then never make a model more confident.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
+        axis_name: device axis that the examples are spread over.
 
     Returns:
         A `ConfidenceMatch`. Where no T does it, T stops at a bound of the search or at the floor,
@@ -91,7 +107,7 @@ def match_confidence(
         T = NaN.
 
     Raises:
-        ValueError: if `at_least` is negative.
+        ValueError: if `at_least` is negative, or `where` has another shape than the examples.
 
     Example:
         >>> logits = jnp.log(jnp.array([[0.9, 0.1]] * 4))
@@ -103,6 +119,7 @@ def match_confidence(
         for temperatures by way of estimated accuracy.
     """
     check_non_negative("at_least", at_least)
+    check_where("where", where, logits.shape[:-1])
     logits = at_least_float32(logits)
     dtype = logits.dtype
     weight = example_weights(logits.shape[:1], weights, where, dtype)
@@ -114,14 +131,14 @@ def match_confidence(
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         low, high = bracket
         middle = (low + high) / 2
-        confidence = mean_confidence(below, jnp.exp(middle), weights=weight)
+        confidence = mean_confidence(below, jnp.exp(middle), weights=weight, axis_name=axis_name)
         above = confidence > target
         return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
     bracket = (jnp.asarray(-_LOG_RANGE, dtype), jnp.asarray(_LOG_RANGE, dtype))
     low, high = jax.lax.fori_loop(0, _HALVINGS, halve, bracket)
     found = jnp.maximum(jnp.exp((low + high) / 2), jnp.asarray(at_least, dtype))
-    confidence = mean_confidence(below, found, weights=weight)
+    confidence = mean_confidence(below, found, weights=weight, axis_name=axis_name)
     unknown = jnp.isnan(confidence) | jnp.isnan(jnp.asarray(target, dtype))
     return ConfidenceMatch(
         temperature=jnp.where(unknown, jnp.nan, found),
@@ -137,6 +154,7 @@ def average_threshold_accuracy(
     *,
     weights: _Weights = None,
     target_where: Bool[Array, " targets"] | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     """Estimated accuracy: the share of confidences above the level that held-out errors suggest.
 
@@ -149,11 +167,16 @@ def average_threshold_accuracy(
         target_confidence: confidences of unlabelled examples.
         weights: non-negative weight of each held-out example; 1 by default.
         target_where: targets that count; all by default.
+        axis_name: device axis that the examples and the targets are spread over; each device ranks
+            the held-out examples of all.
 
     Returns:
         The estimate, in [0, 1]; NaN where nothing counts on either side or a confidence that
         counts is NaN. Targets with equal confidences stand or fall together; where many held-out
         ones tie at the level, the estimate is above the held-out accuracy.
+
+    Raises:
+        ValueError: if `target_where` has another shape than the targets.
 
     Example:
         >>> held_out = jnp.array([0.5, 0.6, 0.8, 0.9])
@@ -165,23 +188,83 @@ def average_threshold_accuracy(
         Garg et al., Leveraging Unlabeled Data to Predict Out-of-Distribution Performance, 2022
         (there with the entropy as well).
     """
-    confidence = at_least_float32(held_out_confidence)
+    check_where("target_where", target_where, target_confidence.shape)
+    threshold = error_threshold(held_out_confidence, correct, weights=weights, axis_name=axis_name)
+    return share_above(target_confidence, threshold, where=target_where, axis_name=axis_name)
+
+
+def error_threshold(
+    confidence: Float[Array, " examples"],
+    correct: Bool[Array, " examples"] | Float[Array, " examples"],
+    *,
+    weights: _Weights = None,
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    """The level of `average_threshold_accuracy`, which depends on the held-out examples alone.
+
+    Args:
+        confidence: confidence in the predicted class, in [0, 1].
+        correct: whether that class is the true one.
+        weights: non-negative weight of each example; 1 by default.
+        axis_name: device axis that the examples are spread over.
+
+    Returns:
+        The level; `inf` where all is wrong, NaN where nothing counts or a confidence that counts
+        is NaN.
+
+    Example:
+        >>> error_threshold(jnp.array([0.5, 0.6, 0.8]), jnp.array([False, True, True]))
+        Array(0.6, dtype=float32)
+    """
+    confidence = at_least_float32(confidence)
     dtype = confidence.dtype
     weight = example_weights(confidence.shape, weights, None, dtype)
+    right = correct.astype(dtype)
+    confidence, weight, right = (all_rows(x, axis_name) for x in (confidence, weight, right))
     total = jnp.sum(weight)
-    error = jnp.sum(jnp.where(weight > 0, 1 - correct.astype(dtype), 0) * weight)
+    error = jnp.sum(jnp.where(weight > 0, 1 - right, 0) * weight)
     order = jnp.argsort(jnp.where(weight > 0, confidence, jnp.inf))
     level, ranked = confidence[order], weight[order]
     before = jnp.cumsum(ranked) - ranked
     # sums of weights are exact to rounding only
     reached = (before >= error * (1 - 1e-6)) & (ranked > 0)
     threshold = jnp.min(jnp.where(reached, level, jnp.inf), initial=jnp.inf)
-    count = example_weights(target_confidence.shape, None, target_where, dtype)
-    above = jnp.sum(jnp.where(count > 0, target_confidence >= threshold, False).astype(dtype))
-    unknown = jnp.any(jnp.isnan(confidence) & (weight > 0)) | jnp.any(
-        jnp.isnan(target_confidence) & (count > 0)
-    )
-    return jnp.where(unknown | (total == 0), jnp.nan, above / jnp.sum(count))
+    unknown = jnp.any(jnp.isnan(confidence) & (weight > 0)) | (total == 0)
+    return jnp.where(unknown, jnp.nan, threshold)
+
+
+def share_above(
+    confidence: Float[Array, " targets"],
+    threshold: Float[Array, ""],
+    *,
+    where: Bool[Array, " targets"] | None = None,
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    """Share of confidences at or above a level.
+
+    Args:
+        confidence: confidences, in [0, 1].
+        threshold: the level, as from `error_threshold`.
+        where: examples that count; all by default.
+        axis_name: device axis that the examples are spread over.
+
+    Returns:
+        The share; NaN where nothing counts, or the level or a confidence that counts is NaN.
+
+    Raises:
+        ValueError: if `where` has another shape than the confidences.
+
+    Example:
+        >>> share_above(jnp.array([0.5, 0.75, 1.0, 0.9]), jnp.array(0.75))
+        Array(0.75, dtype=float32)
+    """
+    check_where("where", where, confidence.shape)
+    dtype = threshold.dtype
+    count = example_weights(confidence.shape, None, where, dtype)
+    above = jnp.sum(jnp.where(count > 0, confidence >= threshold, False).astype(dtype))
+    unknown = jnp.sum((jnp.isnan(confidence) & (count > 0)).astype(dtype))
+    above, unknown, total = (psum(x, axis_name) for x in (above, unknown, jnp.sum(count)))
+    return jnp.where(jnp.isnan(threshold) | (unknown > 0), jnp.nan, above / total)
 
 
 def difference_of_confidences(
@@ -229,11 +312,11 @@ def separability_confidence(
     *,
     num_classes: int,
 ) -> Float[Array, "*batch"]:
-    """Confidence to aim at where targets can be told from held-out examples (PAD2).
+    """Confidence to aim at where targets can be distinguished from held-out examples (PAD2).
 
     `g = 1/C + (c_t - 1/C) rho^(1.5 P^2)`, with
     `rho = min(1, (c_t + e - 1/C) / (c_v - 1/C))`: the drop of confidence counts the more, the
-    better the two samples are told apart (`P`), and not at all within its standard error `e`.
+    better the two samples can be distinguished (`P`), and not at all within its standard error `e`.
 
     Args:
         held_out_confidence: mean confidence `c_v` on held-out examples, after their temperature.

@@ -1,4 +1,4 @@
-"""Do the labels of alike held-out examples bear a prediction out?"""
+"""Do the labels of similar held-out examples support a prediction?"""
 
 from typing import NamedTuple
 
@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_non_negative, check_same_size
-from calmoe_jax._numerics import at_least_float32
+from calmoe_jax._checks import check_at_least, check_non_negative, check_same_size, check_where
+from calmoe_jax._numerics import AxisName, all_rows, at_least_float32, pmax, psum, row_positions
 from calmoe_jax.calibration._inputs import class_labels
 
 # Points compared with all references at once.
@@ -15,7 +15,7 @@ _BATCH = 256
 
 
 class NeighbourSupport(NamedTuple):
-    """How far the labels of neighbours bear predictions out.
+    """How far the labels of neighbours support predictions.
 
     Attributes:
         value: mean share of an example's neighbours whose label is the predicted class.
@@ -40,6 +40,7 @@ def neighbour_support(
     reference_clusters: Int[Array, " references"] | None = None,
     where: Bool[Array, " examples"] | None = None,
     num_neighbours: int = 15,
+    axis_name: AxisName = None,
 ) -> NeighbourSupport:
     """Share of labelled neighbours that have the predicted class, averaged over examples.
 
@@ -62,6 +63,8 @@ def neighbour_support(
             neighbours. All may be by default.
         where: examples that count; all by default.
         num_neighbours: neighbours of each example, at least 1; static. Where there are fewer, all.
+        axis_name: device axis that the examples and the references are spread over; each device
+            compares its own examples with all references. `num_clusters` is of all devices.
 
     Returns:
         A `NeighbourSupport`. Of equal cosines the earlier reference is the neighbour; coordinates
@@ -96,8 +99,13 @@ def neighbour_support(
         raise ValueError("reference_clusters must be given with clusters, got clusters=None.")
     labels = class_labels(labels)
     size = len(points)
+    check_where("where", where, (size,))
+    references, labels = all_rows(references, axis_name), all_rows(labels, axis_name)
+    if reference_clusters is not None:
+        reference_clusters = all_rows(reference_clusters, axis_name)
     if clusters is None or num_clusters is None:
-        clusters, num_clusters = jnp.arange(size), max(size, 1)
+        clusters = row_positions(size, axis_name)
+        num_clusters = max(size if axis_name is None else size * jax.lax.axis_size(axis_name), 1)
     counted = jnp.ones(size, bool) if where is None else where
     towards = _directions(references)
     count = min(num_neighbours, len(references))
@@ -119,16 +127,34 @@ def neighbour_support(
         (_directions(points), predicted, clusters),
         batch_size=min(_BATCH, max(size, 1)),
     )
-    total = jnp.sum(counted)
-    value = jnp.sum(jnp.where(counted, shares, 0)) / total
+    return _support_of(
+        shares, predicted, labels, num_classes, clusters, num_clusters, counted, axis_name
+    )
+
+
+def _support_of(
+    shares: Float[Array, " examples"],
+    predicted: Int[Array, " examples"],
+    labels: Int[Array, " references"],
+    num_classes: int,
+    clusters: Int[Array, " examples"],
+    num_clusters: int,
+    counted: Bool[Array, " examples"],
+    axis_name: AxisName,
+) -> NeighbourSupport:
+    """Mean of the examples' shares, what it would be by chance, and its standard error."""
+    total = psum(jnp.sum(counted), axis_name)
+    value = psum(jnp.sum(jnp.where(counted, shares, 0)), axis_name) / total
     off = jnp.where(counted, shares - value, 0)
-    sums = jax.ops.segment_sum(off, clusters, num_clusters)
-    held = jax.ops.segment_max(counted.astype(jnp.int32), clusters, num_clusters) > 0
+    sums = psum(jax.ops.segment_sum(off, clusters, num_clusters), axis_name)
+    held = jax.ops.segment_max(counted.astype(jnp.int32), clusters, num_clusters)
+    held = pmax(held, axis_name) > 0
     number = jnp.sum(held)
     variance = jnp.sum(jnp.square(sums)) * number / jnp.where(number > 1, number - 1, 1)
     error = jnp.where(number > 1, jnp.sqrt(variance) / total, jnp.inf)
     classes = jnp.arange(num_classes)
-    chosen = jnp.sum((predicted[:, None] == classes[None]) & counted[:, None], axis=0) / total
+    chosen = jnp.sum((predicted[:, None] == classes[None]) & counted[:, None], axis=0)
+    chosen = psum(chosen, axis_name) / total
     chance = chosen @ jnp.mean((labels[:, None] == classes[None]).astype(value.dtype), axis=0)
     outside = jnp.any((labels < 0) | (labels >= num_classes))
     value = jnp.where(outside, jnp.nan, value)

@@ -1,4 +1,4 @@
-"""Does the routing configuration shift, and what of it: a permutation test."""
+"""Does the routing configuration shift, and in which statistics: a permutation test."""
 
 import math
 from typing import NamedTuple
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_same_size
-from calmoe_jax._numerics import at_least_float32
+from calmoe_jax._checks import check_at_least, check_same_size, check_where
+from calmoe_jax._numerics import AxisName, all_rows, at_least_float32
 from calmoe_jax.mixture import Configuration
 
 # Directions whose variance is below this part of the largest are rounding.
@@ -41,14 +41,15 @@ def configuration_shift_test(
     clusters: Int[Array, " all"] | None = None,
     num_clusters: int | None = None,
     num_permutations: int = 999,
+    axis_name: AxisName = None,
 ) -> ShiftTest:
     """Tests whether held-out and target examples have the same law of routing configurations.
 
     For each of the three groups of statistics (load, confidence, disagreement) the difference of
     the means, squared in units of the pooled covariance, is compared with that of random
     relabellings. The three p-values are adjusted for being three (Westfall and Young's minimum of
-    p-values over the same relabellings). The whole is judged by the least of them, ties parted by
-    their mean.
+    p-values over the same relabellings). The overall p-value is that of the least of them, ties
+    resolved by their mean.
 
     Args:
         key: random key.
@@ -61,6 +62,8 @@ def configuration_shift_test(
         num_clusters: number of clusters; static.
         num_permutations: relabellings, at least 19. No p-value is below
             `1 / (num_permutations + 1)`, nor below `smallest_p_value`.
+        axis_name: device axis that both sides are spread over (`clusters` is then of this device's
+            held-out examples and of its targets); each device works on all examples.
 
     Returns:
         A `ShiftTest`. Under no shift `p_value <= a` has probability at most `a`, whatever the law.
@@ -87,10 +90,14 @@ def configuration_shift_test(
     check_at_least("num_permutations", num_permutations, 19)
     if clusters is not None and num_clusters is None:
         raise ValueError("num_clusters must be given with clusters, got num_clusters=None.")
+    check_where("target_where", target_where, targets.confidence.shape)
+    if axis_name is not None:
+        held_out, targets, target_where, clusters = _of_all_devices(
+            held_out, targets, target_where, clusters, axis_name
+        )
     count = len(held_out.confidence), len(targets.confidence)
     counted = jnp.ones(sum(count), bool)
     if target_where is not None:
-        check_same_size("target_where", target_where, 0, count[1], "targets")
         counted = counted.at[count[0] :].set(target_where)
     sizes = counted.astype(jnp.float32)
     side = (jnp.arange(sum(count)) >= count[0]) & counted
@@ -113,7 +120,7 @@ def configuration_shift_test(
     ranks = jax.vmap(_p_values)(by_group)  # [groups, 1 + permutations]
     least = jnp.min(ranks, axis=0)
     adjusted = jnp.mean(least[None, :] <= ranks[:, :1] * (1 + 1e-6), axis=1)
-    # the least p-values often tie; the mean of the three, too small to matter else, parts them
+    # the least p-values often tie; the mean of the three, too small to matter else, orders them
     ordered = least + jnp.mean(ranks, axis=0) / (2 * ranks.shape[1])
     overall = jnp.mean(ordered <= ordered[0] * (1 + 1e-6))
     found = jnp.concatenate([overall[None], adjusted])
@@ -121,8 +128,32 @@ def configuration_shift_test(
     return ShiftTest(*jnp.where(unknown, jnp.nan, found))
 
 
+def _of_all_devices(
+    held_out: Configuration,
+    targets: Configuration,
+    target_where: Bool[Array, " targets"] | None,
+    clusters: Int[Array, " all"] | None,
+    axis_name: AxisName,
+) -> tuple[
+    Configuration, Configuration, Bool[Array, " _targets"] | None, Int[Array, " _all"] | None
+]:
+    """The same of the examples of all devices, held-out ones first."""
+
+    def gather(x: jax.Array) -> jax.Array:
+        return all_rows(x, axis_name)
+
+    if clusters is not None:
+        own = len(held_out.confidence)
+        check_same_size(
+            "clusters", clusters, 0, own + len(targets.confidence), "held-out and target examples"
+        )
+        clusters = jnp.concatenate([gather(clusters[:own]), gather(clusters[own:])])
+    where = None if target_where is None else gather(target_where)
+    return jax.tree.map(gather, held_out), jax.tree.map(gather, targets), where, clusters
+
+
 def smallest_p_value(num_held_out: int, num_targets: int) -> float:
-    """The smallest p-value that relabelling so many clusters can give: one in their ways to part.
+    """The smallest p-value that relabelling so many clusters can give: one over the number of ways.
 
     Args:
         num_held_out: clusters of held-out examples (examples, where they are independent).

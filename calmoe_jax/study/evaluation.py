@@ -238,15 +238,17 @@ def evaluate(
             "temperature": Temperatures(ones, inside),
             "per_expert": Temperatures(usable_temperature(fitted_all["per_expert"]), ones[:, 0]),
         }
-        held_out = _sample(outputs["calibration"], num_experts)
+        held_out = repair.prepare(
+            _sample(outputs["calibration"], num_experts),
+            task.calibration.labels,
+            task.calibration.clusters,
+            inside,
+        )
         evaluations, shifts = {}, []
         for split in task.evaluation:
             padded = Outputs(*(_pad(x, longest, 1) for x in outputs[split.name]))
             repaired = repair.fit_to_targets(
                 held_out,
-                task.calibration.labels,
-                task.calibration.clusters,
-                inside,
                 _sample(padded, num_experts),
                 split.clusters,
                 most_clusters=most_clusters,
@@ -367,7 +369,11 @@ def _shift_lines(
 ) -> list[ShiftFinding]:
     return [
         ShiftFinding(
-            method, split.name, split.kind, seed, **repair.describe(repaired, i, num_held_out)
+            method,
+            split.name,
+            split.kind,
+            seed,
+            **repair.describe(repaired, i, num_held_out)._asdict(),
         )
         for i, seed in enumerate(seeds)
     ]

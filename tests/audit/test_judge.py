@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import calmoe_jax as cm
-from calmoe_jax.audit.judge import LogError, Logs, audit, describe_audit, read_logs
+from calmoe_jax.audit import LogError, audit, describe_audit, read_logs
+from calmoe_jax.audit.logs import take
 from calmoe_jax.audit.pictures import draw_audit
 from calmoe_jax.cli import main
 
@@ -46,11 +47,12 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(folder):
     arrays = make(sharper=3.0)
-    return arrays, audit(read_logs(write(folder, arrays)))
+    judged = audit(read_logs(write(folder, arrays)))
+    return arrays, judged, judged.to_json()
 
 
 def test_scores_are_those_of_the_library(found):
-    arrays, result = found
+    arrays, _, result = found
     for rows, scores in (
         (slice(None, SIZE), result["held_out"]),
         (slice(SIZE, None), result["targets_scored"]["none"]),
@@ -74,7 +76,7 @@ def test_scores_are_those_of_the_library(found):
 
 
 def test_a_shift_of_confidence_is_seen_and_a_decision_made(found):
-    _, result = found
+    _, judged, result = found
     shifted = result["shift"]
     assert shifted["p_value"] <= 0.01
     assert shifted["confidence"] <= 0.01
@@ -82,17 +84,17 @@ def test_a_shift_of_confidence_is_seen_and_a_decision_made(found):
     assert shifted["decision"] in ("rebalance", "cannot_repair")
     inside = result["targets"]["temperatures"]["temperature"]
     assert all(t >= inside - 1e-6 for t in result["targets"]["temperatures"].values())
-    words = describe_audit(result)
+    words = describe_audit(judged)
     assert shifted["reason"] in words
     assert "nan" not in words.lower()
     json.dumps(result, allow_nan=False)
 
 
 def test_labels_of_the_targets_change_no_decision(folder, found):
-    arrays, result = found
+    arrays, _, result = found
     blind = arrays | {"labels": np.where(arrays["targets"], -1, arrays["labels"])}
     del blind["targets"]
-    again = audit(read_logs(write(folder, blind)))
+    again = audit(read_logs(write(folder, blind))).to_json()
     assert again["shift"] == result["shift"]
     assert again["targets"] == result["targets"]
     assert "targets_scored" not in again
@@ -164,18 +166,18 @@ def test_logs_that_tell_little_are_described(folder):
     first = np.zeros((EXPERTS, CLASSES), np.float32)
     first[:, (arrays["labels"][0] + 1) % CLASSES] = 1
     arrays["expert_probs"][0] = first
-    result = audit(read_logs(write(folder, arrays)))
-    assert result["shift"]["decision"] == "cannot_repair"
-    words = describe_audit(result)
+    judged = audit(read_logs(write(folder, arrays)))
+    assert judged.shift.decision == "cannot_repair"
+    words = describe_audit(judged)
     assert "NLL infinite" in words
     assert "unknown" in words
     assert "nan" not in words.lower()
-    json.dumps(result, allow_nan=False)
+    json.dumps(judged.to_json(), allow_nan=False)
 
 
 def test_pictures_are_of_held_out_examples(folder):
     logs = read_logs(write(folder, make(sharper=3.0)))
-    held_out = Logs(*(values[~logs.targets] for values in logs))
+    held_out = take(logs, ~logs.targets)
     assert draw_audit(logs) == draw_audit(held_out)
 
 

@@ -8,6 +8,9 @@ from small import small_task
 
 import calmoe_jax as cm
 from calmoe_jax.shift import repair
+from calmoe_jax.shift.repair.held_out import spread
+from calmoe_jax.shift.repair.sides import side_of
+from calmoe_jax.shift.repair.temperatures import match_aim
 
 SEEDS, EXPERTS, CLASSES = 3, 4, 3
 
@@ -23,10 +26,8 @@ def draw(size, seed=0):
 
 def fit(task, held_out, inside, targets, split):
     """The calibration split's names stand for examples of `held_out`."""
-    return repair.fit_to_targets(
-        held_out, task.calibration.labels, task.calibration.clusters, inside, targets,
-        split.clusters,
-    )  # fmt: skip
+    prepared = repair.prepare(held_out, task.calibration.labels, task.calibration.clusters, inside)
+    return repair.fit_to_targets(prepared, targets, split.clusters)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_no_temperature_is_below_a_high_one_and_none_is_boundless(fitted):
         assert (value >= 50 * (1 - 1e-6)).all(), name
     logits, one = targets.expert_log_probs[0, :, 0], jnp.ones(())
     where = jnp.ones(len(logits), bool)
-    hopeless = jax.jit(repair._match)(logits, jnp.zeros(()), one, where)
+    hopeless = jax.jit(match_aim)(logits, jnp.zeros(()), one, where)
     assert 10 < hopeless < 1e5
     assert cm.shift.mean_confidence(logits, hopeless) < 1 / CLASSES + 2e-3
 
@@ -147,23 +148,23 @@ def test_each_rule_is_the_public_functions_put_together(fitted):
             np.testing.assert_allclose(found.temperatures[name][i], value, rtol=2e-3, err_msg=name)
 
 
-def test_the_test_sees_as_many_examples_of_a_small_split_as_there_are(fitted):
-    task, _, held_out, *_ = fitted
-    long = draw(3000, seed=5)
-    sides, (counted, clusters), counts = repair._sides(
-        held_out, task.calibration.clusters, long, np.arange(40), None, 1000
-    )
-    assert counted.sum() == 40
-    assert len(np.unique(clusters[len(task.calibration) :][np.asarray(counted)])) == 40
-    np.testing.assert_array_equal(sides[1].routing_weights[:, :40], long.routing_weights[:, :40])
-    assert counts == [len(task.calibration), 1000]
+def test_the_test_sees_as_many_examples_of_a_small_split_as_there_are():
+    side = side_of(np.arange(40), 3000, most_examples=1000)
+    assert side.num_clusters == len(side.rows) == 1000
+    np.testing.assert_array_equal(side.counted, np.arange(1000) < 40)
+    np.testing.assert_array_equal(side.rows[:40], np.arange(40))
+    np.testing.assert_array_equal(side.numbers[:40], np.arange(40))
+    assert (side.rows[40:] == 0).all()
+    many = side_of(np.arange(3000), 3000, most_examples=1000)
+    assert many.counted.all()
+    np.testing.assert_allclose(many.rows, np.arange(1000) * 2999 / 999, atol=0.5)
 
 
 @pytest.mark.parametrize(
     ("count", "size"), [(5000, 6000), (1500, 6000), (2001, 2001), (7, 9), (0, 3)]
 )
 def test_neighbours_are_looked_for_evenly(count, size):
-    rows, counted = repair._spread(jnp.asarray(count), size)
+    rows, counted = spread(jnp.asarray(count), size)
     most = min(count, 2000)
     np.testing.assert_array_equal(np.flatnonzero(counted), np.arange(most))
     expected = np.arange(most) * max(count, 1) // max(most, 1)
@@ -185,8 +186,9 @@ def test_agreement_is_the_more_cautious_of_two():
     alone, pad = np.arange(400), ((0, 0), (0, 80), (0, 0), (0, 0))
     both, one = (
         repair.fit_to_targets(
-            *(repair.Sample(*(x[:n] for x in held_out)), labels, alone, jnp.ones(n)),
-            *(repair.Sample(*(jnp.pad(x[:n], pad[: x.ndim]) for x in targets)), alone),
+            repair.prepare(repair.Sample(*(x[:n] for x in held_out)), labels, alone, jnp.ones(n)),
+            repair.Sample(*(jnp.pad(x[:n], pad[: x.ndim]) for x in targets)),
+            alone,
         ).temperatures
         for n in (2, 1)
     )
@@ -221,14 +223,27 @@ def test_hard_routing_of_what_is_real_is_seen(fitted):
 
 
 def test_clusters_of_the_test_stay_whole():
-    held_out, targets = draw(30), draw(40, seed=1)
-    _, (counted, numbers), counts = repair._sides(
-        held_out, np.repeat(["b", "a", "c"], 10), targets, np.arange(24) // 4, 9, 1000
-    )
-    assert counts == [3, 9]
-    np.testing.assert_array_equal(counted, np.arange(40) < 24)
-    np.testing.assert_array_equal(numbers[:30], np.repeat([1, 0, 2], 10))
-    np.testing.assert_array_equal(numbers[30:54], 3 + np.arange(24) // 4)
+    own = side_of(np.repeat(["b", "a", "c"], 10), 30, most_examples=1000)
+    other = side_of(np.arange(24) // 4, 40, most_examples=1000, least_clusters=9)
+    assert (own.num_clusters, other.num_clusters) == (3, 9)
+    np.testing.assert_array_equal(other.counted, np.arange(40) < 24)
+    np.testing.assert_array_equal(own.numbers, np.repeat([1, 0, 2], 10))
+    np.testing.assert_array_equal(other.numbers[:24], np.arange(24) // 4)
+
+
+def test_what_is_known_of_held_out_examples_is_computed_once(fitted, monkeypatch):
+    """One preparation serves several splits, and says what one for each would."""
+    task, split, held_out, inside, targets, found = fitted
+    prepared = repair.prepare(held_out, task.calibration.labels, task.calibration.clusters, inside)
+    monkeypatch.setattr(repair.held_out, "_prepare", None)
+    for _ in range(2):
+        again = repair.fit_to_targets(prepared, targets, split.clusters)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True):
+            np.testing.assert_array_equal(a, b)
+    record = repair.describe(found, 1, len(task.calibration))
+    assert record.p_value == float(found.shift.p_value[1])
+    assert record.temperatures == {k: float(v[1]) for k, v in found.temperatures.items()}
+    assert record.decision in ("keep", "rebalance", "cannot_repair")
 
 
 def test_one_seed_has_nothing_to_agree_with(fitted):

@@ -1,0 +1,87 @@
+"""What networks say of a split, with an expert a slot, whichever experts were computed."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from calmoe_jax import mixture
+from calmoe_jax.mixture import Configuration
+from calmoe_jax.shift.separability import configuration_coordinates
+
+
+class Sample(NamedTuple):
+    """What the networks of all seeds say of a split, an expert a slot; unchosen ones are uniform.
+
+    Attributes:
+        expert_log_probs: log probabilities of every expert, after its own temperature.
+        routing_weights: weights of all experts, 0 for those not chosen.
+    """
+
+    expert_log_probs: Float[Array, "*seeds examples experts classes"]
+    routing_weights: Float[Array, "*seeds examples experts"]
+
+
+class Observed(NamedTuple):
+    """A sample of one seed (or of all, along a leading axis), as every calibrator sees it.
+
+    Attributes:
+        config: its routing configurations.
+        features: of them, for the balance.
+        coordinates: of them, for neighbours and separability.
+        predicted: the most probable class of each example.
+    """
+
+    config: Configuration
+    features: Float[Array, "*seeds examples features"]
+    coordinates: Float[Array, "*seeds examples coordinates"]
+    predicted: Int[Array, "*seeds examples"]
+
+
+def observe(sample: Sample) -> Observed:
+    """Configurations of one seed's sample, and what is read off them.
+
+    Args:
+        sample: of one seed, without the leading axis.
+    """
+    config = mixture.configuration(*sample)
+    return Observed(
+        config,
+        mixture.configuration_features(config),
+        configuration_coordinates(*sample),
+        jnp.argmax(config.log_probs, axis=-1),
+    )
+
+
+def dense_sample(
+    expert_log_probs: Float[Array, "seeds examples slots classes"],
+    routing_weights: Float[Array, "seeds examples slots"],
+    expert_indices: Int[Array, "seeds examples slots"],
+    *,
+    num_experts: int,
+) -> Sample:
+    """Slots as experts: those that were not chosen get weight 0 and uniform probabilities.
+
+    So a split of which the chosen experts alone were computed and one of which all were can be
+    compared.
+    """
+    seeds, examples, slots, classes = expert_log_probs.shape
+    chosen = routing_weights > 0
+    uniform = -jnp.log(jnp.asarray(classes, jnp.float32))
+    log_probs = jnp.where(chosen[..., None], expert_log_probs, uniform)
+    rows = jnp.arange(seeds * examples)[:, None]
+    indices = expert_indices.reshape(-1, slots)
+    weights = (
+        jnp.zeros((len(rows), num_experts))
+        .at[rows, indices]
+        .add(routing_weights.reshape(-1, slots))
+    )
+    held = (
+        jnp.full((len(rows), num_experts, classes), uniform)
+        .at[rows, indices]
+        .set(log_probs.reshape(-1, slots, classes))
+    )
+    return Sample(
+        held.reshape(seeds, examples, num_experts, classes),
+        weights.reshape(seeds, examples, num_experts),
+    )
