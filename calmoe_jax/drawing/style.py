@@ -24,7 +24,7 @@ STYLE: Any = {
 }
 
 
-def look(i: int) -> dict[str, str]:
+def look(i: int) -> dict[str, Any]:
     """Colour, marker and line of one of several series.
 
     Args:
