@@ -93,7 +93,7 @@ def route(
     }
     check_top_k(gate_logits, selection_bias, **choice)
     layout.check_layout(tokens, k, num_experts, capacity, block_size)
-    rooms = {"capacity": capacity, "block_size": block_size}
+    limits = {"capacity": capacity, "block_size": block_size}
 
     def composed(
         top_k: Any, logits: jax.Array, bias: jax.Array | None
@@ -103,12 +103,12 @@ def route(
             return checkpoint_name(top, ROUTING_NAME), checkpoint_name(indices, ROUTING_NAME)
 
         routing = Routing(*choose(named, logits, bias, renormalize=renormalize, **choice))
-        plan = plan_in_xla(routing.expert_indices, num_experts=num_experts, **rooms)
+        plan = plan_in_xla(routing.expert_indices, num_experts=num_experts, **limits)
         return routing, DispatchPlan(*plan), gate_statistics(logits, scores=scores)
 
     def triton(logits: jax.Array, bias: jax.Array | None) -> Any:
         fused = selection.lazy("triton.route", "route")
-        result = fused(logits, bias, renormalize=renormalize, **choice, **rooms)
+        result = fused(logits, bias, renormalize=renormalize, **choice, **limits)
         return Routing(*result[:2]), DispatchPlan(*result[2:7]), GateStatistics(*result[7:])
 
     attempts: dict[str, Callable[..., Any]] = {
