@@ -23,6 +23,7 @@ from calmoe_jax.training.state import TrainState, init_state
 
 # An expert with less than this part of its fair share of the routing weights is called dead.
 _DEAD_SHARE = 0.05
+_STATELESS = erm()
 
 
 class NonFiniteLossError(RunError):
@@ -50,7 +51,7 @@ class Training(NamedTuple):
     epochs: int
     warmup_epochs: int = 0
     batch_size: int = 128
-    warm_up: Objective = erm()
+    warm_up: Objective = _STATELESS
 
 
 class TrainedSeeds(NamedTuple):
@@ -116,8 +117,12 @@ def train(
         _epoch_program(network, each, optimizer, size)
         for each in (training.objective, training.warm_up)
     )
-    init = _init_program(network, training.objective, optimizer)
     numbers = jnp.array(seeds, jnp.int32)
+
+    def init(numbers: jax.Array) -> TrainState:
+        state = _init_program(network, optimizer)(numbers)
+        return state._replace(objective_state=_repeated(training.objective.init(), len(seeds)))
+
     inputs, classes = jax.tree.map(jnp.asarray, inputs), jnp.asarray(labels)
 
     first = checkpoints.latest() or 0
@@ -171,12 +176,21 @@ def _epoch_program(
 
 @lru_cache(maxsize=16)
 def _init_program(
-    network: Network, objective: Objective, optimizer: optax.GradientTransformation
+    network: Network, optimizer: optax.GradientTransformation
 ) -> Callable[[jax.Array], TrainState]:
-    """The initial states of all seeds."""
-    return jax.jit(
-        over_seeds(lambda seed: init_state(network, objective, optimizer, init_key(seed)))
-    )
+    """The initial states of all seeds, whatever the objective: compiled once for a network."""
+
+    @jax.jit
+    def init_of_seeds(seeds: jax.Array) -> TrainState:
+        start = partial(init_state, network, _STATELESS, optimizer)
+        return over_seeds(lambda seed: start(init_key(seed)))(seeds)
+
+    return init_of_seeds
+
+
+def _repeated(tree: PyTree, times: int) -> PyTree:
+    """A tree of arrays with a leading axis along which they repeat."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (times, *jnp.shape(x))), tree)
 
 
 def _check_finite(

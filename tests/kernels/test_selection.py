@@ -1,8 +1,11 @@
 """Which implementation runs, and how the rows of a plan are laid out."""
 
+import doctest
 import itertools
 import json
 import re
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -11,10 +14,11 @@ import numpy as np
 import pytest
 import references
 
-from calmoe_kernels import layout, measurements, selection
+from calmoe_kernels import availability, layout, measurements, selection
 from calmoe_kernels.availability import Implementation
 from calmoe_kernels.measurements import Measurement
 
+ROOT = Path(__file__).parents[2]
 KIND = "NVIDIA H100 80GB HBM3"
 
 
@@ -194,6 +198,23 @@ def test_size_classes():
     under_vmap = []
     jax.vmap(lambda x: under_vmap.append(measurements.size_class(x)))(jnp.zeros((7, 16)))
     assert under_vmap == [6]
+
+
+@pytest.mark.parametrize("module", [availability, measurements, selection])
+def test_examples(module):
+    assert doctest.testmod(module, extraglobs={"jax": jax, "jnp": jnp}).failed == 0
+
+
+def test_a_wheel_holds_every_folder_of_the_package_and_the_measurements():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    source = ROOT / "kernels" / "calmoe_kernels"
+    folders = {"calmoe_kernels"} | {
+        f"calmoe_kernels.{path.parent.name}" for path in source.glob("*/__init__.py")
+    }
+    assert folders <= set(settings["packages"])
+    assert "calmoe_kernels.measured" in settings["packages"]
+    assert settings["package-dir"]["calmoe_kernels.measured"] == "benchmarks/results"
+    assert settings["package-data"]["calmoe_kernels.measured"] == ["README.md", "*.json"]
 
 
 def test_a_checkout_has_the_folder_of_measurements():

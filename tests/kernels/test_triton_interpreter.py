@@ -8,32 +8,32 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SUITES = [
-    *map(str, ROOT.glob("tests/moe/test_dispatch_*.py")),
+DISPATCH = sorted(str(path) for path in ROOT.glob("tests/moe/test_dispatch_*.py"))
+# what is computed, and that a launch can be mapped over examples and devices
+BY_DEFAULT = [
+    *(path for path in DISPATCH if not path.endswith(("_laws.py", "_input.py"))),
     "tests/moe/test_matmul.py",
-    "tests/moe/test_experts.py",
 ]
+SOME = "triton and (vmap_is_a_loop or shard_map_is_a_loop or not test_dispatch_transforms)"
+EVERY = [*DISPATCH, "tests/moe/test_matmul.py", "tests/moe/test_experts.py"]
 
 
 @pytest.mark.slow
-def test_the_suites_hold_for_interpreted_kernels():
+@pytest.mark.parametrize(
+    ("suites", "options"),
+    [
+        (BY_DEFAULT, ("-k", SOME, "-m", "not exhaustive")),
+        pytest.param(EVERY, ("-k", "triton", "-m", ""), marks=pytest.mark.exhaustive),
+    ],
+    ids=["some", "every"],
+)
+def test_the_suites_hold_for_interpreted_kernels(suites, options):
     pytest.importorskip("triton")
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this is the process that interprets")
     # the variable must be set before Triton is imported
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-n0",
-            "-k",
-            "triton",
-            "-m",
-            "not exhaustive",
-            *SUITES,
-        ],
+        [sys.executable, "-m", "pytest", "-q", "-n0", *options, *suites],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,

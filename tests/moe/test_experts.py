@@ -12,6 +12,7 @@ from dispatching import exhaustive, plan_dispatch
 
 import calmoe_jax as cm
 from calmoe_jax.moe import PLAN_NAME, ExpertParams, expert_mlp, sparse_layer
+from calmoe_kernels import selection
 
 jitted = jax.jit(sparse_layer, static_argnames=("k", "activation", "capacity", "implementation"))
 
@@ -198,3 +199,39 @@ def test_expert_mlp_of_rows_of_no_group_is_zero():
     empty = plan.slot_indices == 2
     assert (y[empty] == 0).all()
     assert (y[~empty] != 0).all()
+
+
+@pytest.mark.parametrize("capacity", [None, 16])
+def test_xla_means_xla_for_every_part(capacity, monkeypatch):
+    x, logits, params = problem(12)
+    ran = []
+    run = selection.run
+
+    def record(attempts, implementation, *args, operation):
+        def named(name, attempt):
+            def call(*args):
+                ran.append((operation, name))
+                return attempt(*args)
+
+            return call
+
+        recorded = {name: named(name, attempt) for name, attempt in attempts.items()}
+        return run(recorded, implementation, *args, operation=operation)
+
+    def loss(x, logits, params, implementation):
+        out = sparse_layer(x, logits, params, k=2, capacity=capacity, implementation=implementation)
+        return jnp.sum(out.output)
+
+    def gradient(implementation):
+        every = jax.grad(partial(loss, implementation=implementation), argnums=(0, 1, 2))
+        return jax.jit(every).lower(x, logits, params)
+
+    monkeypatch.setattr(selection, "run", record)
+    text = gradient("xla").as_text()
+    assert {name for _, name in ran} == {"xla"}
+    assert {operation for operation, _ in ran} == {
+        "route", "scatter_rows", "gather_rows", "combine_backward", "grouped_rows",
+        "grouped_matrices",
+    }  # fmt: skip
+    if jax.default_backend() == "cpu":
+        assert gradient(None).as_text() == text

@@ -102,6 +102,28 @@ def test_what_none_picks_equals_loops(layout):
     check(layout, None)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+def test_what_xla_means_and_the_block_that_it_wants(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+
+    def text(implementation, capacity=None):
+        offsets = None if capacity is None else OFFSETS
+        call = partial(cm.grouped_matmul, capacity=capacity, implementation=implementation)
+        return jax.jit(call).lower(X, W, SIZES, offsets).as_text()
+
+    looped = backend == "cpu"
+    assert text("xla") == text("blocks" if looped else "ragged_dot")
+    assert text("xla", capacity=3) == text("batched", capacity=3)
+    assert text(None) == text("xla")  # nothing was measured
+    preferred = cm.moe.preferred_block_size
+    for implementation in ("xla", None):
+        assert preferred(implementation=implementation) == (64 if looped else None)
+        assert preferred(implementation=implementation, capacity=3) is None
+    assert preferred(implementation="blocks") == 64
+    assert preferred(implementation="ragged_dot") is None
+    assert preferred(implementation="triton") is None
+
+
 def test_batched_equals_loops_where_a_capacity_is_promised():
     sizes, offsets, rows, d, f, promises = LAYOUTS["capacity"]
     x, w = normal(3, rows, d), normal(4, 3, d, f)

@@ -11,6 +11,7 @@ from small import all_experts, small_task
 
 import calmoe_jax as cm
 from calmoe_jax import training
+from calmoe_jax.nn import Prediction
 from calmoe_jax.shift import repair
 from calmoe_jax.study import evaluation
 from calmoe_jax.study.networks import Network, build_network
@@ -26,7 +27,7 @@ def fake_network(experts):
         assert not train
         log_probs = jax.nn.log_softmax(jnp.einsum("nd,dec->nec", inputs, params["experts"]))
         gate = inputs @ params["gate"]
-        prediction = training.models.Prediction(log_probs, gate, all_experts(jax.nn.softmax(gate)))
+        prediction = Prediction(log_probs, gate, all_experts(jax.nn.softmax(gate)))
         return prediction, statistics
 
     rng = np.random.RandomState(0)

@@ -106,10 +106,10 @@ def repairs(summary: Summary) -> Html:
     words = (
         "ECE under shift after one temperature for each split, from its examples without their "
         "labels; no rule makes a model more confident than the temperature fitted in distribution. "
-        "Agreement of neighbours: the less often an example's nearest labelled neighbours have the "
-        "class that is predicted for it, the lower its confidence. Agreement of seeds: the less "
-        "often models that differ in their seed alone predict the same class, the lower their "
-        "confidence."
+        "Agreement of neighbours: the less often predicted classes are those of the nearest "
+        "labelled examples, the lower the confidence. Agreement of neighbours and seeds: also the "
+        "less often models that differ in their seed alone predict the same class; the lower "
+        "confidence of the two counts."
     )
     return joined(
         [
