@@ -1,7 +1,11 @@
 """`calmoe audit`: a deployed model's logs."""
 
 import json
+import os
+import subprocess
+import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -210,3 +214,34 @@ def test_a_parquet_file_says_the_same(folder):
         read_logs(folder / "infinite.parquet")
     np.testing.assert_allclose(logs.expert_probs, arrays["expert_probs"], rtol=1e-6)
     np.testing.assert_array_equal(logs.targets, arrays["targets"])
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import calmoe_jax.audit as audit
+from calmoe_jax.audit.pictures import draw_audit
+
+for name in ("flax", "optax", "orbax"):
+    assert name not in sys.modules, name
+logs = audit.read_logs(Path(sys.argv[1]))
+found = audit.audit(logs)
+found.to_json()
+assert "Verdict" in audit.describe_audit(found)
+assert draw_audit(logs)
+print(*{"flax", "optax", "orbax"} & set(sys.modules))
+"""
+
+
+def test_an_audit_imports_neither_flax_nor_optax_nor_orbax(folder):
+    # of the sizes and devices of this module, whose programs are compiled already
+    count = str(len(jax.devices()))
+    arrays = make()
+    arrays["labels"][SIZE:] = -1
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(write(folder, arrays))],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": count},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

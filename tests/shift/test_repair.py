@@ -78,70 +78,86 @@ def test_padding_does_not_matter(fitted):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@jax.jit
+def by_public_functions(labels, own, clusters, held_out, targets, inside):
+    """Temperatures of one seed and its mean confidences, with public functions alone.
+
+    `agreement` is missing: it is of all seeds.
+    """
+    samples = held_out, targets
+    ours, theirs = (cm.configuration(*sample) for sample in samples)
+    means = [cm.shift.mean_confidence(x.log_probs, inside) for x in (ours, theirs)]
+    accuracy = cm.calibration.accuracy(ours.log_probs, labels, from_logits=True)
+    levels = [jax.nn.softmax(x.log_probs / inside).max(axis=-1) for x in (ours, theirs)]
+    predicted = [jnp.argmax(x.log_probs, axis=-1) for x in (ours, theirs)]
+    points = [cm.shift.configuration_coordinates(*sample) for sample in samples]
+    error = jnp.sqrt(sum(x.var() / len(x) for x in levels))
+    supports = [
+        cm.shift.neighbour_support(
+            p, c, points[0], labels, num_classes=CLASSES, clusters=n, num_clusters=len(n), **more
+        )
+        for p, c, n, more in zip(
+            points, predicted, (own, clusters), ({"reference_clusters": own}, {}), strict=True
+        )
+    ]
+    aims = {
+        "neighbours": cm.shift.neighbour_accuracy(*supports, means[0]),
+        "difference_of_confidences": cm.shift.difference_of_confidences(
+            accuracy, *means, slope=1.5
+        ),
+        "average_threshold": cm.shift.average_threshold_accuracy(
+            levels[0], predicted[0] == labels, levels[1]
+        ),
+        "separability": cm.shift.separability_confidence(
+            *means, error, cm.shift.separability(*points), num_classes=CLASSES
+        ),
+    }
+    found = {name: matched(theirs.log_probs, aim, inside) for name, aim in aims.items()}
+    solution = cm.shift.configuration_balance(
+        *(cm.mixture.configuration_features(x) for x in (ours, theirs))
+    )
+    refit = cm.calibration.calibrators.fit_temperature(
+        ours.log_probs, labels, weights=jnp.exp(solution.log_weights)
+    )
+    found["configuration_balanced"] = jnp.maximum(
+        jnp.where(refit.converged, refit.temperature, 0), inside
+    )
+    shares = jnp.mean(jax.nn.one_hot(predicted[1], CLASSES), axis=0)
+    chance = shares @ jnp.mean(jax.nn.one_hot(labels, CLASSES), axis=0)
+    return found, aims["neighbours"], means[0], chance
+
+
+def matched(log_probs, aim, inside):
+    aim = jnp.maximum(aim, 1 / CLASSES + 1e-3)
+    return cm.shift.match_confidence(log_probs, aim, at_least=inside).temperature
+
+
+@jax.jit
+def agreement_of(sample):
+    predicted = jnp.argmax(cm.mix_log_probs(*sample), axis=-1)
+    return cm.shift.chance_corrected_agreement(predicted, num_classes=CLASSES)
+
+
 def test_each_rule_is_the_public_functions_put_together(fitted):
     task, split, held_out, inside, targets, found = fitted
     labels = jnp.asarray(task.calibration.labels)
     real = repair.Sample(*(x[:, : len(split)] for x in targets))
-    mixed = [cm.mix_log_probs(*sample) for sample in (held_out, real)]
-    agreement = [
-        cm.shift.chance_corrected_agreement(jnp.argmax(x, axis=-1), num_classes=CLASSES)
-        for x in mixed
+    ids = [
+        jnp.asarray(np.unique(x.clusters, return_inverse=True)[1])
+        for x in (task.calibration, split)
     ]
+    agreement = [agreement_of(sample) for sample in (held_out, real)]
+    match = jax.jit(matched)
     for i in range(SEEDS):
-        ours, theirs = (cm.configuration(*(x[i] for x in sample)) for sample in (held_out, real))
-        means = [cm.shift.mean_confidence(x.log_probs, inside[i]) for x in (ours, theirs)]
-        accuracy = cm.calibration.accuracy(ours.log_probs, labels, from_logits=True)
-        levels = [jax.nn.softmax(x.log_probs / inside[i]).max(axis=-1) for x in (ours, theirs)]
-        shares = jnp.mean(jax.nn.one_hot(jnp.argmax(mixed[1][i], axis=-1), CLASSES), axis=0)
-        classes = jnp.mean(jax.nn.one_hot(labels, CLASSES), axis=0)
-        told = cm.shift.separability(
-            *(
-                cm.shift.configuration_coordinates(*(x[i] for x in sample))
-                for sample in (held_out, real)
-            )
+        of_seed = [repair.Sample(*(x[i] for x in sample)) for sample in (held_out, real)]
+        expected, by_neighbours, confidence, chance = by_public_functions(
+            labels, *ids, *of_seed, inside[i]
         )
-        aims = {
-            "difference_of_confidences": cm.shift.difference_of_confidences(
-                accuracy, *means, slope=1.5
-            ),
-            "average_threshold": cm.shift.average_threshold_accuracy(
-                levels[0], jnp.argmax(mixed[0][i], axis=-1) == labels, levels[1]
-            ),
-            "separability": cm.shift.separability_confidence(
-                *means, jnp.sqrt(sum(x.var() / len(x) for x in levels)), told, num_classes=CLASSES
-            ),
-            "agreement": cm.shift.agreement_accuracy(
-                *agreement, jnp.full(SEEDS, means[0]), jnp.full(SEEDS, shares @ classes)
-            )[i],
-        }
-        solution = cm.shift.configuration_balance(
-            cm.mixture.configuration_features(ours), cm.mixture.configuration_features(theirs)
-        )
-        refit = cm.calibration.calibrators.fit_temperature(
-            ours.log_probs, labels, weights=jnp.exp(solution.log_weights)
-        )
-        ids = [np.unique(x.clusters, return_inverse=True)[1] for x in (task.calibration, split)]
-        points = [cm.shift.configuration_coordinates(*(x[i] for x in s)) for s in (held_out, real)]
-        own, other = (
-            cm.shift.neighbour_support(
-                p, jnp.argmax(m[i], axis=-1), points[0], labels, num_classes=CLASSES,
-                clusters=jnp.asarray(c), num_clusters=len(c), **more,
-            )
-            for p, m, c, more in zip(
-                points, mixed, ids, ({"reference_clusters": jnp.asarray(ids[0])}, {}), strict=True
-            )
-        )  # fmt: skip
-        aims["neighbours"] = cm.shift.neighbour_accuracy(own, other, means[0])
-        aims["agreement"] = jnp.minimum(aims["agreement"], aims["neighbours"])
-        expected = {
-            name: cm.shift.match_confidence(
-                theirs.log_probs, jnp.maximum(aim, 1 / CLASSES + 1e-3), at_least=inside[i]
-            ).temperature
-            for name, aim in aims.items()
-        }
-        expected["configuration_balanced"] = jnp.maximum(
-            jnp.where(refit.converged, refit.temperature, 0), inside[i]
-        )
+        by_seeds = cm.shift.agreement_accuracy(
+            *agreement, jnp.full(SEEDS, confidence), jnp.full(SEEDS, chance)
+        )[i]
+        aim = jnp.minimum(by_seeds, by_neighbours)
+        expected["agreement"] = match(cm.mix_log_probs(*of_seed[1]), aim, inside[i])
         assert set(expected) == set(found.temperatures)
         assert min(expected["agreement"], expected["neighbours"]) > inside[i]
         for name, value in expected.items():
@@ -184,33 +200,19 @@ def test_agreement_is_the_more_cautious_of_two():
     biased = jax.nn.log_softmax(targets.expert_log_probs.at[..., -1].add(4.0))
     targets = targets._replace(expert_log_probs=biased)
     alone, pad = np.arange(400), ((0, 0), (0, 80), (0, 0), (0, 0))
-    both, one = (
-        repair.fit_to_targets(
-            repair.prepare(repair.Sample(*(x[:n] for x in held_out)), labels, alone, jnp.ones(n)),
-            repair.Sample(*(jnp.pad(x[:n], pad[: x.ndim]) for x in targets)),
-            alone,
-        ).temperatures
-        for n in (2, 1)
+    found = repair.fit_to_targets(
+        repair.prepare(held_out, labels, alone, jnp.ones(2)),
+        repair.Sample(*(jnp.pad(x, pad[: x.ndim]) for x in targets)), alone,
+    ).temperatures  # fmt: skip
+    np.testing.assert_allclose(found["agreement"], found["neighbours"], rtol=1e-4)
+    of_seed = [repair.Sample(*(x[0] for x in sample)) for sample in (held_out, targets)]
+    numbers = jnp.asarray(alone)
+    expected, _, confidence, _ = by_public_functions(
+        jnp.asarray(labels), numbers, numbers, *of_seed, jnp.ones(())
     )
-    np.testing.assert_allclose(both["agreement"], one["neighbours"][0], rtol=1e-4)
-    numbers = {"clusters": jnp.asarray(alone), "num_clusters": 400}
-    points = [cm.shift.configuration_coordinates(*(x[0] for x in s)) for s in (held_out, targets)]
-    chosen = [jnp.argmax(cm.mix_log_probs(*(x[0] for x in s)), -1) for s in (held_out, targets)]
-    own, other = (
-        cm.shift.neighbour_support(
-            p, c, points[0], jnp.asarray(labels), num_classes=CLASSES, **numbers, **more
-        )
-        for p, c, more in zip(
-            points, chosen, ({"reference_clusters": jnp.asarray(alone)}, {}), strict=True
-        )
-    )
-    ours, theirs = (cm.mix_log_probs(*(x[0] for x in s)) for s in (held_out, targets))
-    aim = cm.shift.neighbour_accuracy(own, other, cm.shift.mean_confidence(ours, jnp.ones(())))
-    expected = cm.shift.match_confidence(theirs, aim, at_least=1.0).temperature
-    np.testing.assert_allclose(one["neighbours"][0], expected, rtol=1e-3)
-    confidence = cm.shift.mean_confidence(cm.mix_log_probs(*(x[0] for x in held_out)), jnp.ones(()))
-    matched = cm.shift.match_confidence(cm.mix_log_probs(*(x[0] for x in targets)), confidence)
-    assert (both["agreement"] > 1.2 * jnp.maximum(matched.temperature, 1)).all()
+    np.testing.assert_allclose(found["neighbours"][0], expected["neighbours"], rtol=1e-3)
+    sure = jax.jit(matched)(cm.mix_log_probs(*of_seed[1]), confidence, jnp.ones(()))
+    assert (found["agreement"] > 1.2 * sure).all()
 
 
 def test_hard_routing_of_what_is_real_is_seen(fitted):
