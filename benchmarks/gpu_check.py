@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HELPERS = ROOT / "tests" / "helpers"
 TESTS = (
     "moe/test_*.py", "routing/test_routing.py", "kernels/test_selection.py",
-    "reweighting/test_dual.py", "reweighting/test_balance.py",
+    "kernels/test_layout.py", "reweighting/test_dual.py", "reweighting/test_balance.py",
 )  # fmt: skip
 _CPU_PROBLEMS = ("tiny", "v_moe")
 _RAGGED = ("64 groups", "qwen3_moe")

@@ -7,11 +7,12 @@ in `calmoe_jax.data`, training in `calmoe_jax.training`: importing this package 
 them.
 """
 
-from calmoe_jax import calibration as calibration
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from calmoe_jax import fgr as fgr
 from calmoe_jax import moe as moe
 from calmoe_jax import reweighting as reweighting
-from calmoe_jax import shift as shift
 from calmoe_jax.mixture import Configuration as Configuration
 from calmoe_jax.mixture import MixtureLosses as MixtureLosses
 from calmoe_jax.mixture import configuration as configuration
@@ -42,3 +43,20 @@ from calmoe_jax.routing import router_z_loss as router_z_loss
 from calmoe_jax.routing import routing_weights as routing_weights
 from calmoe_jax.routing import straight_through_weights as straight_through_weights
 from calmoe_jax.routing import top_k_routing as top_k_routing
+
+if TYPE_CHECKING:
+    from calmoe_jax import calibration as calibration
+    from calmoe_jax import shift as shift
+
+# The two largest namespaces are imported when they are first used.
+_LATER = ("calibration", "shift")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return import_module(f"calmoe_jax.{name}")
+    raise AttributeError(f"module 'calmoe_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -44,8 +44,19 @@ def pytest_unconfigure():
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items):
-    """Comparisons with other libraries are for who installed them."""
+def pytest_addoption(parser):
+    """What a newcomer need not wait for."""
+    parser.addoption(
+        "--exhaustive", action="store_true", help="also run tests that repeat others in kind"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Exhaustive tests run when asked for, comparisons with other libraries where installed."""
+    if not config.getoption("--exhaustive"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
     if find_spec("netcal") is None:
         skipped = pytest.mark.skip(reason="needs the peers extra")
         for item in items:

@@ -5,6 +5,7 @@
 
 from typing import NamedTuple
 
+import jax
 from jaxtyping import Array, Float
 
 from calmoe_jax.moe.dispatch import combine, dispatch
@@ -74,16 +75,7 @@ def sparse_layer(
         >>> out.output[:, 0].tolist(), out.routed.plan.group_sizes.tolist()
         ([3.0, 3.0, 3.0, 3.0], [4, 0])
     """
-    if len(x) != len(gate_logits):
-        raise ValueError(
-            f"gate_logits must be of the {len(x)} tokens of x, got "
-            f"gate_logits.shape={gate_logits.shape}."
-        )
-    if params.w_in.shape[0] != gate_logits.shape[1]:
-        raise ValueError(
-            f"params must have the {gate_logits.shape[1]} experts of gate_logits, got "
-            f"w_in.shape={params.w_in.shape}."
-        )
+    _check(x, gate_logits, params)
     block_size = preferred_block_size(capacity=capacity, implementation=implementation)
     routed = route(
         gate_logits,
@@ -110,3 +102,16 @@ def sparse_layer(
     weights = routed.routing.combine_weights
     output = combine(outputs, routed.plan, weights, implementation=implementation)
     return SparseOutput(output, routed)
+
+
+def _check(x: jax.Array, gate_logits: jax.Array, params: ExpertParams) -> None:
+    if len(x) != len(gate_logits):
+        raise ValueError(
+            f"gate_logits must be of the {len(x)} tokens of x, got "
+            f"gate_logits.shape={gate_logits.shape}."
+        )
+    if params.w_in.shape[0] != gate_logits.shape[1]:
+        raise ValueError(
+            f"params must have the {gate_logits.shape[1]} experts of gate_logits, got "
+            f"w_in.shape={params.w_in.shape}."
+        )

@@ -21,6 +21,7 @@ from calmoe_kernels.varying import vary_along, varying_axes
 from calmoe_kernels.xla.plan import plan as plan_in_xla
 
 ROUTING_NAME = layout.ROUTING_NAME
+_in_triton = selection.lazy("triton.route", "route")
 
 
 class Routed(NamedTuple):
@@ -93,22 +94,18 @@ def route(
     }
     check_top_k(gate_logits, selection_bias, **choice)
     layout.check_layout(tokens, k, num_experts, capacity, block_size)
-    rooms = {"capacity": capacity, "block_size": block_size}
+    limits = {"capacity": capacity, "block_size": block_size}
 
     def composed(
         top_k: Any, logits: jax.Array, bias: jax.Array | None
     ) -> tuple[Routing, DispatchPlan, GateStatistics]:
-        def named(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-            top, indices = top_k(values, k)
-            return checkpoint_name(top, ROUTING_NAME), checkpoint_name(indices, ROUTING_NAME)
-
+        named = partial(_named_top_k, top_k)
         routing = Routing(*choose(named, logits, bias, renormalize=renormalize, **choice))
-        plan = plan_in_xla(routing.expert_indices, num_experts=num_experts, **rooms)
+        plan = plan_in_xla(routing.expert_indices, num_experts=num_experts, **limits)
         return routing, DispatchPlan(*plan), gate_statistics(logits, scores=scores)
 
     def triton(logits: jax.Array, bias: jax.Array | None) -> Any:
-        fused = selection.lazy("triton.route", "route")
-        result = fused(logits, bias, renormalize=renormalize, **choice, **rooms)
+        result = _in_triton(logits, bias, renormalize=renormalize, **choice, **limits)
         return Routing(*result[:2]), DispatchPlan(*result[2:7]), GateStatistics(*result[7:])
 
     attempts: dict[str, Callable[..., Any]] = {
@@ -116,8 +113,13 @@ def route(
         "triton": triton if tokens else partial(composed, largest),
         "pallas_tpu": partial(composed, selection.lazy("pallas_tpu.top_k", "top_k")),
     }
-    given = gate_logits, selection_bias
-    given = vary_along(given, varying_axes(given))
+    axes = varying_axes(gate_logits, selection_bias)
+    given = vary_along((gate_logits, selection_bias), axes)
     routing, plan, statistics = selection.run(attempts, implementation, *given, operation="route")
     routing = jax.tree.map(lambda x: checkpoint_name(x, ROUTING_NAME), routing)
     return Routed(routing, named_plan(plan), statistics)
+
+
+def _named_top_k(top_k: Any, values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    top, indices = top_k(values, k)
+    return checkpoint_name(top, ROUTING_NAME), checkpoint_name(indices, ROUTING_NAME)

@@ -69,15 +69,14 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
         >>> prediction.log_probs.shape
         (5, 3)
     """
-    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    abstract: Any = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     takes_sparse = "sparse" in _parameters(abstract)
-    graph, params_template, others_template = nnx.split(abstract, nnx.Param, ...)
+    graph, params_template, others_template = _split(abstract)
 
     def init(key: jax.Array) -> tuple[PyTree, PyTree]:
         rngs = nnx.Rngs(jax.random.fold_in(key, 1), params=key)
-        _, *states = nnx.split(make(rngs), nnx.Param, ...)
-        params, others = (nnx.to_pure_dict(state) for state in states)
-        return params, others
+        _, params, others = _split(make(rngs))
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(others)
 
     def apply(
         params: PyTree, network_state: PyTree, inputs: PyTree, *, train: bool, sparse: bool = False
@@ -86,8 +85,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
         module: Any = nnx.merge(graph, *held)
         options = {"sparse": sparse} if takes_sparse else {}
         prediction = module(as_float(inputs), train=train, **options)
-        _, _, others = nnx.split(module, nnx.Param, ...)
-        return prediction, nnx.to_pure_dict(others)
+        return prediction, nnx.to_pure_dict(_split(module)[2])
 
     return Network(init, apply)
 
@@ -115,6 +113,13 @@ def num_experts(network: Network, inputs: PyTree) -> int:
         return prediction.gate_logits
 
     return int(jax.eval_shape(gate_logits, params, state, inputs).shape[-1])
+
+
+def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
+    """The graph, the parameters, and everything else that a module holds."""
+    parts: Any = nnx.split(module, nnx.Param, ...)
+    graph, params, others = parts
+    return graph, params, others
 
 
 def _parameters(module: nnx.Module) -> frozenset[str]:

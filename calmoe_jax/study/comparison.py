@@ -180,12 +180,15 @@ def _cluster_sums(per_example: ExampleScores, clusters: np.ndarray) -> np.ndarra
     """Sums over each cluster, `[seeds, clusters, 5 + bins]`: all that the metrics need."""
     num_clusters = int(clusters.max()) + 1
     result = []
-    for scores in zip(*(np.asarray(x) for x in per_example), strict=True):
+    confidences = np.asarray(per_example.confidence)
+    # of all seeds at once: every small call from here costs more than what it computes
+    index = np.asarray(equal_width_index(jnp.asarray(confidences.reshape(-1)), _NUM_BINS))
+    every = zip(*(np.asarray(x) for x in per_example), strict=True)
+    for scores, bins in zip(every, index.reshape(confidences.shape), strict=True):
         correct, confidence, nll, brier = (x.astype(np.float64) for x in scores)
         gap = confidence - correct
         columns = [np.ones_like(gap), correct, nll, brier, gap]
         sums = [np.bincount(clusters, column, num_clusters) for column in columns]
-        bins = np.asarray(equal_width_index(jnp.asarray(scores[1]), _NUM_BINS))
         cells = np.bincount(clusters * _NUM_BINS + bins, gap, num_clusters * _NUM_BINS)
         result.append(np.column_stack([*sums, cells.reshape(num_clusters, _NUM_BINS)]))
     return np.stack(result)

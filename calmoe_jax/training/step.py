@@ -11,7 +11,7 @@ from calmoe_jax.mixture import Prediction
 from calmoe_jax.nn.network import Network, as_float
 from calmoe_jax.training.batch import Batch
 from calmoe_jax.training.objective import Objective, Rectification
-from calmoe_jax.training.objectives import dense_weights
+from calmoe_jax.training.objectives._parts import dense_weights
 from calmoe_jax.training.state import StepLog, TrainState, all_finite
 
 # What a pass over a batch leaves besides its gradient.

@@ -72,7 +72,7 @@ def run(
 
     Raises:
         ValueError: if the name of the implementation is unknown.
-        NotImplementedError: if the implementation was asked for by name and declines.
+        NotImplementedError: if an implementation is given by name and declines.
     """
     if implementation is None:
         return _run_best(attempts, args, operation)

@@ -341,6 +341,7 @@ def test_what_cannot_be_collected_is_skipped_and_named(tmp_path, monkeypatch):
     assert skipped == {
         "moe/test_dispatch_plan.py": "absent, absent_too not installed",
         "kernels/test_selection.py": "there is no such file",
+        "kernels/test_layout.py": "there is no such file",
         "reweighting/test_dual.py": "there is no such file",
         "reweighting/test_balance.py": "there is no such file",
     }

@@ -27,7 +27,7 @@ def draw(seed=0, size=200):
 @functools.partial(jax.jit, static_argnames="num_bins")
 def curve_and_error(confidence, outcome, weights, num_bins=10):
     bins = cm.calibration.reliability_bins(confidence, outcome, weights=weights, num_bins=num_bins)
-    return reliability_curve(bins), cm.calibration.binned_calibration_error(bins)
+    return reliability_curve(bins), cm.calibration.calibration_error(bins)
 
 
 def test_the_band_is_wilson_s_interval_on_the_effective_number():

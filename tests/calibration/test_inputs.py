@@ -1,5 +1,7 @@
 """What is no prediction becomes NaN, and on the host an error that names the row."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,29 +172,16 @@ def test_the_gradient_of_the_largest_is_that_of_its_class():
     assert mapped[1].tolist() == [[0, 2], [2, 0]]
 
 
-SCORED = {
-    name: getattr(cm.calibration, name)
-    for name in (
-        "accuracy", "negative_log_likelihood", "brier_score", "confidence_gap",
-        "expected_calibration_error", "root_mean_square_calibration_error",
-        "maximum_calibration_error", "debiased_calibration_error",
-        "debiased_squared_calibration_error", "classwise_calibration_error",
-        "equal_mass_calibration_error", "squared_kernel_calibration_error",
-    )
-}  # fmt: skip
-PAIRED = {
-    name: getattr(cm.calibration, name)
-    for name in (
-        "smooth_calibration_error", "soft_binned_calibration_error",
-        "maximum_mean_calibration_error", "brier_decomposition",
-    )
-}  # fmt: skip
-FITTED = {
-    name: getattr(cm.calibration.calibrators, name)
-    for name in (
-        "fit_temperature", "fit_vector_scaling", "fit_matrix_scaling", "fit_ensemble_temperature",
-    )
-}  # fmt: skip
+SCORED = (
+    "accuracy", "negative_log_likelihood", "brier_score", "confidence_gap",
+    "expected_calibration_error", "squared_kernel_calibration_error", "top_label_bins",
+    "classwise_bins",
+)  # fmt: skip
+PAIRED = (
+    "smooth_calibration_error", "soft_binned_error", "maximum_mean_calibration_error",
+    "brier_decomposition", "equal_mass_bins",
+)  # fmt: skip
+FITTED = ("fit_temperature", "fit_vector_scaling", "fit_ensemble_temperature")
 
 
 def example(size=20):
@@ -201,24 +190,38 @@ def example(size=20):
     return logits, jnp.asarray(rng.randint(3, size=size), jnp.int32)
 
 
-@pytest.mark.parametrize("name", [*SCORED, *PAIRED])
-def test_negative_weights_that_count_are_never_a_silent_number(name):
+@jax.jit
+def every_metric(logits, labels, weights, where):
+    """All in one program: what takes long is to compile."""
+    options = {"weights": weights, "where": where}
+    probs = jax.nn.softmax(logits)
+    found = {name: getattr(cm.calibration, name)(probs, labels, **options) for name in SCORED}
+    pairs = cm.calibration.top_label(probs, labels)
+    found |= {name: getattr(cm.calibration, name)(*pairs, **options) for name in PAIRED}
+    errors = (
+        *(functools.partial(cm.calibration.calibration_error, norm=n) for n in ("l1", "l2", "max")),
+        cm.calibration.debiased_calibration_error,
+        cm.calibration.debiased_squared_calibration_error,
+    )
+    for name in ("top_label_bins", "classwise_bins", "equal_mass_bins"):
+        found |= {f"{name} {i}": error(found[name]) for i, error in enumerate(errors)}
+    return found
+
+
+def test_negative_weights_that_count_are_never_a_silent_number():
     logits, labels = example()
     weights = jnp.ones(20).at[4].set(-0.5)
-    if name in SCORED:
-        call, given = jax.jit(SCORED[name]), (jax.nn.softmax(logits), labels)
-    else:
-        confidence, correct = cm.calibration.top_label(logits, labels, from_logits=True)
-        call, given = jax.jit(PAIRED[name]), (confidence, correct)
-    value = jax.tree.leaves(call(*given, weights=weights))[0]
-    assert jnp.isnan(value)
-    masked = jax.tree.leaves(call(*given, weights=weights, where=jnp.arange(20) != 4))[0]
-    assert jnp.isfinite(masked)
+    found = every_metric(logits, labels, weights, jnp.ones(20, bool))
+    masked = every_metric(logits, labels, weights, jnp.arange(20) != 4)
+    for name, value in found.items():
+        assert jnp.isnan(jax.tree.leaves(value)[0]).all(), name
+        assert jnp.isfinite(jax.tree.leaves(masked[name])[0]).all(), name
 
 
 @pytest.mark.parametrize("name", FITTED)
 def test_negative_weights_fit_nothing(name):
     logits, labels = example()
-    fit = jax.jit(FITTED[name])(logits, labels, weights=jnp.ones(20).at[4].set(-0.5))
+    fit_of = jax.jit(getattr(cm.calibration.calibrators, name))
+    fit = fit_of(logits, labels, weights=jnp.ones(20).at[4].set(-0.5))
     assert not fit.converged
     assert jnp.isnan(jax.tree.leaves(fit)[0]).all()

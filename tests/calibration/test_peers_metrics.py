@@ -15,26 +15,21 @@ import pytest
 import references
 from peers import SEEDS, SHAPES, peer, problem, spread, stacked
 
-from calmoe_jax.calibration.metrics.binning import (
-    binned_calibration_error,
-    debiased_binned_calibration_error,
-    debiased_squared_binned_calibration_error,
-    reliability_bins,
-)
-from calmoe_jax.calibration.metrics.equal_mass import equal_mass_bins, equal_mass_calibration_error
-from calmoe_jax.calibration.metrics.errors import (
-    classwise_calibration_error,
-    classwise_calibration_errors,
+from calmoe_jax.calibration import (
+    brier_score,
+    calibration_error,
+    classwise_bins,
+    debiased_calibration_error,
+    debiased_squared_calibration_error,
+    equal_mass_bins,
     expected_calibration_error,
+    maximum_mean_calibration_error,
+    negative_log_likelihood,
+    reliability_bins,
+    smooth_calibration_error,
+    top_label,
     top_label_bins,
 )
-from calmoe_jax.calibration.metrics.kernel import maximum_mean_calibration_error
-from calmoe_jax.calibration.metrics.scores import (
-    brier_score,
-    negative_log_likelihood,
-    top_label,
-)
-from calmoe_jax.calibration.metrics.smooth import smooth_calibration_error
 
 pytestmark = pytest.mark.peers
 
@@ -56,15 +51,15 @@ def errors(probs, labels, weights, num_bins):
     options = {"weights": weights, "num_bins": num_bins}
     bins = top_label_bins(probs, labels, **options)
     confidence, correct = top_label(probs, labels)
-    by_class = classwise_calibration_errors(probs, labels, **options)
+    by_class = calibration_error(classwise_bins(probs, labels, **options))
     mirrored = reliability_bins(1 - confidence, ~correct, **options)
     return {
         "l1": expected_calibration_error(probs, labels, **options),
-        "l2": binned_calibration_error(bins, norm="l2"),
-        "max": binned_calibration_error(bins, norm="max"),
+        "l2": calibration_error(bins, norm="l2"),
+        "max": calibration_error(bins, norm="max"),
         "classes": by_class,
-        "classwise": classwise_calibration_error(probs, labels, **options),
-        "mirrored": binned_calibration_error(mirrored),
+        "classwise": jnp.mean(by_class),
+        "mirrored": calibration_error(mirrored),
         "bins below 1": top_label_bins(probs, labels, where=confidence < 1, **options),
         "bins at 1": top_label_bins(probs, labels, where=confidence == 1, **options),
     }
@@ -142,7 +137,7 @@ def test_netcal_puts_three_tenths_below_three_tenths():
     np.testing.assert_allclose(theirs, abs(levels - outcome).sum() / 2 - 0.25)  # one bin
     with jax.enable_x64(True):
         bins = reliability_bins(jnp.asarray(levels), jnp.asarray(outcome == 1), num_bins=10)
-        error = binned_calibration_error(bins)
+        error = calibration_error(bins)
     np.testing.assert_allclose(error, (0.25 + 0.7) / 2)  # two
 
 
@@ -194,7 +189,7 @@ def test_errors_equal_torchmetrics_but_for_a_confidence_of_one(shape):
     apart = with_ones_apart(found["bins below 1"], found["bins at 1"])
     right = wrong = 0
     for norm in ("l1", "l2", "max"):
-        undone = binned_calibration_error(apart, norm=norm)
+        undone = calibration_error(apart, norm=norm)
         for seed, given, confidence, _ in each_problem(shape, np.float32):
             probs, labels = map(torch.as_tensor, given.repeated())
             theirs = functional.multiclass_calibration_error(
@@ -214,7 +209,7 @@ def test_errors_equal_torchmetrics_but_for_a_confidence_of_one(shape):
 def test_who_is_right_about_a_confidence_of_one(name):
     """One bin holds 0.95 (right) and 1.0 (wrong): the error is |0.975 - 0.5|."""
     confidence, outcome = np.array([0.95, 1.0]), np.array([1, 0])
-    error = binned_calibration_error(
+    error = calibration_error(
         reliability_bins(jnp.asarray(confidence), jnp.asarray(outcome, jnp.float32), num_bins=10)
     )
     np.testing.assert_allclose(error, 0.475, rtol=1e-6)
@@ -352,9 +347,9 @@ def test_debiased_errors_equal_uncertainty_calibration(num_bins):
     def debiased(confidence, outcome):
         bins = reliability_bins(confidence, outcome, num_bins=num_bins)
         return (
-            debiased_binned_calibration_error(bins),
-            debiased_squared_binned_calibration_error(bins),
-            binned_calibration_error(bins),
+            debiased_calibration_error(bins),
+            debiased_squared_calibration_error(bins),
+            calibration_error(bins),
         )
 
     rng = np.random.RandomState(0)
@@ -381,7 +376,11 @@ def test_equal_mass_errors_equal_netcal_and_uncertainty_calibration(shape):
     assert shape.examples % shape.num_bins == 0
     with jax.enable_x64(True):
         probs, labels, _ = map(jnp.asarray, stacked(shape, kinds=(spread,)))
-        error = functools.partial(equal_mass_calibration_error, num_bins=shape.num_bins)
+
+        def error(probs, labels):
+            event = top_label(probs, labels)
+            return calibration_error(equal_mass_bins(*event, num_bins=shape.num_bins))
+
         found = np.asarray(jax.jit(jax.vmap(error))(probs, labels))
     equal_mass = netcal.ECE(bins=shape.num_bins, equal_intervals=False)
     for seed in SEEDS:
@@ -400,4 +399,4 @@ def test_netcal_has_no_equal_mass_for_ties():
     with pytest.raises(ValueError, match="numerically 0"):
         netcal.ECE(bins=15, equal_intervals=False).measure(confidence, outcome)
     bins = equal_mass_bins(jnp.asarray(confidence), jnp.asarray(outcome == 1), num_bins=15)
-    np.testing.assert_allclose(binned_calibration_error(bins), 0.9 * 0.3 + 0.1 * 0.45, rtol=1e-5)
+    np.testing.assert_allclose(calibration_error(bins), 0.9 * 0.3 + 0.1 * 0.45, rtol=1e-5)

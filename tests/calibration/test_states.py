@@ -11,21 +11,19 @@ from jax.sharding import PartitionSpec
 import calmoe_jax as cm
 from calmoe_jax.calibration.states import (
     CalibrationSummary,
-    compute_calibration,
-    init_calibration,
-    merge_calibration,
-    psum_calibration,
-    update_calibration,
+    init_state,
+    merge_states,
+    psum_state,
+    summarise,
+    update_state,
 )
 
 SIZE, CLASSES, BINS = 240, 4, 8
-update_jitted = jax.jit(update_calibration, static_argnames="from_logits")
-merge = jax.jit(merge_calibration)
-psum_of_three = jax.jit(
-    jax.vmap(lambda s, _: psum_calibration(s, "d"), axis_name="d", in_axes=(None, 0))
-)
-compute = jax.jit(compute_calibration)
-empty = functools.partial(init_calibration, num_classes=CLASSES, num_bins=BINS)
+update_jitted = jax.jit(update_state, static_argnames="from_logits")
+merge = jax.jit(merge_states)
+psum_of_three = jax.jit(jax.vmap(lambda s, _: psum_state(s, "d"), axis_name="d", in_axes=(None, 0)))
+compute = jax.jit(summarise)
+empty = functools.partial(init_state, num_classes=CLASSES, num_bins=BINS)
 
 
 def problem(seed=0):
@@ -37,17 +35,25 @@ def problem(seed=0):
 
 
 def every_function(probs, labels, **options):
-    """Every field by the function of its name."""
+    """Every field by the function that it comes from."""
+    bins = cm.calibration.top_label_bins(probs, labels, num_bins=BINS, **options)
+    by_class = cm.calibration.classwise_bins(probs, labels, num_bins=BINS, **options)
     by_bins = {
-        name: getattr(cm.calibration, name)(probs, labels, num_bins=BINS, **options)
-        for name in CalibrationSummary._fields
-        if "calibration_error" in name
+        "expected_calibration_error": cm.calibration.expected_calibration_error(
+            probs, labels, num_bins=BINS, **options
+        ),
+        "root_mean_square_calibration_error": cm.calibration.calibration_error(bins, norm="l2"),
+        "maximum_calibration_error": cm.calibration.calibration_error(bins, norm="max"),
+        "debiased_calibration_error": cm.calibration.debiased_calibration_error(bins),
+        "debiased_squared_calibration_error": (
+            cm.calibration.debiased_squared_calibration_error(bins)
+        ),
+        "classwise_calibration_errors": cm.calibration.calibration_error(by_class),
     }
     scores = {
         name: getattr(cm.calibration, name)(probs, labels, **options)
         for name in ("accuracy", "negative_log_likelihood", "brier_score", "confidence_gap")
     }
-    bins = cm.calibration.top_label_bins(probs, labels, num_bins=BINS, **options)
     return CalibrationSummary(**by_bins, **scores, weight=bins.weight.sum(), bins=bins)
 
 
@@ -144,7 +150,7 @@ def test_an_empty_state_is_nan():
 def test_scan_is_a_stream():
     probs, labels, _ = problem()
     state, _ = jax.lax.scan(
-        lambda s, batch: (update_calibration(s, *batch), None),
+        lambda s, batch: (update_state(s, *batch), None),
         empty(),
         (probs.reshape(6, 40, CLASSES), labels.reshape(6, 40)),
     )
@@ -156,8 +162,8 @@ def test_devices_are_one(mesh):
     devices = mesh.size
 
     def shard(probs, labels, weights):
-        state = update_calibration(empty(), probs, labels, weights=weights)
-        return psum_calibration(state, "d")
+        state = update_state(empty(), probs, labels, weights=weights)
+        return psum_state(state, "d")
 
     expected = at_once(probs, labels, weights=weights)
     whole = jax.jit(
@@ -172,7 +178,7 @@ def test_devices_are_one(mesh):
 
 def test_without_an_axis_the_state_is_returned():
     state = empty()
-    assert psum_calibration(state, None) is state
+    assert psum_state(state, None) is state
 
 
 def values_to_state(values):
@@ -186,7 +192,7 @@ def test_sums_over_devices_lose_nothing(scale):
     rng = np.random.RandomState(0)
     values = (rng.randn(1000) * scale * 10.0 ** rng.randint(-6, 7, size=1000)).astype(np.float32)
     values[500:] = -values[:500] * np.float32(1 + 2.0**-12)
-    summed = jax.jit(jax.vmap(lambda v: psum_calibration(values_to_state(v), "d"), axis_name="d"))(
+    summed = jax.jit(jax.vmap(lambda v: psum_state(values_to_state(v), "d"), axis_name="d"))(
         jnp.asarray(values)
     )
     high, low = (np.float64(part.log_loss[0]) for part in summed)
@@ -201,7 +207,7 @@ def test_many_equal_small_additions_are_not_lost():
 
     @jax.jit
     def many(state):
-        return jax.lax.fori_loop(0, count, lambda _, s: merge_calibration(s, one), state)
+        return jax.lax.fori_loop(0, count, lambda _, s: merge_states(s, one), state)
 
     summed = many(empty())
     found = np.float64(summed.high.log_loss) + np.float64(summed.low.log_loss)
@@ -242,10 +248,10 @@ def test_what_cannot_be_scored_makes_nan_for_good(bad):
 
 def test_coarse_inputs_do_not_change_the_dtype_of_the_state():
     probs, labels, _ = problem()
-    state = jax.eval_shape(update_calibration, empty(), probs.astype(jnp.bfloat16), labels)
+    state = jax.eval_shape(update_state, empty(), probs.astype(jnp.bfloat16), labels)
     assert {x.dtype for x in jax.tree.leaves(state)} == {jnp.dtype("float32")}
     with jax.enable_x64(True):
-        fine = jax.eval_shape(update_calibration, empty(dtype=jnp.float64), probs, labels)
+        fine = jax.eval_shape(update_state, empty(dtype=jnp.float64), probs, labels)
         assert {x.dtype for x in jax.tree.leaves(fine)} == {jnp.dtype("float64")}
     assert {x.dtype for x in jax.tree.leaves(empty(dtype=jnp.bfloat16))} == {jnp.dtype("float32")}
 
@@ -253,9 +259,9 @@ def test_coarse_inputs_do_not_change_the_dtype_of_the_state():
 @pytest.mark.parametrize("name", ["num_classes", "num_bins"])
 def test_too_few(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got {name}=0"):
-        init_calibration(**{"num_classes": 2, name: 0})
+        init_state(**{"num_classes": 2, name: 0})
 
 
 def test_another_number_of_classes(unchecked):
     with pytest.raises(ValueError, match="probs must have num_classes=4 along axis 1"):
-        update_calibration(empty(), jnp.full((1, 2), 0.5), jnp.zeros(1, jnp.int32))
+        update_state(empty(), jnp.full((1, 2), 0.5), jnp.zeros(1, jnp.int32))

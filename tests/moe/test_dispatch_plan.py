@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
-from dispatching import dispatch, exhaustive, indices_of, plan_dispatch, plan_of, rooms, same_plan
+from dispatching import dispatch, exhaustive, indices_of, layouts, plan_dispatch, plan_of, same_plan
 
 import calmoe_jax as cm
 from calmoe_kernels.xla.plan import _stable_order
@@ -30,12 +30,14 @@ def test_plan_equals_loops(tokens, k, experts, capacity, block_size, implementat
     same_plan(plan, references.plan(indices, experts, capacity, block_size))
 
 
-@rooms
-def test_all_slots_to_one_expert(room, implementation):
+@layouts
+def test_all_slots_to_one_expert(layout, implementation):
     for expert in (0, 3, 7):
         indices = np.full((17, 2), expert, np.int32)
-        plan = plan_dispatch(indices, num_experts=8, **room, implementation=implementation)
-        same_plan(plan, references.plan(indices, 8, room.get("capacity"), room.get("block_size")))
+        plan = plan_dispatch(indices, num_experts=8, **layout, implementation=implementation)
+        same_plan(
+            plan, references.plan(indices, 8, layout.get("capacity"), layout.get("block_size"))
+        )
 
 
 def test_order_is_that_of_a_stable_sort(implementation):

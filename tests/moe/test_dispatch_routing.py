@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
-from dispatching import OPTIONS, awkward, close, exhaustive, normal, rooms, route, same_plan
+from dispatching import OPTIONS, awkward, close, exhaustive, layouts, normal, route, same_plan
 
 import calmoe_jax as cm
 
@@ -70,9 +70,9 @@ def test_groups_of_other_sizes_equal_loops(experts, k, groups, implementation):
     )  # fmt: skip
 
 
-@rooms
-def test_route_plans_as_loops_do(room, implementation):
-    check_route(awkward(5, 40, 8, unroutable=False), k=2, **room, implementation=implementation)
+@layouts
+def test_route_plans_as_loops_do(layout, implementation):
+    check_route(awkward(5, 40, 8, unroutable=False), k=2, **layout, implementation=implementation)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, *exhaustive(jnp.float16)])

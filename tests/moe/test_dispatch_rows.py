@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dispatching import (
-    ROOMS,
+    LAYOUTS,
     at_rows,
     close,
     combine,
@@ -12,24 +12,24 @@ from dispatching import (
     exhaustive,
     expected_results,
     gradients,
+    layouts,
     normal,
     plan_dispatch,
     plan_of,
-    rooms,
     route,
 )
 
 
 @pytest.mark.parametrize(
-    ("tokens", "k", "d", "room"),
+    ("tokens", "k", "d", "layout"),
     [
         *((0, 2, 3, {}), (0, 2, 3, {"capacity": 3}), (17, 1, 1, {})),
-        *((17, 2, 5, room) for room in ROOMS),
+        *((17, 2, 5, layout) for layout in LAYOUTS),
         *((9, 17, 4, {}), (9, 17, 4, {"capacity": 3})),
     ],
 )
-def test_dispatch_and_combine_equal_loops(tokens, k, d, room, implementation):
-    plan = plan_of(16, tokens, k, 6, **room, implementation=implementation)
+def test_dispatch_and_combine_equal_loops(tokens, k, d, layout, implementation):
+    plan = plan_of(16, tokens, k, 6, **layout, implementation=implementation)
     x, weights, at = normal(17, tokens, d), normal(18, tokens, k), at_rows(plan)
     rows = dispatch(x, plan, implementation=implementation)
     np.testing.assert_array_equal(rows, np.einsum("tkr,td->rd", at, x))
@@ -52,9 +52,9 @@ def test_many_rows_equal_loops(implementation):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, *exhaustive(jnp.float16)])
-@rooms
-def test_dispatch_copies_exactly(dtype, room, implementation):
-    plan = plan_of(22, 17, 2, 4, **room, implementation=implementation)
+@layouts
+def test_dispatch_copies_exactly(dtype, layout, implementation):
+    plan = plan_of(22, 17, 2, 4, **layout, implementation=implementation)
     x = normal(23, 17, 5).astype(dtype)
     rows = dispatch(x, plan, implementation=implementation)
     assert rows.dtype == dtype
@@ -136,9 +136,9 @@ def test_a_nan_weight_is_its_tokens_alone(token, implementation):
     assert np.isnan(y).tolist() == [[t == token] * 2 for t in range(3)]
 
 
-@pytest.mark.parametrize("room", [{"capacity": 3}, {"block_size": 4}], ids=["capacity", "blocks"])
-def test_what_lies_in_empty_rows_is_not_seen(room, implementation):
-    plan = plan_of(31, 9, 2, 4, **room, implementation=implementation)
+@pytest.mark.parametrize("layout", [{"capacity": 3}, {"block_size": 4}], ids=["capacity", "blocks"])
+def test_what_lies_in_empty_rows_is_not_seen(layout, implementation):
+    plan = plan_of(31, 9, 2, 4, **layout, implementation=implementation)
     empty = np.asarray(plan.slot_indices) == 18
     assert empty.any()
     rows, x, weights = normal(32, len(empty), 3), normal(33, 9, 3), normal(34, 9, 2)

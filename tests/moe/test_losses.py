@@ -39,7 +39,8 @@ def from_logits(logits, k=2):
 @pytest.mark.parametrize("k", [1, 3, *exhaustive(2, 6)])
 def test_losses_and_gradients_are_those_of_the_logits(k):
     logits = 2 * normal(0, 40, 6)
-    logits[3, 2] = -np.inf
+    if k < 6:  # or a slot would have weight 0
+        logits[3, 2] = -np.inf
     close(from_routed(logits, k=k), from_logits(logits, k=k))
 
 

@@ -216,10 +216,10 @@ def plan(
         NotImplementedError: for more experts.
     """
     check_experts(num_experts)
-    rooms: dict[str, int | None] = {"capacity": capacity, "block_size": block_size}
+    limits: dict[str, int | None] = {"capacity": capacity, "block_size": block_size}
     slots = expert_indices.size
     if slots == 0:
-        return xla_plan(expert_indices, num_experts=num_experts, **rooms)
+        return xla_plan(expert_indices, num_experts=num_experts, **limits)
     padded_experts = triton.next_power_of_2(num_experts)
     config = count_config(slots, padded_experts)
     programs = triton.cdiv(slots, config.tokens * config.tiles)
@@ -239,5 +239,5 @@ def plan(
         )
     )
     return scan_and_place(
-        expert_indices, numbers, counts, config.tokens * config.tiles, full=False, **rooms
+        expert_indices, numbers, counts, config.tokens * config.tiles, full=False, **limits
     )

@@ -49,7 +49,7 @@ class Moments(NamedTuple):
     Attributes:
         log_sum: `log sum_i exp z_i`; -inf where no example counts.
         mean: `sum_i w_i a_i`, and 0 where no example counts.
-        second: `sum_i w_i a_i a_i^T`, likewise; None where it was not asked for.
+        second: `sum_i w_i a_i a_i^T`, likewise; None for `means`.
         reach: `max_i -a_i v` over the examples that count.
     """
 

@@ -9,19 +9,15 @@ import numpy as np
 import pytest
 
 import calmoe_jax as cm
-from calmoe_jax.calibration.intervals.bootstrap import bootstrap_bins, cluster_bins
-from calmoe_jax.calibration.intervals.errors import (
-    calibration_error_interval,
-    cluster_calibration_error_interval,
-    squared_calibration_error_difference_interval,
-)
+from calmoe_jax.calibration import intervals
+from calmoe_jax.calibration.intervals import bootstrap_bins, cluster_bins
 
 KEY = jax.random.key(3)
 NORMS = ("l1", "l2")
 OPTIONS = ("norm", "level", "num_replicates")
-interval_of = jax.jit(calibration_error_interval, static_argnames=OPTIONS)
-cluster_interval_of = jax.jit(cluster_calibration_error_interval, static_argnames=OPTIONS)
-difference_of = jax.jit(squared_calibration_error_difference_interval)
+interval_of = jax.jit(intervals.calibration_error, static_argnames=OPTIONS)
+cluster_interval_of = jax.jit(intervals.clustered_calibration_error, static_argnames=OPTIONS)
+difference_of = jax.jit(intervals.squared_error_difference)
 drawn_bins = jax.jit(bootstrap_bins)
 binned = jax.jit(cm.calibration.reliability_bins, static_argnames="num_bins")
 clustered = jax.jit(cluster_bins, static_argnames=("num_bins", "num_clusters"))
@@ -120,7 +116,7 @@ def run(keys, confidence, outcome):
     def one(x):
         bins = cm.calibration.reliability_bins(x[1], x[2])
         return [
-            calibration_error_interval(x[0], bins, norm=norm, num_replicates=200) for norm in NORMS
+            intervals.calibration_error(x[0], bins, norm=norm, num_replicates=200) for norm in NORMS
         ]
 
     return jax.lax.map(one, (keys, confidence, outcome), batch_size=25)
@@ -143,8 +139,8 @@ SPREADS = {
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_covers_the_true_error(norm, spread):
-    intervals, truths = intervals_of_problems(SPREADS[spread])
-    found, truth = intervals[norm], truths[norm]
+    both, truths = intervals_of_problems(SPREADS[spread])
+    found, truth = both[norm], truths[norm]
     assert truth > 0.02
     share = np.mean((found.low <= truth) & (truth <= found.high))
     # two points for what the spread of gaps costs, and four standard errors of a binomial share
@@ -159,9 +155,9 @@ def test_covers_the_true_error(norm, spread):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("size", [60, 600])
 def test_holds_nothing_where_the_model_is_calibrated(norm, size):
-    intervals, truths = intervals_of_problems((0.0,) * 15, size)
+    both, truths = intervals_of_problems((0.0,) * 15, size)
     assert truths[norm] == 0
-    found = intervals[norm]
+    found = both[norm]
     assert np.mean(found.low == 0) >= 0.935 - 3 * math.sqrt(0.935 * 0.065 / PROBLEMS)
     assert np.median(found.value) < 0.1 / math.sqrt(size / 60)
 
@@ -171,7 +167,7 @@ def test_percentiles_of_replicates_would_be_dishonest(norm):
     """Why the test is inverted: plain replicates leave out the truth nearly always."""
     confidence, outcome, _ = sample((0.0,) * 15, 1000)
     bins = binned(confidence, outcome)
-    errors = cm.calibration.binned_calibration_error(drawn_bins(KEY, bins), norm=norm)
+    errors = cm.calibration.calibration_error(drawn_bins(KEY, bins), norm=norm)
     assert jnp.quantile(errors, 0.025) > 0.02
     assert interval_of(KEY, bins, norm=norm).low == 0
 
@@ -229,7 +225,7 @@ def differences(keys, first, second, outcome):
 
     def one(x):
         bins = [cluster_bins(c, x[3], numbers, num_clusters=100) for c in x[1:3]]
-        return squared_calibration_error_difference_interval(x[0], *bins, num_replicates=200)
+        return intervals.squared_error_difference(x[0], *bins, num_replicates=200)
 
     return jax.lax.map(one, (keys, first, second, outcome), batch_size=10)
 
@@ -287,7 +283,7 @@ def test_batches_agree_with_single_problems():
     confidence, outcome, _ = sample((0.05,) * 15, 100, problems=3)
     bins = jax.jit(jax.vmap(cm.calibration.reliability_bins))(confidence, outcome)
     keys = jax.random.split(KEY, 3)
-    mapped = jax.jit(jax.vmap(calibration_error_interval))(keys, bins)
+    mapped = jax.jit(jax.vmap(intervals.calibration_error))(keys, bins)
     for i in range(3):
         one = type(bins)(*(sums[i] for sums in bins))
         assert_same(interval_of(keys[i], one), [end[i] for end in mapped], atol=1e-5)
@@ -298,8 +294,8 @@ def test_bad_options():
     bins = binned(jnp.array([0.5]), jnp.array([1.0]))
     many = clustered(jnp.array([0.5]), jnp.array([1.0]), jnp.array([0]), num_clusters=2)
     for function, sums in (
-        (calibration_error_interval, bins),
-        (cluster_calibration_error_interval, many),
+        (intervals.calibration_error, bins),
+        (intervals.clustered_calibration_error, many),
     ):
         with pytest.raises(ValueError, match=r"no honest interval .* got norm='max'"):
             function(KEY, sums, norm="max")
@@ -309,4 +305,4 @@ def test_bad_options():
             function(KEY, sums, num_replicates=0)
     few = type(many)(*(sums[:1] for sums in many))
     with pytest.raises(ValueError, match="the same clusters, got 2 and 1"):
-        squared_calibration_error_difference_interval(KEY, many, few)
+        intervals.squared_error_difference(KEY, many, few)

@@ -12,16 +12,16 @@ import scipy.stats
 
 import calmoe_jax as cm
 from calmoe_jax.calibration import _sums
-from calmoe_jax.calibration.metrics.binning import (
-    debiased_binned_calibration_error,
-    debiased_squared_binned_calibration_error,
+from calmoe_jax.calibration.metrics.errors import (
+    debiased_calibration_error,
+    debiased_squared_calibration_error,
 )
 
 bins_of = jax.jit(cm.calibration.reliability_bins, static_argnames="num_bins")
 NORMS = ("l1", "l2", "max")
-DEBIASED = (debiased_binned_calibration_error, debiased_squared_binned_calibration_error)
+DEBIASED = (debiased_calibration_error, debiased_squared_calibration_error)
 ERRORS = (
-    *(functools.partial(cm.calibration.binned_calibration_error, norm=n) for n in NORMS),
+    *(functools.partial(cm.calibration.calibration_error, norm=n) for n in NORMS),
     *DEBIASED,
 )
 
@@ -80,9 +80,7 @@ def test_error_equals_a_loop(num_bins):
         expected = references.calibration_error(
             confidence.astype(np.float64), outcome, w, num_bins=num_bins
         )
-        np.testing.assert_allclose(
-            cm.calibration.binned_calibration_error(found), expected, rtol=1e-5
-        )
+        np.testing.assert_allclose(cm.calibration.calibration_error(found), expected, rtol=1e-5)
 
 
 def test_outcomes_may_be_probabilities():
@@ -127,7 +125,7 @@ def test_nan_counts_only_where_it_has_weight():
 def test_small_residuals_are_not_lost():
     confidence = jnp.full(100_000, 1 - 2.0**-20)
     bins = bins_of(confidence, jnp.ones(100_000), num_bins=1)
-    np.testing.assert_allclose(cm.calibration.binned_calibration_error(bins), 2.0**-20, rtol=1e-5)
+    np.testing.assert_allclose(cm.calibration.calibration_error(bins), 2.0**-20, rtol=1e-5)
 
 
 def test_order_does_not_matter():
@@ -143,13 +141,11 @@ def test_batches_and_transforms_agree():
     assert_same(cm.calibration.reliability_bins(on_edges, outcomes), bins_of(on_edges, outcomes))
     confidence, outcome = confidence.reshape(3, 20), outcome.reshape(3, 20)
     mapped = jax.jit(jax.vmap(cm.calibration.reliability_bins))(confidence, outcome)
-    errors = cm.calibration.binned_calibration_error(mapped)
+    errors = cm.calibration.calibration_error(mapped)
     for i in range(3):
         one = bins_of(confidence[i], outcome[i])
         assert_same(jax.tree.map(lambda x, i=i: x[i], mapped), one)
-        np.testing.assert_allclose(
-            errors[i], cm.calibration.binned_calibration_error(one), rtol=1e-6
-        )
+        np.testing.assert_allclose(errors[i], cm.calibration.calibration_error(one), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -261,7 +257,7 @@ def test_debiased_errors_of_many_samples_are_near_the_truth():
             jnp.asarray(confidence, jnp.float32), jnp.asarray(outcome)
         )
         l1, squared = (np.asarray(error(bins)) for error in DEBIASED)
-        plain = np.asarray(cm.calibration.binned_calibration_error(bins))
+        plain = np.asarray(cm.calibration.calibration_error(bins))
         error = squared.std() / 20
         assert abs(squared.mean() - np.mean(gap**2)) < 4 * error
         assert abs(l1.mean() - gap.mean()) < 0.62 * abs(plain.mean() - gap.mean()) + 0.002
@@ -282,14 +278,14 @@ def test_gradients_are_the_signs_of_the_gaps(norm):
     outcome = jnp.array([0.0, 1.0, 1.0, 0.0])
 
     def error(c):
-        return cm.calibration.binned_calibration_error(bins_of(c, outcome, num_bins=2), norm=norm)
+        return cm.calibration.calibration_error(bins_of(c, outcome, num_bins=2), norm=norm)
 
     numeric = references.central_difference(
         lambda c: float(error(jnp.asarray(c, jnp.float32))), np.asarray(confidence), step=1e-3
     )
     np.testing.assert_allclose(jax.grad(error)(confidence), numeric, atol=2e-4)
     perfect = jax.grad(
-        lambda c: cm.calibration.binned_calibration_error(bins_of(c, c, num_bins=2), norm=norm)
+        lambda c: cm.calibration.calibration_error(bins_of(c, c, num_bins=2), norm=norm)
     )(confidence)
     assert jnp.isfinite(perfect).all()
 
@@ -331,4 +327,4 @@ def test_compensated_sums_cancel_and_are_linear():
 def test_an_unknown_norm(unchecked):
     bins = cm.calibration.reliability_bins(jnp.ones(1), jnp.ones(1))
     with pytest.raises(ValueError, match="norm must be one of l1, l2, max, got norm='l3'"):
-        cm.calibration.binned_calibration_error(bins, norm="l3")
+        cm.calibration.calibration_error(bins, norm="l3")

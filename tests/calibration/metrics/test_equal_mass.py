@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import calmoe_jax as cm
-from calmoe_jax.calibration.metrics.equal_mass import equal_mass_bins, equal_mass_calibration_error
+from calmoe_jax.calibration.metrics.equal_mass import equal_mass_bins
 
 jitted = jax.jit(equal_mass_bins, static_argnames="num_bins")
 
@@ -132,7 +132,7 @@ def test_nothing_counts():
         bins_of(jnp.ones(2), jnp.ones(2), where=jnp.zeros(2, bool), num_bins=2),
     ):
         assert all(x.tolist() == [0, 0] for x in bins)
-        assert jnp.isnan(cm.calibration.binned_calibration_error(bins))
+        assert jnp.isnan(cm.calibration.calibration_error(bins))
 
 
 def test_transforms_agree():
@@ -153,11 +153,13 @@ def test_error_of_the_top_label(from_logits):
     labels = rng.randint(4, size=90)
     given = jnp.log(probs) + 2 if from_logits else jnp.asarray(probs)
     weights = rng.randint(3, size=90)
-    found = jax.jit(
-        lambda p, y, w: equal_mass_calibration_error(
-            p, y, weights=w, num_bins=7, from_logits=from_logits
-        )
-    )(given, jnp.asarray(labels), jnp.asarray(weights, jnp.float32))
+
+    @jax.jit
+    def error(p, y, w):
+        event = cm.calibration.top_label(p, y, from_logits=from_logits)
+        return cm.calibration.calibration_error(equal_mass_bins(*event, weights=w, num_bins=7))
+
+    found = error(given, jnp.asarray(labels), jnp.asarray(weights, jnp.float32))
     correct = probs.argmax(1) == labels
     residual = loop(probs.max(1), correct, weights, 7)[2]
     np.testing.assert_allclose(found, np.abs(residual).sum() / weights.sum(), rtol=1e-4)

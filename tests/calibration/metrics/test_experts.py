@@ -13,11 +13,9 @@ import scipy.optimize
 import calmoe_jax as cm
 from calmoe_jax.calibration.metrics.disagreement import disagreement_identity
 from calmoe_jax.calibration.metrics.experts import (
-    active_region,
     chosen_region,
     expert_bins,
-    expert_calibration_errors,
-    expert_region_calibration_errors,
+    expert_calibration,
     mixture_calibration,
 )
 
@@ -36,9 +34,9 @@ mixed_of = jax.jit(mixed, static_argnames="from_logits")
 def everything(probs, routing, labels, weights, where, num_bins=15):
     options = {"weights": weights, "where": where}
     binned = options | {"num_bins": num_bins}
-    views = jnp.stack([routing, chosen_region(routing), active_region(routing)])
+    views = jnp.stack([routing, chosen_region(routing), (routing > 0).astype(routing.dtype)])
     # one program for the three: they compile in a third of the time
-    errors = jax.vmap(lambda v: expert_calibration_errors(probs, v, labels, **binned))(views)
+    errors = jax.vmap(lambda v: expert_calibration(probs, v, labels, **binned))(views)
     names = "view", "region", "active"
     return {name: jax.tree.map(lambda x, i=i: x[i], errors) for i, name in enumerate(names)} | {
         "mixture": mixture_calibration(probs, routing, labels, **binned),
@@ -219,10 +217,8 @@ def test_sharded_sums_equal_the_whole(mesh):
 def test_regions():
     weights = jnp.array([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7], [0.0, 0.0, 0.0]])
     assert chosen_region(weights).tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
-    assert active_region(weights).tolist() == [[1, 1, 0], [1, 1, 1], [0, 0, 0]]
     strange = jnp.array([[0.5, jnp.nan]])
     assert jnp.isnan(chosen_region(strange)).all()
-    assert jnp.isnan(active_region(strange)).tolist() == [[False, True]]
     assert chosen_region(weights.astype(jnp.bfloat16)).dtype == jnp.float32
     many = jnp.full((384, 100), 0.01).at[:, 50].set(jnp.nan)  # where a plain maximum loses NaN
     assert jnp.isnan(jax.jit(chosen_region)(many)).all()
@@ -233,8 +229,6 @@ def test_hard_routing_is_its_own_region_and_does_not_disagree():
     found = results_of(probs, routing, labels)
     assert_trees_same(found["view"], found["region"], rtol=0, atol=0)
     assert_trees_same(found["view"], found["active"], rtol=0, atol=0)
-    region = jax.jit(expert_region_calibration_errors)(probs, routing, labels)
-    assert_trees_same(region, found["region"])
     assert found["identity"].disagreement == 0
     assert found["mixture"].router_confidence == 1
     assert found["mixture"].routing_entropy == 0

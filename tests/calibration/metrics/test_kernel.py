@@ -295,7 +295,7 @@ def p_values(power, *, size=40, simulations=1000):
         forecast_key, label_key, test_key = jax.random.split(key, 3)
         probs = jax.nn.softmax(2 * jax.random.normal(forecast_key, (size, 3)))
         labels = jax.random.categorical(label_key, power * jnp.log(probs))
-        return kernel.kernel_calibration_test(test_key, probs, labels, num_replicates=99).p_value
+        return kernel.kernel_test(test_key, probs, labels, num_replicates=99).p_value
 
     return jax.lax.map(simulation, jax.random.split(jax.random.key(0), simulations))
 
@@ -310,7 +310,7 @@ def test_the_test_holds_its_level_and_has_power():
 
 def test_statistic_and_p_value_of_labels_drawn_by_hand():
     probs, labels = map(jnp.asarray, forecasts())
-    test = jax.jit(functools.partial(kernel.kernel_calibration_test, num_replicates=499))
+    test = jax.jit(functools.partial(kernel.kernel_test, num_replicates=499))
     found = test(jax.random.key(0), probs, labels)
     np.testing.assert_allclose(found.statistic, skce(probs, labels), rtol=1e-4)
     np.testing.assert_allclose(found.p_value * 500, jnp.round(found.p_value * 500), atol=1e-3)
@@ -339,7 +339,7 @@ def test_very_unequal_weights_do_not_cancel():
 
 def test_certain_forecasts_that_come_true_are_no_evidence():
     labels = jnp.arange(10) % 3
-    test = jax.jit(functools.partial(kernel.kernel_calibration_test, num_replicates=19))
+    test = jax.jit(functools.partial(kernel.kernel_test, num_replicates=19))
     found = test(jax.random.key(0), jnp.eye(3)[labels], labels)
     assert found.statistic == 0
     assert found.p_value == 1
@@ -365,13 +365,13 @@ def test_certain_forecasts_that_come_true_are_no_evidence():
         ),
         (
             "bandwidth must be positive",
-            lambda: kernel.kernel_calibration_test(
+            lambda: kernel.kernel_test(
                 jax.random.key(0), jnp.ones((2, 1)), jnp.zeros(2, jnp.int32), bandwidth=0.0
             ),
         ),
         (
             "num_replicates must be at least 1",
-            lambda: kernel.kernel_calibration_test(
+            lambda: kernel.kernel_test(
                 jax.random.key(0), jnp.ones((2, 1)), jnp.zeros(2, jnp.int32), num_replicates=0
             ),
         ),

@@ -12,7 +12,7 @@ from calmoe_jax.calibration.metrics.smooth import smooth_null_level
 
 jitted_smooth = jax.jit(cm.calibration.smooth_calibration_error)
 jitted_soft_binned = jax.jit(
-    cm.calibration.soft_binned_calibration_error, static_argnames=("num_bins", "bin_temperature")
+    cm.calibration.soft_binned_error, static_argnames=("num_bins", "bin_temperature")
 )
 null_level = jax.jit(smooth_null_level, static_argnames=("num_replicates", "probability"))
 
@@ -307,7 +307,7 @@ def test_soft_binned_gradient_equals_finite_differences():
     with jax.enable_x64(True):
         gradient = jax.jit(
             jax.grad(
-                lambda p: cm.calibration.soft_binned_calibration_error(
+                lambda p: cm.calibration.soft_binned_error(
                     p, jnp.asarray(outcome), where=jnp.asarray(where)
                 )
             )
@@ -319,7 +319,7 @@ def test_soft_binned_gradient_equals_finite_differences():
 
 
 def test_soft_binned_gradient_where_the_error_is_zero():
-    value_and_grad = jax.jit(jax.value_and_grad(cm.calibration.soft_binned_calibration_error))
+    value_and_grad = jax.jit(jax.value_and_grad(cm.calibration.soft_binned_error))
     for confidence, outcome in (([0.5, 0.5], [1.0, 0.0]), ([0.0, 1.0], [0.0, 1.0])):
         value, gradient = value_and_grad(jnp.array(confidence), jnp.array(outcome))
         assert value == 0
@@ -329,7 +329,7 @@ def test_soft_binned_gradient_where_the_error_is_zero():
 def test_soft_binned_masks_leave_out():
     confidence, outcome = map(jnp.asarray, problem())
     where = jnp.arange(80) % 3 != 0
-    value_and_grad = jax.jit(jax.value_and_grad(cm.calibration.soft_binned_calibration_error))
+    value_and_grad = jax.jit(jax.value_and_grad(cm.calibration.soft_binned_error))
     expected, slope = value_and_grad(confidence[where], outcome[where])
     for filler in (0.3, jnp.nan, jnp.inf):
         filled = jnp.where(where, confidence, filler)
@@ -361,12 +361,12 @@ def test_soft_binned_transforms_and_orders_agree():
     confidence, outcome = map(jnp.asarray, problem())
     expected = soft_binned(confidence, outcome)
     np.testing.assert_allclose(
-        cm.calibration.soft_binned_calibration_error(confidence, outcome), expected, rtol=1e-6
+        cm.calibration.soft_binned_error(confidence, outcome), expected, rtol=1e-6
     )
     order = np.random.RandomState(0).permutation(80)
     np.testing.assert_allclose(soft_binned(confidence[order], outcome[order]), expected, rtol=1e-5)
     confidence, outcome = confidence.reshape(2, 40), outcome.reshape(2, 40)
-    mapped = jax.jit(jax.vmap(cm.calibration.soft_binned_calibration_error))(confidence, outcome)
+    mapped = jax.jit(jax.vmap(cm.calibration.soft_binned_error))(confidence, outcome)
     for i in range(2):
         np.testing.assert_allclose(mapped[i], soft_binned(confidence[i], outcome[i]), rtol=1e-6)
 
@@ -374,10 +374,10 @@ def test_soft_binned_transforms_and_orders_agree():
 def test_bad_settings():
     one = jnp.ones(1)
     with pytest.raises(ValueError, match="num_bins must be at least 1, got num_bins=0"):
-        cm.calibration.soft_binned_calibration_error(one, one, num_bins=0)
+        cm.calibration.soft_binned_error(one, one, num_bins=0)
     for bad in (0.0, -0.5, float("nan")):
         with pytest.raises(ValueError, match=f"bin_temperature must be .* bin_temperature={bad}"):
-            cm.calibration.soft_binned_calibration_error(one, one, bin_temperature=bad)
+            cm.calibration.soft_binned_error(one, one, bin_temperature=bad)
         with pytest.raises(ValueError, match=f"bandwidth must be .* bandwidth={bad}"):
             cm.calibration.smooth_calibration_error(one, one, bandwidth=bad)
         with pytest.raises(ValueError, match=f"bandwidth must be .* bandwidth={bad}"):

@@ -9,20 +9,12 @@ import pytest
 import references
 import scipy.optimize
 
-from calmoe_jax.calibration.metrics.binning import (
-    ReliabilityBins,
-    binned_calibration_error,
-    reliability_bins,
-)
-from calmoe_jax.calibration.metrics.worst import (
-    worst_group_calibration_error,
-    worst_reweighting_calibration_error,
-)
+from calmoe_jax.calibration import ReliabilityBins, calibration_error, reliability_bins
+from calmoe_jax.calibration.metrics import worst
+from calmoe_jax.calibration.metrics.worst import worst_reweighting
 
-jitted_group = jax.jit(
-    worst_group_calibration_error, static_argnames=("num_groups", "num_bins", "from_logits")
-)
-worst_tilt = jax.jit(worst_reweighting_calibration_error)
+jitted_group = jax.jit(worst.worst_group, static_argnames=("num_groups", "num_bins", "from_logits"))
+worst_tilt = jax.jit(worst_reweighting)
 
 
 def problem(seed=0, size=60):
@@ -109,10 +101,8 @@ def test_groups_transforms_agree():
     probs, labels, groups = problem()
     options = {"num_groups": 5, "num_bins": 10}
     expected = worst_group(probs, labels, groups)
-    eager = worst_group_calibration_error(
-        jnp.log(probs), labels, groups, from_logits=True, **options
-    )
-    both = jax.jit(jax.vmap(functools.partial(worst_group_calibration_error, **options)))(
+    eager = worst_group(jnp.log(probs), labels, groups, from_logits=True, **options)
+    both = jax.jit(jax.vmap(functools.partial(worst_group, **options)))(
         jnp.stack([probs, probs]), jnp.stack([labels, labels]), jnp.stack([groups, groups + 1])
     )
     np.testing.assert_allclose(eager.errors, expected.errors, rtol=1e-5)
@@ -171,14 +161,14 @@ def test_the_density_is_a_reweighting_of_the_examples():
     found = worst_tilt(reliability_bins(confidence, outcome, num_bins=5), alpha=0.3)
     weights = found.density[jnp.floor(confidence * 5).astype(jnp.int32)]
     tilted = reliability_bins(confidence, outcome, weights=weights, num_bins=5)
-    np.testing.assert_allclose(binned_calibration_error(tilted), found.value, rtol=1e-5)
+    np.testing.assert_allclose(calibration_error(tilted), found.value, rtol=1e-5)
 
 
 def test_the_worst_reweighting_lies_between_the_expected_and_the_maximum_error():
     bins = bins_of()
     values = [float(worst_tilt(bins, alpha=a).value) for a in (1.0, 0.7, 0.4, 0.1, 1e-3)]
-    np.testing.assert_allclose(values[0], binned_calibration_error(bins), rtol=1e-6)
-    np.testing.assert_allclose(values[-1], binned_calibration_error(bins, norm="max"), rtol=1e-6)
+    np.testing.assert_allclose(values[0], calibration_error(bins), rtol=1e-6)
+    np.testing.assert_allclose(values[-1], calibration_error(bins, norm="max"), rtol=1e-6)
     assert (np.diff(values) >= -1e-6).all()
 
 
@@ -187,7 +177,7 @@ def test_reweighting_of_batches_and_of_nothing():
     both = worst_tilt(jax.tree.map(lambda a, b: jnp.stack([a, b]), first, second), alpha=0.2)
     for i, bins in enumerate((first, second)):
         np.testing.assert_allclose(both.value[i], worst_tilt(bins, alpha=0.2).value, rtol=1e-6)
-    eager = worst_reweighting_calibration_error(first, alpha=0.2)
+    eager = worst_reweighting(first, alpha=0.2)
     np.testing.assert_allclose(both.value[0], eager.value, rtol=1e-6)
     for scale in (0.0, jnp.nan):
         none = jax.tree.map(lambda x, scale=scale: x * scale, first)
@@ -197,12 +187,12 @@ def test_reweighting_of_batches_and_of_nothing():
 @pytest.mark.parametrize("alpha", [0.0, -1.0, 1.5, float("nan")])
 def test_bad_alpha(alpha):
     with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\], got alpha="):
-        worst_reweighting_calibration_error(bins_of(), alpha=alpha)
+        worst_reweighting(bins_of(), alpha=alpha)
 
 
 def test_bad_numbers():
     probs, labels, groups = problem()
     with pytest.raises(ValueError, match="num_groups must be at least 1, got num_groups=0"):
-        worst_group_calibration_error(probs, labels, groups, num_groups=0)
+        worst.worst_group(probs, labels, groups, num_groups=0)
     with pytest.raises(ValueError, match="num_bins must be at least 1, got num_bins=0"):
-        worst_group_calibration_error(probs, labels, groups, num_groups=2, num_bins=0)
+        worst.worst_group(probs, labels, groups, num_groups=2, num_bins=0)

@@ -9,22 +9,16 @@ import numpy as np
 import pytest
 import references
 import scipy.stats
-from calmoe_jax.calibration.intervals.scores import (
-    Interval,
-    mean_interval,
-    score_difference_intervals,
-    score_intervals,
-    statistic_interval,
-)
 
 import calmoe_jax as cm
-from calmoe_jax.calibration.intervals.bootstrap import bootstrap_counts
+from calmoe_jax.calibration import intervals
+from calmoe_jax.calibration.intervals import Interval, bootstrap_counts
 
 KEY = jax.random.key(7)
 STATIC = ("num_clusters", "level", "num_replicates")
-jitted = jax.jit(mean_interval, static_argnames=STATIC)
-scores_of = jax.jit(score_intervals, static_argnames=(*STATIC, "from_logits"))
-differences_of = jax.jit(score_difference_intervals, static_argnames=(*STATIC, "from_logits"))
+jitted = jax.jit(intervals.mean, static_argnames=STATIC)
+scores_of = jax.jit(intervals.scores, static_argnames=(*STATIC, "from_logits"))
+differences_of = jax.jit(intervals.score_differences, static_argnames=(*STATIC, "from_logits"))
 
 
 def assert_same(found, expected, **tolerance):
@@ -107,7 +101,7 @@ def coverage(values, truth, level=0.95, **options):
     """Share of the rows whose interval holds the truth, and of those that lie above it."""
 
     def one(key, row):
-        return mean_interval(key, row, level=level, num_replicates=250, **options)
+        return intervals.mean(key, row, level=level, num_replicates=250, **options)
 
     keys = jax.random.split(jax.random.key(0), len(values))
     found = jax.jit(functools.partial(jax.lax.map, lambda x: one(*x), batch_size=50))(
@@ -226,7 +220,7 @@ def test_values_that_are_not_finite_have_no_interval():
 
 
 def test_ends_beyond_the_pole_of_the_correction_are_the_farthest_replicates():
-    found = mean_interval(KEY, jnp.array([4.0, -1, -1, -1, -1]), level=0.999)
+    found = intervals.mean(KEY, jnp.array([4.0, -1, -1, -1, -1]), level=0.999)
     assert found.low <= found.value <= found.high
     assert found.high > found.value + 1
 
@@ -234,11 +228,11 @@ def test_ends_beyond_the_pole_of_the_correction_are_the_farthest_replicates():
 def test_transforms_agree():
     rng = np.random.RandomState(0)
     values = jnp.asarray(rng.randn(3, 20), jnp.float32)
-    mapped = jax.jit(jax.vmap(lambda row: mean_interval(KEY, row, num_replicates=100)))(values)
+    mapped = jax.jit(jax.vmap(lambda row: intervals.mean(KEY, row, num_replicates=100)))(values)
     for i in range(3):
         found = Interval(*(end[i] for end in mapped))
         assert_same(jitted(KEY, values[i], num_replicates=100), found)
-    assert_same(mean_interval(KEY, values[0], num_replicates=100), [end[0] for end in mapped])
+    assert_same(intervals.mean(KEY, values[0], num_replicates=100), [end[0] for end in mapped])
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
@@ -259,7 +253,7 @@ def test_a_statistic_of_examples_equals_a_loop():
     values = jnp.asarray(rng.randn(41), jnp.float32)
     weights = jnp.asarray(rng.randint(3, size=41), jnp.float32)
     clusters = jnp.asarray(rng.randint(12, size=41))
-    found = statistic_interval(
+    found = intervals.statistic(
         KEY, lambda w: median(w, values), weights, clusters=clusters, num_clusters=12,
         num_replicates=150, chunk_size=7,
     )  # fmt: skip
@@ -289,14 +283,14 @@ def test_chunks_do_not_matter():
         return jnp.sum(weights * values) / jnp.sum(weights)
 
     one, other = (
-        statistic_interval(KEY, statistic, jnp.ones(30), num_replicates=90, chunk_size=size)
+        intervals.statistic(KEY, statistic, jnp.ones(30), num_replicates=90, chunk_size=size)
         for size in (32, 1000)
     )
     assert_same(one, other)
 
 
 def test_negative_weights_of_a_statistic_make_nan():
-    found = statistic_interval(KEY, jnp.sum, jnp.ones(30).at[3].set(-1.0), num_replicates=20)
+    found = intervals.statistic(KEY, jnp.sum, jnp.ones(30).at[3].set(-1.0), num_replicates=20)
     assert_no_interval(found)
 
 
@@ -307,9 +301,9 @@ def test_a_value_outside_its_replicates_has_no_interval():
     def distinct(weights):
         return jnp.sum(weights > 0).astype(jnp.float32)
 
-    assert_no_interval(statistic_interval(KEY, distinct, jnp.ones(30), num_replicates=50), 30)
+    assert_no_interval(intervals.statistic(KEY, distinct, jnp.ones(30), num_replicates=50), 30)
     alone = jnp.zeros(30).at[3].set(1.0)
-    mean = statistic_interval(KEY, lambda w: w @ values / w.sum(), alone, num_replicates=50)
+    mean = intervals.statistic(KEY, lambda w: w @ values / w.sum(), alone, num_replicates=50)
     assert_no_interval(mean, 3)
 
 
@@ -326,6 +320,6 @@ def test_a_value_outside_its_replicates_has_no_interval():
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        mean_interval(KEY, jnp.ones(4), **options)
+        intervals.mean(KEY, jnp.ones(4), **options)
     with pytest.raises(ValueError, match=message):
-        statistic_interval(KEY, jnp.sum, jnp.ones(4), **options)
+        intervals.statistic(KEY, jnp.sum, jnp.ones(4), **options)
