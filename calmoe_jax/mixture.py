@@ -53,7 +53,7 @@ class Configuration(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a mixture of experts says of a batch; a single classifier is a mixture of one expert.
+    """Predictions of a mixture for a batch; a single classifier is a mixture of one expert.
 
     Attributes:
         expert_log_probs: log probabilities of each slot's expert, in nats.
@@ -275,7 +275,7 @@ def mixture_losses(
 
     Returns:
         A `MixtureLosses`. The regret compares with the best of *all* experts given, chosen or
-        not: for hard routing it says what a better choice would have gained. Labels outside the
+        not: for hard routing it is what a better choice would have gained. Labels outside the
         classes give NaN.
 
     Example:

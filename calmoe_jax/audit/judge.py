@@ -27,7 +27,7 @@ _MOST_EXAMPLES = 2000
 
 
 def audit(logs: Logs) -> Audit:
-    """Everything that the logs say.
+    """Everything that the logs show.
 
     Args:
         logs: checked logs.

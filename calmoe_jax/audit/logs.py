@@ -1,8 +1,8 @@
 """Logs of a deployed mixture of experts: read, check, take some of.
 
-Logs hold what the router and the experts said of each example, and its label where it is known.
-Examples whose label is known are the held-out ones; the others (or those marked as targets) are
-what the model meets now.
+Logs hold the predictions of the router and the experts for each example, and its label where it is
+known. Examples whose label is known are the held-out ones; the others (or those marked as targets)
+are what the model meets now.
 """
 
 import zipfile

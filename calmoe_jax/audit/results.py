@@ -107,7 +107,7 @@ class TargetsAudit:
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything that logs say.
+    """Everything that logs show.
 
     Attributes:
         held_out: of the labelled held-out examples.

@@ -80,7 +80,7 @@ def entropy_balance(
     sixteenth; on a CPU it then keeps that Hessian, corrected by secants, as long as it serves.
 
     Args:
-        signal: what the adversary maximises, a loss say. `-inf` gives weight 0.
+        signal: what the adversary maximises, for example a loss. `-inf` gives weight 0.
         constraints: columns of `A`; collinear and constant ones are fine.
         targets: `b`; by default the moments of the base weights, which can always be met.
         eta: inverse temperature, above 0. Either it or `radius` must be given.
@@ -218,9 +218,9 @@ def _solve(
     feasible, converged = some & ~found.separated, found.residual <= options.tolerance
     if inputs.radius is not None:
         # 1e-6 nats for a radius of about 0
-        room = 1e-4 * inputs.radius + 1e-6
-        feasible &= kl <= inputs.radius + room
-        converged &= (jnp.abs(kl - inputs.radius) <= room) | limited
+        allowed = 1e-4 * inputs.radius + 1e-6
+        feasible &= kl <= inputs.radius + allowed
+        converged &= (jnp.abs(kl - inputs.radius) <= allowed) | limited
     return (
         BalanceSolution(
             log_weights=log_weights,

@@ -94,7 +94,7 @@ def routing_relevance(
     regret_threshold: float = 1e-6,
     disagreement_threshold: float = 0.01,
 ) -> Bool[Array, " examples"]:
-    """Says which examples are hard for a reason of routing.
+    """Marks the examples that are hard because of the routing.
 
     `R = {regret > regret_threshold or disagreement > disagreement_threshold}`.
 

@@ -1,8 +1,9 @@
 """Worst-case weights within a distance of the base weights: sets of adversaries, one interface.
 
-Each function takes a signal (a loss of each example, say) and gives the weights that make its mean
-largest, with a dual value that bounds it from above: what a distributionally robust loss is made
-of. The gradient of `<w, loss>` with the weights constant is that of the worst case (Danskin).
+Each function takes a signal (for example a loss of each example) and gives the weights that make
+its mean largest, with a dual value that bounds it from above: what a distributionally robust loss
+is made of. The gradient of `<w, loss>` with the weights constant is that of the worst case
+(Danskin).
 """
 
 from typing import NamedTuple
@@ -187,7 +188,7 @@ def chi_square_ball(
     mass = case.sum(case.base * above(nu))
     highest = depth == 0
     at_top = case.sum(jnp.where(highest, case.base, 0))
-    # the signal's largest value takes all, or there is nothing to tell examples apart by
+    # the signal's largest value takes all, or all signals are equal
     corner = (level * at_top >= 1) | (mass <= 0)
     plain = (spread <= 0) | (level <= 1)
     share = jnp.where(highest, case.base / jnp.where(at_top > 0, at_top, 1), 0)

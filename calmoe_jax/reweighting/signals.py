@@ -105,8 +105,8 @@ def calibration_witness(
     fold = row_positions(len(confidence), axis_name) % num_folds
     others, other_residual = all_rows(confidence, axis_name), all_rows(residual, axis_name)
     other_fold = jnp.arange(len(others)) % num_folds
-    apart = (confidence[:, None] - others[None]) / bandwidth
-    kernel = jnp.where(fold[:, None] == other_fold[None], 0, jnp.exp(-0.5 * apart**2))
+    distance = (confidence[:, None] - others[None]) / bandwidth
+    kernel = jnp.where(fold[:, None] == other_fold[None], 0, jnp.exp(-0.5 * distance**2))
     return jnp.sign(kernel @ other_residual) * residual
 
 

@@ -1,4 +1,4 @@
-"""Accuracy on unlabelled examples from the agreement of models that were trained alike."""
+"""Accuracy on unlabelled examples from the agreement of models with one training recipe."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from calmoe_jax._numerics import AxisName, psum
 
 
 class Agreement(NamedTuple):
-    """How far models that were trained alike agree.
+    """How far models with one training recipe agree.
 
     Attributes:
         kappa: Cohen's kappa of each model with the others, on average over them.
@@ -91,8 +91,8 @@ def agreement_accuracy(
 
     With `rho = (kappa_targets + margin e) / kappa_held_out`, clipped to [0, 1], and `e` the
     standard error of the difference: `chance + (accuracy - chance) rho^(1 + growth (1 - rho)^2)`.
-    To first order in the loss of agreement it is proportional; the exponent grows because models
-    trained alike err alike the more the further they are from what they know.
+    To first order in the loss of agreement it is proportional; the exponent grows because the
+    errors of such models coincide the more, the further examples are from the training data.
 
     Args:
         held_out: `chance_corrected_agreement` on labelled held-out examples.
@@ -106,7 +106,7 @@ def agreement_accuracy(
     Returns:
         The estimate, never above `held_out_accuracy` (where that exceeds chance): agreement does
         not show that a model became better. NaN where kappa is NaN, or not above 0 on held-out
-        examples: such models say nothing.
+        examples: the agreement of such models is no evidence.
 
     Raises:
         ValueError: if a plain number is below 0.

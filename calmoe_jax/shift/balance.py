@@ -38,7 +38,7 @@ def configuration_balance(
         axis_name: device axis that the examples and the targets are spread over.
 
     Returns:
-        A `BalanceSolution`. `effective_sample_size` says how much evidence is left: of the order of
+        A `BalanceSolution`. `effective_sample_size` is the evidence that is left: of the order of
         a tenth of the examples or less, targets are where hardly anything was held out. With no
         target that counts the log weights are NaN.
 

@@ -196,9 +196,9 @@ def neighbour_accuracy(
 
     Returns:
         The estimate, never above `held_out_accuracy` (where that exceeds chance). NaN where a
-        support is, or that of held-out examples is not above chance: it says nothing. It is too
-        low for examples that were chosen because their neighbours differ, and where experts lose
-        confidence and stay right (features that fade).
+        support is, or that of held-out examples is not above chance, which is no evidence. It is
+        too low for examples that were chosen because their neighbours differ, and where experts
+        lose confidence and stay right (features that fade).
 
     Raises:
         ValueError: if a plain number is below 0.

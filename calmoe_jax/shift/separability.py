@@ -50,7 +50,7 @@ def separability(
 ) -> Float[Array, ""]:
     """How well a cross-fitted linear classifier separates two samples: `clip(2 AUC - 1, 0, 1)`.
 
-    Ridge logistic regression on standardised columns, both samples weighing alike, fitted on the
+    Ridge logistic regression on standardised columns, both samples of equal weight, fitted on the
     even rows of each and judged on the odd ones, and the other way round.
 
     Args:

@@ -52,8 +52,8 @@ def repair_verdict(
         level: of the test.
 
     Returns:
-        A `RepairVerdict`. A p-value or share that is NaN cannot be repaired, nor what a test of so
-        few clusters that it could not have rejected says nothing of.
+        A `RepairVerdict`. `cannot_repair` where the p-value or the share is NaN, or where a test of
+        so few clusters could not have rejected.
 
     Raises:
         ValueError: if a number is out of range.

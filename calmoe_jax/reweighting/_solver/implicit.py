@@ -29,7 +29,7 @@ def differentiable_log_weights(
     """Log weights whose derivatives are those of the solution.
 
     One Newton step from the solution, with a Jacobian that is a constant: the step is 0, and its
-    derivative what the implicit function theorem says.
+    derivative that of the implicit function theorem.
 
     Args:
         inputs: the problem, not yet constant for gradients.

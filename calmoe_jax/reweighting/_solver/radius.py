@@ -78,8 +78,8 @@ def find_eta(
     """
     zero = solve(jnp.zeros_like(radius), potentials)
     spread = jnp.sqrt(zero.signal_variance)
-    room = jnp.sqrt(jnp.maximum(2 * (radius - zero.kl), 0))
-    guess = room / jnp.where(spread > 0, spread, 1)
+    distance = jnp.sqrt(jnp.maximum(2 * (radius - zero.kl), 0))
+    guess = distance / jnp.where(spread > 0, spread, 1)
     largest = _LARGEST * jnp.finfo(radius.dtype).max
     first = jnp.where(start > 0, start, jnp.minimum(guess, largest))
     begin = Bracketed(

@@ -74,7 +74,7 @@ def fit_to_targets(
 
     Args:
         held_out: labelled held-out examples, as from `prepare`.
-        targets: what was said of unlabelled examples; may be padded at the end.
+        targets: predictions for unlabelled examples; may be padded at the end.
         target_clusters: clusters of those that are real.
         most_clusters: clusters of the targets with the most of them, so that several calls share
             a program.

@@ -88,7 +88,7 @@ def prepare(
     """Computes what depends on the held-out examples alone.
 
     Args:
-        sample: what was said of them.
+        sample: predictions for them.
         labels: their classes.
         clusters: their clusters.
         temperature: of the aggregate, fitted on them.

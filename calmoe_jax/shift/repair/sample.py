@@ -1,4 +1,4 @@
-"""What networks say of a split, with an expert a slot, whichever experts were computed."""
+"""Predictions for a split with a slot for every expert, whichever experts were computed."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from calmoe_jax.shift.separability import configuration_coordinates
 
 
 class Sample(NamedTuple):
-    """What the networks of all seeds say of a split, an expert a slot; unchosen ones are uniform.
+    """Predictions of all seeds for a split; experts that were not chosen are uniform.
 
     Attributes:
         expert_log_probs: log probabilities of every expert, after its own temperature.
