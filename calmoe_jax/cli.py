@@ -129,7 +129,7 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Audit:
-    """Judge a deployed model's logs: calibration, shift, and what can be repaired without labels.
+    """Judge a deployed model's logs: calibration, shift, and repair without labels.
 
     The file holds, for each example, the router's weights, the experts' probabilities and the
     label where it is known: an npz file with arrays routing_weights [n, experts], expert_probs
@@ -165,10 +165,10 @@ class Audit:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Tell versions, devices, which kernels run here, and which the library takes, and why."""
+    """Show versions, devices, which kernels run here, and why the others do not."""
 
     def __call__(self) -> int:
-        """Tells."""
+        """Shows them."""
         from calmoe_jax._environment import describe_environment
         from calmoe_kernels import choices, implementations
 

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 from small import small_task
 
-from calmoe_jax import cli, training
-from calmoe_jax.study import run as experiment
+from calmoe_jax import _compilation_cache, cli, training
+from calmoe_jax.study import runner
 
 SMALL = ("--epochs", "2", "--batch-size", "16", "--width", "8", "--experts", "3", "--seeds", "2")
 
@@ -58,6 +59,62 @@ def test_wrong_usage_ends_with_2_and_writes_nothing(run, arguments, message, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_help_fits_one_screen_and_names_every_command(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert len(out.splitlines()) <= 24
+    assert all(len(line) <= 100 for line in out.splitlines())
+    assert all(f"\n  {name} " in out for name in cli.COMMANDS)
+    assert "0 done, 1 a run failed, 2 wrong usage" in out
+
+
+def test_no_command_is_wrong_usage(run):
+    code, out, _ = run()
+    assert code == 2
+    assert "usage: calmoe COMMAND" in out
+
+
+def test_version(run):
+    code, out, _ = run("--version")
+    assert code == 0
+    assert out == f"calmoe_jax {version('calmoe_jax')}\n"
+
+
+def test_compiled_programs_are_kept_where_asked_for(run, monkeypatch, tmp_path):
+    """By the variable, and by the flag in the user's cache folder."""
+    kept = []
+    monkeypatch.setattr(_compilation_cache, "keep_compiled_programs", kept.append)
+    monkeypatch.setattr(runner, "run", lambda *_, **__: (_ for _ in ()).throw(OSError("enough")))
+    monkeypatch.delenv("CALMOE_CACHE_DIR", raising=False)
+    run("run")
+    assert kept == []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run("run", "--cache")
+    monkeypatch.setenv("CALMOE_CACHE_DIR", str(tmp_path / "mine"))
+    run("run")
+    assert kept == [tmp_path / "calmoe_jax", tmp_path / "mine"]
+
+
+AUDIT = """
+import sys
+import numpy as np
+from calmoe_jax import cli
+rng = np.random.RandomState(0)
+probs = rng.dirichlet(np.ones(3), size=(60, 2))
+labels = np.where(np.arange(60) < 40, rng.randint(3, size=60), -1)
+np.savez("logs.npz", routing_weights=rng.dirichlet(np.ones(2), size=60), expert_probs=probs,
+         labels=labels)
+assert cli.main(["audit", "logs.npz", "--plots", "plots"]) == 0
+print(*{"flax", "optax", "orbax"} & set(sys.modules))
+"""
+
+
+def test_the_audit_command_imports_neither_flax_nor_optax_nor_orbax(tmp_path):
+    command = [sys.executable, "-c", AUDIT]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
+
+
 def test_tasks_say_what_is_here(run, tmp_path, monkeypatch):
     code, out, _ = run("tasks")
     assert code == 0
@@ -82,7 +139,7 @@ def test_doctor(run):
 
 
 def test_run_and_report(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment, "load_task", lambda name, data_dir: small_task())
+    monkeypatch.setattr(runner, "resolve_task", lambda task, data_dir: small_task())
     code, out, _ = run("run", "--methods", "vanilla", "robust", *SMALL)
     assert code == 0
     assert "Vanilla MoE: The reference." in out
@@ -104,14 +161,14 @@ def test_run_and_report(run, monkeypatch, tmp_path):
 def test_a_run_that_breaks_down_ends_with_1(run, monkeypatch):
     task = small_task()
     task.train.inputs[3] = 3e38
-    monkeypatch.setattr(experiment, "load_task", lambda name, data_dir: task)
+    monkeypatch.setattr(runner, "resolve_task", lambda name, data_dir: task)
     code, _, err = run("run", "--methods", "vanilla", *SMALL)
     assert code == 1
-    assert "method vanilla, seed 42: the loss or a parameter is not finite at step" in err
+    assert "method vanilla, seed 42: the objective's loss is not finite at step" in err
 
 
 def test_a_full_disk_ends_with_1(run, monkeypatch):
-    monkeypatch.setattr(experiment, "load_task", lambda name, data_dir: small_task())
+    monkeypatch.setattr(runner, "resolve_task", lambda task, data_dir: small_task())
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -126,7 +183,7 @@ def test_a_bug_keeps_its_traceback(run, monkeypatch):
     def broken(*_, **__):
         raise KeyError("a bug")
 
-    monkeypatch.setattr(experiment, "load_task", broken)
+    monkeypatch.setattr(runner, "resolve_task", broken)
     with pytest.raises(KeyError):
         run("run")
 

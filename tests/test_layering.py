@@ -13,15 +13,8 @@ PACKAGE = ROOT / "calmoe_jax"
 
 # A module may import those of lower layers and of its own room.
 LAYERS = [
-    {
-        "_checks",
-        "_compilation_cache",
-        "_environment",
-        "_errors",
-        "_files",
-        "_mapping",
-        "_numerics",
-    },
+    {"_checks", "_compilation_cache", "_environment", "_errors", "_files", "_mapping"},
+    {"_numerics"},
     {"routing"},
     {"mixture", "moe", "fgr"},
     {"calibration", "reweighting"},

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_at_least, check_same_size
+from calmoe_jax._checks import check_at_least, check_where
 from calmoe_jax._numerics import AxisName, psum, safe_divide
 from calmoe_jax.routing._top_k import routable_logits
 from calmoe_jax.routing.kinds import Routing
@@ -87,8 +87,8 @@ def router_z_loss(
     check_at_least("num_experts", gate_logits.shape[-1], 1)
     logits, routable = routable_logits(gate_logits)
     squares = jnp.where(routable, jnp.square(jax.nn.logsumexp(logits, axis=-1)), jnp.nan)
+    check_where("where", where, gate_logits.shape[:-1])
     if where is not None:
-        check_same_size("where", where, 0, gate_logits.shape[0], "tokens")
         squares = jnp.where(where, squares, 0)
     tokens = _count_tokens(logits, where, axis_name)
     return safe_divide(psum(jnp.sum(squares), axis_name), tokens)
