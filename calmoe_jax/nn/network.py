@@ -1,5 +1,6 @@
 """A classifier as a pair of pure functions of its parameters and whatever else it holds."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -70,7 +71,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
         (5, 3)
     """
     abstract: Any = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    takes_sparse = "sparse" in _parameters(abstract)
+    takes_sparse = _takes(abstract, "sparse")
     graph, params_template, others_template = _split(abstract)
 
     def init(key: jax.Array) -> tuple[PyTree, PyTree]:
@@ -122,9 +123,10 @@ def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
     return graph, params, others
 
 
-def _parameters(module: nnx.Module) -> frozenset[str]:
-    code = type(module).__call__.__code__
-    return frozenset(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+def _takes(module: nnx.Module, name: str) -> bool:
+    """Whether a module's call takes an argument by this name."""
+    parameters = inspect.signature(type(module).__call__).parameters
+    return name in parameters
 
 
 def _filled(template: PyTree, values: PyTree) -> PyTree:

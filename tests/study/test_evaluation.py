@@ -7,17 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
-from small import all_experts, small_task
+from small import small_task
 
 import calmoe_jax as cm
 from calmoe_jax import training
-from calmoe_jax.nn import Prediction
+from calmoe_jax.nn import Network
 from calmoe_jax.shift import repair
 from calmoe_jax.study import evaluation
-from calmoe_jax.study.networks import Network, build_network
-from calmoe_jax.training.step import TrainState
+from calmoe_jax.study.config import ModelConfig
+from calmoe_jax.study.methods import Method
+from calmoe_jax.study.networks import build_network
+from calmoe_jax.training import TrainState, objectives
 
 SEEDS = (1, 2)
+VANILLA = Method("vanilla", objectives.erm())
+MOCAE = Method("mocae", objectives.erm(), expert_temperatures=True)
+SINGLE = Method("single", objectives.erm())
 
 
 def fake_network(experts):
@@ -27,7 +32,7 @@ def fake_network(experts):
         assert not train
         log_probs = jax.nn.log_softmax(jnp.einsum("nd,dec->nec", inputs, params["experts"]))
         gate = inputs @ params["gate"]
-        prediction = Prediction(log_probs, gate, all_experts(jax.nn.softmax(gate)))
+        prediction = cm.mixture.predict(log_probs, gate)
         return prediction, statistics
 
     rng = np.random.RandomState(0)
@@ -38,9 +43,7 @@ def fake_network(experts):
         "gate": jnp.asarray(rng.randn(2, 4, experts), jnp.float32),
     }
     importance = np.full((2, experts), 1 / experts)
-    return training.TrainedSeeds(
-        Network(None, apply, experts), TrainState(params, {}, ()), importance
-    )
+    return training.TrainedSeeds(Network(None, apply), TrainState(params, {}, ()), importance)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def evaluated():
     results = dict(
         zip(
             ("vanilla", "mocae"),
-            evaluation.evaluate(task, trained, ("vanilla", "mocae"), SEEDS, routing="dense"),
+            evaluation.evaluate(task, trained, (VANILLA, MOCAE), SEEDS, routing="dense"),
             strict=True,
         )
     )
@@ -172,9 +175,9 @@ def test_each_expert_gets_its_own_temperature(order):
 
 @pytest.mark.parametrize("routing", ["top_k", "hard"])
 def test_records_do_not_depend_on_how_experts_are_computed(routing, monkeypatch):
-    task, methods = small_task(), ("vanilla", "mocae")
-    model = training.ModelConfig(width=8, depth=1, experts=3, routing=routing, k=2)
-    network = build_network(model, single=False, input_shape=task.input_spec.shape, num_classes=3)
+    task, methods = small_task(), (VANILLA, MOCAE)
+    model = ModelConfig(width=8, depth=1, experts=3, routing=routing, k=2)
+    network = build_network(model, task.train.inputs, single=False, num_classes=3)
     params, statistics = jax.vmap(network.init)(jax.random.split(jax.random.key(0), 2))
     state = TrainState(params, statistics, ())
     trained = training.TrainedSeeds(network, state, np.full((2, 3), 1 / 3))
@@ -197,7 +200,7 @@ def test_records_do_not_depend_on_how_experts_are_computed(routing, monkeypatch)
 
 def test_a_single_classifier_has_no_disagreement_to_report():
     (result,) = evaluation.evaluate(
-        small_task(), fake_network(1), ("single",), SEEDS, routing="dense"
+        small_task(), fake_network(1), (SINGLE,), SEEDS, routing="dense"
     )
     for record in (r for e in result[0] for r in e.records):
         assert record.disagreement is None
