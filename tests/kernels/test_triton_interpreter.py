@@ -9,12 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DISPATCH = sorted(str(path) for path in ROOT.glob("tests/moe/test_dispatch_*.py"))
-# what is computed, and that a launch can be mapped over examples and devices
-BY_DEFAULT = [
-    *(path for path in DISPATCH if not path.endswith(("_laws.py", "_input.py"))),
-    "tests/moe/test_matmul.py",
-]
-SOME = "triton and (vmap_is_a_loop or shard_map_is_a_loop or not test_dispatch_transforms)"
+# rows to experts and back, forward and backward
+BY_DEFAULT = ["tests/moe/test_dispatch_rows.py"]
 EVERY = [*DISPATCH, "tests/moe/test_matmul.py", "tests/moe/test_experts.py"]
 
 
@@ -22,8 +18,8 @@ EVERY = [*DISPATCH, "tests/moe/test_matmul.py", "tests/moe/test_experts.py"]
 @pytest.mark.parametrize(
     ("suites", "options"),
     [
-        (BY_DEFAULT, ("-k", SOME, "-m", "not exhaustive")),
-        pytest.param(EVERY, ("-k", "triton", "-m", ""), marks=pytest.mark.exhaustive),
+        (BY_DEFAULT, ("-k", "triton")),
+        pytest.param(EVERY, ("-k", "triton", "--exhaustive"), marks=pytest.mark.exhaustive),
     ],
     ids=["some", "every"],
 )

@@ -15,7 +15,7 @@ from calmoe_jax.study.config import ModelConfig, TrainConfig
 from calmoe_jax.study.records import read_results
 
 METHODS = ("vanilla", "mocae", "robust")
-MODEL = ModelConfig(width=8, depth=1, experts=3, router_hidden=8)
+MODEL = ModelConfig(width=8, depth=1, experts=2, router_hidden=8)
 TRAIN = TrainConfig(epochs=4, batch_size=16, checkpoint_every=2)
 
 

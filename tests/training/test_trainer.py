@@ -27,7 +27,9 @@ def test_the_warm_up_is_vanilla_for_every_mixture(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["vanilla", "fgr_robust"])
+@pytest.mark.parametrize(
+    "method", ["vanilla", pytest.param("fgr_robust", marks=pytest.mark.exhaustive)]
+)
 def test_seeds_do_not_depend_on_how_they_are_mapped(method, tmp_path, monkeypatch):
     mapped = train(tmp_path / "map", method)
     monkeypatch.setattr(trainer, "over_seeds", jax.vmap)
@@ -121,7 +123,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_place(tmp_path, number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("routing", ["top_k", "hard"])
+@pytest.mark.parametrize("routing", ["top_k", pytest.param("hard", marks=pytest.mark.exhaustive)])
 def test_load_balancing_spreads_the_load(tmp_path, routing):
     model = ModelConfig(width=8, depth=1, experts=4, router_hidden=8, routing=routing)
 

@@ -188,6 +188,7 @@ def test_a_branch_without_training_posts(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_real_newsgroups(shared_data):
     found = Spied(newsgroups, shared_data)
     assert {name: len(s) for name, s in found.texts.items()} == {
