@@ -132,7 +132,7 @@ def spoil(values, index, value):
         (change(labels=lambda x: x.astype(np.float32)), "labels must be whole numbers"),
         (change(labels=lambda x: spoil(x, 3, CLASSES)), r"labels must be in \[-1, 3\]"),
         (change(labels=lambda x: np.full_like(x, -1)), "must have a label"),
-        (change(labels=lambda x: spoil(x, 3, -1)), "every example that is no target"),
+        (change(labels=lambda x: spoil(x, 3, -1)), "every non-target example"),
         (change(labels=lambda x: x[:-1]), "labels must be of shape"),
         (change(expert_probs=lambda x: x[:, 0]), "expert_probs must be"),
         (change(expert_probs=lambda x: spoil(x, (0, 0, 0), np.nan)), "probs"),
