@@ -135,7 +135,7 @@ def _checked_split(split: Split, classes: tuple[str, ...], where: Where) -> Spli
     labels = _as_int32(split.labels, where(split, "labels"))
     if labels.ndim != 1:
         raise CorruptDataError(
-            f"{where(split, 'labels')} must be one number an example, got shape {labels.shape}."
+            f"{where(split, 'labels')} must be one number per example, got shape {labels.shape}."
         )
     if len(labels) == 0:
         raise CorruptDataError(f"{where(split, 'labels')} must hold examples, got 0.")

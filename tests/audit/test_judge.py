@@ -131,7 +131,7 @@ def spoil(values, index, value):
         (lambda logs: {k: v for k, v in logs.items() if k != "labels"}, "lacks labels"),
         (change(labels=lambda x: x.astype(np.float32)), "labels must be whole numbers"),
         (change(labels=lambda x: spoil(x, 3, CLASSES)), r"labels must be in \[-1, 3\]"),
-        (change(labels=lambda x: np.full_like(x, -1)), "must have a label"),
+        (change(labels=lambda x: np.full_like(x, -1)), "known for at least one"),
         (change(labels=lambda x: spoil(x, 3, -1)), "every non-target example"),
         (change(labels=lambda x: x[:-1]), "labels must be of shape"),
         (change(expert_probs=lambda x: x[:, 0]), "expert_probs must be"),

@@ -197,7 +197,7 @@ WRONG = {
         "shift_later_labels must be integers, got float64.",
     ),
     "labels of texts": (bare(train_labels=LABELS.astype(str)), "train_labels"),
-    "one label": (bare(train_labels=np.array(3)), "train_labels must be one number an example"),
+    "one label": (bare(train_labels=np.array(3)), "train_labels must be one number per example"),
     "one-hot labels": (bare(test_labels=np.eye(3, dtype=int)[LABELS]), "test_labels must be one"),
     "labels below zero": (bare(train_labels=LABELS - 5), "train_labels"),
     "labels far above": (bare(train_labels=LABELS + 10**9), "train_labels"),

@@ -233,8 +233,8 @@ FILM_TEXTS = "movieReviewSnippets_GroundTruth.txt"
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"no gzip", "not a whole gzip"),
-        (tar(members(rated_rows()))[:-100], "not a whole gzip"),
+        (b"no gzip", "not a complete gzip"),
+        (tar(members(rated_rows()))[:-100], "not a complete gzip"),
         (gzip.compress(b"no tar" * 200), "not a whole tar"),
         (gzip.compress(b""), "not a whole tar"),
         (gzip.compress(gzip.decompress(tar(members(rated_rows())))[:30000]), "not a whole tar"),
