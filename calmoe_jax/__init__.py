@@ -1,10 +1,10 @@
 """Calibrated mixture-of-experts classifiers under distribution shift, in JAX.
 
 The pure core: arrays in, arrays and NamedTuples out, under `jit`, `vmap`, `grad`, `pmap` and
-`shard_map`. At the top are the names of a sparse layer and of a mixture of experts; the rest is in
-namespaces: `calibration`, `reweighting`, `shift`, `fgr`, `moe`. Models are in `calmoe_jax.nn`, data
-in `calmoe_jax.data`, training in `calmoe_jax.training`: importing this package imports none of
-them.
+`shard_map`. The top level has the names of a sparse layer and of a mixture of experts; the rest is
+in namespaces: `calibration`, `reweighting`, `shift`, `fgr`, `moe`. Models are in `calmoe_jax.nn`,
+data in `calmoe_jax.data`, training in `calmoe_jax.training`; importing this package imports none
+of them.
 """
 
 from importlib import import_module

@@ -17,13 +17,13 @@ def user_cache_dir() -> Path:
 
 
 def keep_compiled_programs(folder: Path) -> None:
-    """Makes JAX keep every program that it compiles from now on in a folder, and look there first.
+    """Makes JAX store every program it compiles from now on in a folder, and look there first.
 
     Args:
-        folder: made if need be.
+        folder: the cache folder; created if it does not exist.
 
     Raises:
-        OSError: where the folder cannot be made.
+        OSError: if the folder cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -2,8 +2,8 @@
 
 
 class UserError(Exception):
-    """What was given cannot be used; the message says what to mend."""
+    """The user's input cannot be used; the message says what to fix."""
 
 
 class RunError(Exception):
-    """A run broke down; the message says where, and from what it can go on."""
+    """A run failed; the message says where, and how to resume it."""

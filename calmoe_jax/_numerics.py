@@ -1,4 +1,4 @@
-"""Small numerical helpers whose edge cases (empty, masked, zero) are decided once, here."""
+"""Small numerical helpers that define the edge cases (empty, masked, zero) in one place."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ AxisName = str | Sequence[str] | None
 
 
 def at_least_float32(x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Promotes to float32 what is coarser, and leaves float64 as it is."""
+    """Promotes integers and coarser floats to float32, and leaves float64 as it is."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -32,9 +32,9 @@ def pmin(x: Shaped[Array, "..."], axis_name: AxisName) -> Shaped[Array, "..."]:
 
 
 def all_rows(x: Shaped[Array, "rows ..."], axis_name: AxisName) -> Shaped[Array, "_ ..."]:
-    """The rows of all devices, in their order, on each; the identity where `axis_name` is `None`.
+    """Gathers the rows of all devices, in order, on each; the identity if `axis_name` is `None`.
 
-    For what needs ranks or pairs of examples, which no sum gives.
+    For statistics of ranks or pairs of examples, which are not sums over examples.
     """
     if axis_name is None:
         return x
@@ -42,7 +42,7 @@ def all_rows(x: Shaped[Array, "rows ..."], axis_name: AxisName) -> Shaped[Array,
 
 
 def row_positions(size: int, axis_name: AxisName) -> Int[Array, " size"]:
-    """Position of each row among the rows of all devices, each of which holds `size`."""
+    """Position of each row among the rows of all devices, with `size` rows on each."""
     positions = jnp.arange(size)
     return positions if axis_name is None else positions + size * jax.lax.axis_index(axis_name)
 
@@ -64,16 +64,16 @@ def entropy(probs: Float[Array, "*shape categories"]) -> Float[Array, "*shape"]:
 
 
 def largest_or_nan(values: Float[Array, "*shape categories"]) -> Float[Array, "*shape"]:
-    """Largest value along the last axis; NaN where one of them is.
+    """Largest value along the last axis; NaN if any value is NaN.
 
     `jnp.max` promises the same, but XLA's CPU compiler loses NaN in maxima of long rows (60 or
-    more numbers in 384 rows, jax 0.10.2 and 0.12): all NaN gives -inf.
+    more numbers in 384 rows, jax 0.10.2 and 0.12): a row of NaN gives -inf.
     """
     return jnp.where(jnp.isnan(values).any(axis=-1), jnp.nan, jnp.max(values, axis=-1))
 
 
 def top_two_margin(values: Float[Array, "*shape categories"]) -> Float[Array, "*shape"]:
-    """Largest minus second largest value along the last axis; the largest where there is one."""
+    """Largest minus second largest value along the last axis; the value itself if it is alone."""
     if values.shape[-1] == 1:
         return values[..., 0]
     top = jax.lax.top_k(values, 2)[0]
@@ -119,5 +119,5 @@ def example_weights(
 def weighted_sum(
     values: Float[Array, "*shape"], weights: Float[Array, "*shape"]
 ) -> Float[Array, ""]:
-    """Sum of `weights * values`; a value of weight 0 does not count even if it is NaN."""
+    """Sum of `weights * values`; values of weight 0 do not count, even if they are NaN."""
     return jnp.sum(jnp.where(weights == 0, 0, values) * weights)

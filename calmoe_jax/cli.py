@@ -1,7 +1,7 @@
-"""The command `calmoe`: parses, calls, and turns errors into a line and an exit code.
+"""The command `calmoe`: parses, calls, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a run failed, 2 wrong usage or unusable input; an interrupt (Ctrl-C, or a
-SIGTERM) ends with 130 and leaves a run that the same command continues.
+Exit codes: 0 done, 1 a run failed, 2 wrong usage or unusable input, 130 interrupted (Ctrl-C or
+SIGTERM). The same command resumes an interrupted run.
 """
 
 import os
@@ -23,7 +23,7 @@ _DATA_DIR = "CALMOE_DATA_DIR"
 
 
 class UsageError(UserError):
-    """Arguments that make no sense; the message says which."""
+    """Arguments that are invalid; the message names them."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Run:
     data_dir: Path | None = None
     """Folder with the data sets that do not come with the package; CALMOE_DATA_DIR by default."""
     cache: bool = False
-    """Keep compiled programs in the user's cache folder (or CALMOE_CACHE_DIR, which turns this on
-    by itself), so that the next run starts sooner."""
+    """Keep compiled programs in the user's cache folder, or in CALMOE_CACHE_DIR, so that the next
+    run starts sooner. On by default if CALMOE_CACHE_DIR is set."""
 
     def __call__(self) -> int:
-        """Runs it."""
+        """Runs the command."""
         from calmoe_jax import _compilation_cache as compilation_cache
         from calmoe_jax.study.report import Summary, verdicts
         from calmoe_jax.study.runner import run
@@ -72,7 +72,7 @@ class Run:
 
 
 def _name_of(task: str) -> str:
-    """The name of a folder for a task's runs: of a file or a function, its last part."""
+    """The name of a task's run folder; for a file or a function, the last part of its name."""
     return Path(task).stem if task.endswith(".npz") else task.rpartition(":")[2]
 
 
@@ -86,7 +86,7 @@ class Report:
     """Where to write; the run's folder by default, the current one for several runs."""
 
     def __call__(self) -> int:
-        """Renders it."""
+        """Runs the command."""
         from calmoe_jax.study.records import read_results
         from calmoe_jax.study.report import write_report
 
@@ -101,13 +101,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Tasks:
-    """List every task: its splits, where its data comes from, whether it is here."""
+    """List every task: its splits, the source of its data, and whether the data is present."""
 
     data_dir: Path | None = None
     """Folder with the data sets that do not come with the package; CALMOE_DATA_DIR by default."""
 
     def __call__(self) -> int:
-        """Lists them."""
+        """Runs the command."""
         from calmoe_jax.data import TASKS
 
         folder = _data_dir(self.data_dir)
@@ -138,14 +138,14 @@ class Audit:
     """
 
     file: tyro.conf.Positional[Path]
-    """The logs."""
+    """File with the logs."""
     out: Path | None = None
-    """Where to write everything as JSON."""
+    """File to write all results to, as JSON."""
     plots: Path | None = None
-    """Folder for pictures of the labelled examples: reliability, experts, gaps."""
+    """Folder for plots of the labelled examples: reliability, experts, gaps."""
 
     def __call__(self) -> int:
-        """Judges them."""
+        """Runs the command."""
         from calmoe_jax._files import to_json, write_whole
         from calmoe_jax.audit import audit, describe_audit, read_logs
         from calmoe_jax.audit.pictures import draw_audit
@@ -189,7 +189,7 @@ class Doctor:
 
 
 def _abbreviated(names: Sequence[str]) -> str:
-    """Names one by one; `blur_1` to `blur_5` as `blur_1..5`."""
+    """Abbreviates numbered names: `blur_1` to `blur_5` become `blur_1..5`."""
     stems: dict[str, list[str]] = {}
     for name in names:
         stem, _, last = name.rpartition("_")
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    """All commands in one screen: what `calmoe --help` prints."""
+    """The overview of all commands that `calmoe --help` prints."""
     lines = [
         "Calibrated mixture-of-experts classifiers under distribution shift.",
         "",
@@ -261,7 +261,7 @@ def _call(command: Callable[[], int]) -> int:
     try:
         return command()
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
+        print("\nInterrupted. Run the same command again to resume.", file=sys.stderr)
         return 130
     except UserError as error:
         return _fail(error, 2)

@@ -1,4 +1,4 @@
-"""Experts' predictions and a routing to the aggregate, and the statistics of the configuration.
+"""Aggregates experts' predictions by a routing, and computes statistics of the configuration.
 
 The *routing configuration* of an example is `S = (r, f)`: all routing weights and all experts'
 predictive distributions. The aggregate is `F = sum_k r_k f_k`. One function serves dense, top-k
@@ -21,16 +21,16 @@ from calmoe_jax._numerics import (
 )
 from calmoe_jax.routing import GateStatistics, Routing, dense_routing, gate_statistics
 
-# An expert of weight 0 may be exp(100) times as likely as the aggregate: the derivative of log F
-# with respect to its weight is that ratio. exp(80) is still a finite float32.
+# An expert of weight 0 may give a class exp(100) times the aggregate's probability. The derivative
+# of log F with respect to its weight is that ratio, so it is capped: exp(80) is a finite float32.
 _MAX_LOG_RATIO = 80.0
 
 
 class Configuration(NamedTuple):
-    """What is known of an example's routing configuration without its label.
+    """Statistics of an example's routing configuration that need no label.
 
     Attributes:
-        log_probs: the aggregate, `log F`.
+        log_probs: log probabilities of the aggregate, `log F`, in nats.
         confidence: `max_c F_c`, in [0, 1].
         margin: largest minus second largest class probability of F, in [0, 1].
         entropy: Shannon entropy of F, in nats.
@@ -78,7 +78,7 @@ class MixtureLosses(NamedTuple):
     Attributes:
         loss: `L = -log F_y`.
         expert_losses: `L_k = -log f_ky`.
-        regret: `(L - min_k L_k)_+`: what the mixture loses against its best expert.
+        regret: `(L - min_k L_k)_+`: excess loss of the mixture over its best expert.
     """
 
     loss: Float[Array, "*examples"]
@@ -118,8 +118,8 @@ def mix_log_probs(
         routing_weights: non-negative weight of each expert.
 
     Returns:
-        The aggregate's log probabilities, at least float32, without underflow however unlikely
-        the class; `-inf`, with zero gradient, where every expert of positive weight has `-inf`.
+        The aggregate's log probabilities, at least float32, without underflow for unlikely
+        classes; `-inf`, with zero gradient, where every expert of positive weight has `-inf`.
         The gradient to a weight is `f_kc / F_c`, also where the weight is 0 (a straight-through
         router needs it), capped at `exp(80)`. Rows with NaN weights are NaN.
 
@@ -144,16 +144,16 @@ def predict(
     routing: Routing | None = None,
     gate: GateStatistics | None = None,
 ) -> Prediction:
-    """Makes a `Prediction` of what a network computed: mixes the experts, once.
+    """Makes a `Prediction` from the outputs of a network; mixes the experts once.
 
     `log F_c = log sum_s r_s exp(l_sc)` over a token's slots.
 
     Args:
         expert_log_probs: log probabilities of each slot's expert, in nats.
         gate_logits: the router's logits; `-inf` masks an expert.
-        routing: expert and weight of each slot: of all experts, or of the chosen ones;
+        routing: expert and weight of each slot, for all experts or for the chosen ones;
             `dense_routing(gate_logits)` by default.
-        gate: `gate_statistics(gate_logits)`, where they are known already.
+        gate: `gate_statistics(gate_logits)`, if already computed.
 
     Returns:
         A `Prediction`. Tokens that cannot be routed have NaN log probabilities.
@@ -192,7 +192,7 @@ def configuration(
     Args:
         expert_log_probs: each expert's log probabilities, in nats.
         routing_weights: weight of each expert, summing to one.
-        log_probs: the aggregate of these, as from `mix_log_probs`, where it is known already.
+        log_probs: the aggregate, as from `mix_log_probs`, if already computed.
 
     Returns:
         A `Configuration`. With one expert the disagreement and the routing entropy are 0 and the
@@ -226,7 +226,7 @@ def configuration(
 
 
 def configuration_features(config: Configuration) -> Float[Array, "examples features"]:
-    """Statistics of the routing configuration as columns: what weights may depend on.
+    """Statistics of the routing configuration as columns: features that weights may depend on.
 
     Confidence and its square, entropy, margin, disagreement and its root, routing entropy and
     margin, routing weights, and the experts' confidences.
@@ -271,7 +271,7 @@ def mixture_losses(
         expert_log_probs: each expert's log probabilities, in nats.
         routing_weights: weight of each expert, summing to one.
         labels: class of each example, in `[0, classes)`.
-        log_probs: the aggregate of these, as from `mix_log_probs`, where it is known already.
+        log_probs: the aggregate, as from `mix_log_probs`, if already computed.
 
     Returns:
         A `MixtureLosses`. The regret compares with the best of *all* experts given, chosen or

@@ -195,7 +195,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_end(tmp_path):
         cut.send_signal(number)
         _, err = cut.communicate(timeout=60)
         assert cut.returncode == 130, err
-        assert "The same command goes on from here" in err
+        assert "Run the same command again to resume" in err
         assert not (tmp_path / "cut" / "results.json").exists()
     resumed = calmoe("run", *options, "--out", str(tmp_path / "cut"))
     resumed.communicate(timeout=300)

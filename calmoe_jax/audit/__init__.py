@@ -1,4 +1,4 @@
-"""A deployed model's logs: read them, judge them, describe them; `pictures` draws them.
+"""A deployed model's logs: reads, assesses and describes them; `pictures` plots them.
 
 Imports neither Flax nor Optax nor Orbax: an audit needs no model.
 """

@@ -1,4 +1,4 @@
-"""Judges logs: is the confidence right, do the configurations shift, what can be repaired."""
+"""Assesses logs: calibration, shift of the routing configurations, and possible repairs."""
 
 from functools import partial
 from typing import Any
@@ -33,8 +33,8 @@ def audit(logs: Logs) -> Audit:
         logs: checked logs.
 
     Returns:
-        An `Audit`. The scores have 95 % intervals; those of the targets are there where all of
-        the targets have labels, which no decision looks at.
+        An `Audit`. The scores have 95 % intervals. Scores of the targets exist only if all targets
+        have labels; no decision depends on them.
     """
     held_out = take(logs, ~logs.targets)
     judged = _judge_held_out(held_out)
@@ -70,7 +70,7 @@ def audit(logs: Logs) -> Audit:
 
 
 def _sample(logs: Logs) -> repair.Sample:
-    """As of one seed, with all experts in their order."""
+    """The logs as a sample of one seed, with all experts in order."""
     log_probs, weights = (x[None] for x in log_arrays(logs))
     experts = jnp.broadcast_to(jnp.arange(weights.shape[2]), weights.shape)
     return repair.dense_sample(log_probs, weights, experts, num_experts=weights.shape[2])
@@ -125,7 +125,7 @@ def _score(
     clusters: jax.Array,
     num_clusters: int | None,
 ) -> tuple[ScoreIntervals, Interval, jax.Array]:
-    """Intervals; examples are independent where there is no number of clusters."""
+    """Intervals; examples are independent if there is no number of clusters."""
     mixed = mixture.mix_log_probs(expert_log_probs, routing_weights)
     log_probs = calibration.calibrators.scale_log_probs(mixed, temperature)
     key = jax.random.key(0)
@@ -149,7 +149,7 @@ def _estimate(interval: Interval) -> Estimate:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers as JSON has them: what is not finite is nothing."""
+    """Converts numbers for JSON; those that are not finite become `None`."""
     array = np.asarray(value, np.float64)
     if array.ndim:
         return [_plain(x) for x in array]

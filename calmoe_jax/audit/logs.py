@@ -1,4 +1,4 @@
-"""Logs of a deployed mixture of experts: read, check, take some of.
+"""Logs of a deployed mixture of experts: read, check, select examples.
 
 Logs hold the predictions of the router and the experts for each example, and its label where it is
 known. Examples whose label is known are the held-out ones; the others (or those marked as targets)
@@ -30,9 +30,10 @@ class Logs(NamedTuple):
     Attributes:
         routing_weights: weight of each expert, `[n, experts]`; rows sum to one.
         expert_probs: each expert's class probabilities, `[n, experts, classes]`.
-        labels: class of each example, -1 where it is not known.
-        targets: which examples the model meets now; those without label by default.
-        clusters: examples of one cluster are dependent; each its own by default.
+        labels: class of each example, -1 if unknown.
+        targets: which examples come from deployment; those without label by default.
+        clusters: cluster of each example; examples of one cluster are dependent. By default each
+            example is its own cluster.
     """
 
     routing_weights: np.ndarray
@@ -51,7 +52,7 @@ def read_logs(path: Path) -> Logs:
             a list of weights, and a list of lists of probabilities; a missing label is null.
 
     Raises:
-        LogError: where the file cannot be read, lacks something, or holds what it must not.
+        LogError: if the file cannot be read, lacks an array, or holds invalid values.
     """
     try:
         columns = _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
@@ -68,7 +69,7 @@ def read_logs(path: Path) -> Logs:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
-        path.open("rb").close()  # one that is missing or forbidden fails here
+        path.open("rb").close()  # a missing or unreadable file fails here
         raise ValueError("it is not a complete npz file")
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in _COLUMNS if name in arrays.files}
@@ -110,7 +111,7 @@ def _check(columns: dict[str, np.ndarray]) -> Logs:
     if probs.shape[1] > 1:
         calibration.check_predictions(weights)
     elif not np.allclose(weights, 1):
-        raise ValueError("routing_weights must be 1 where there is one expert.")
+        raise ValueError("routing_weights must be 1 if there is one expert.")
     low, high = int(labels.min()), int(labels.max())
     if low < -1 or high >= probs.shape[2]:
         raise ValueError(f"labels must be in [-1, {probs.shape[2] - 1}], got {low} to {high}.")
@@ -123,9 +124,9 @@ def _check(columns: dict[str, np.ndarray]) -> Logs:
     if targets.dtype != np.bool_:
         raise TypeError(f"targets must be true or false, got {targets.dtype}.")
     if not (known & ~targets).any():
-        raise ValueError("some example that is no target must have a label, got none.")
+        raise ValueError("labels must be known for at least one non-target example, got none.")
     if (~known & ~targets).any():
-        raise ValueError("every example that is no target must have a label, got -1 among them.")
+        raise ValueError("labels must be known for every non-target example, got -1 among them.")
     if clusters.dtype.kind not in "iuSU":
         raise TypeError(f"clusters must be whole numbers or names, got {clusters.dtype}.")
     numbers = np.unique(clusters, return_inverse=True)[1]
@@ -133,7 +134,7 @@ def _check(columns: dict[str, np.ndarray]) -> Logs:
 
 
 def take(logs: Logs, rows: np.ndarray) -> Logs:
-    """Some of the examples.
+    """Selects examples.
 
     Args:
         logs: checked logs.

@@ -1,4 +1,4 @@
-"""Pictures of the labelled logs: reliability, experts, and where confidence is off."""
+"""Plots of the labelled logs: reliability, experts, and gaps between confidence and accuracy."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from calmoe_jax.drawing.style import png
 
 
 def draw_audit(logs: Logs) -> dict[str, bytes]:
-    """PNG files by name, of the labelled held-out examples.
+    """Plots the labelled held-out examples; returns PNG files by name.
 
     Args:
         logs: checked logs.

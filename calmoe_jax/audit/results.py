@@ -1,4 +1,4 @@
-"""What an audit finds, as typed records of plain values."""
+"""Results of an audit, as typed records of plain values."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +11,7 @@ Number = float | None
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score with a 95 % interval; an end is `None` where the data do not determine it."""
+    """A score with a 95 % interval; an end is `None` if the data do not determine it."""
 
     value: Number
     low: Number
@@ -32,7 +32,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """As `calibration.DisagreementIdentity`: of the aggregate, and of every expert's view."""
+    """The terms of `calibration.DisagreementIdentity`."""
 
     aggregate: Number
     disagreement: Number
@@ -47,17 +47,17 @@ class HeldOutAudit:
     """The labelled held-out examples.
 
     Attributes:
-        n: number of them.
+        n: number of examples.
         experts: number of experts.
         classes: number of classes.
         clusters: number of clusters.
-        scores: of the aggregate as it is.
-        expert_ece: of each expert on its routing-weighted view.
-        expert_mean_ece: mean of them, weighted by load.
-        load: share of the routing weights that each expert has.
+        scores: scores of the uncalibrated aggregate.
+        expert_ece: ECE of each expert on its routing-weighted view.
+        expert_mean_ece: their mean, weighted by load.
+        load: share of the routing weights of each expert.
         router_confidence: mean largest routing weight.
-        disagreement: what of the aggregate's error the experts' disagreement is.
-        temperature: of the aggregate, fitted on them.
+        disagreement: decomposition of the aggregate's error by the experts' disagreement.
+        temperature: temperature of the aggregate, fitted on these examples.
         temperature_converged: whether a finite one is optimal.
     """
 
@@ -84,7 +84,7 @@ class HeldOutAudit:
 
 @dataclass(frozen=True)
 class ShiftAudit:
-    """Whether the targets' configurations shift, and what to do; as `shift.repair.RepairRecord`."""
+    """Whether the targets' configurations shift, and the remedy; as `shift.repair.RepairRecord`."""
 
     p_value: Number
     load: Number
@@ -110,10 +110,10 @@ class Audit:
     """Everything that logs show.
 
     Attributes:
-        held_out: of the labelled held-out examples.
-        shift: of the targets against them; `None` without targets.
-        targets: how to repair the targets' confidence; `None` without targets.
-        targets_scored: scores of the targets by calibrator, where all of them have labels.
+        held_out: results on the labelled held-out examples.
+        shift: shift between them and the targets; `None` without targets.
+        targets: temperatures that repair the targets' confidence; `None` without targets.
+        targets_scored: scores of the targets by calibrator, if all of them have labels.
     """
 
     held_out: HeldOutAudit
@@ -122,7 +122,7 @@ class Audit:
     targets_scored: dict[str, Scores] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file; what there is nothing of is left out."""
+        """Plain values for a JSON file; missing parts are left out."""
         plain: dict[str, Any] = {"held_out": self.held_out.to_json()}
         if self.shift is not None:
             plain["shift"] = asdict(self.shift)

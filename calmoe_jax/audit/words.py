@@ -1,10 +1,10 @@
-"""An audit in words, for a terminal."""
+"""A text summary of an audit, for a terminal."""
 
 from calmoe_jax.audit.results import Audit, Estimate, Number, Scores
 
 
 def describe_audit(found: Audit) -> str:
-    """The audit in words, for a terminal.
+    """Formats an audit as text, for a terminal.
 
     Args:
         found: as from `audit`.
@@ -31,7 +31,7 @@ def describe_audit(found: Audit) -> str:
     ]
     shifted, targets = found.shift, found.targets
     if shifted is None or targets is None:
-        return "\n".join([*lines, "No targets: nothing to compare with."])
+        return "\n".join([*lines, "No targets: no shift to test for."])
     temperatures = ", ".join(
         f"{name.replace('_', ' ')} {value:.3f}" for name, value in targets.temperatures.items()
     )

@@ -1,10 +1,9 @@
 """Tasks: data with real shifts, split, checked and named.
 
-A task of your own comes in three ways, and `resolve_task` takes each of them as one string, as
-`calmoe run` does:
+There are three ways to bring your own task; `resolve_task` and `calmoe run` accept each of them:
 
 1. In Python: a `Task` of `Split`s, whose inputs are an array or a tree of arrays.
-   `check_task(task)` says what to mend.
+   `check_task(task)` reports errors.
 
    >>> inputs, labels = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
    >>> task = Task(

@@ -1,4 +1,4 @@
-"""Readers of the files that tasks are made of; what is wrong is said with the file's name."""
+"""Readers of data files; their errors name the file."""
 
 import gzip
 import zipfile
@@ -34,14 +34,16 @@ def read_gzip(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise CorruptDataError(f"{path} is not a whole gzip file: {error}.") from error
+        raise CorruptDataError(f"{path} is not a complete gzip file: {error}.") from error
 
 
 def read_idx(path: Path) -> np.ndarray:
     """An array in the idx format of MNIST: magic number, big-endian sizes, bytes."""
     raw = read_gzip(path)
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_TYPES:
-        raise CorruptDataError(f"{path} is no idx file of bytes: it begins with {raw[:4].hex()}.")
+        raise CorruptDataError(
+            f"{path} is not an idx file of bytes: it begins with {raw[:4].hex()}."
+        )
     header = 4 + 4 * raw[3]
     if len(raw) < header:
         raise CorruptDataError(f"{path} must hold a header of {header} bytes, got {len(raw)}.")
@@ -73,23 +75,23 @@ def read_npz(path: Path, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
 def _read_array(path: Path, arrays: NpzFile, name: str) -> np.ndarray:
     try:
         array = arrays[name]
-    except Exception as error:  # NumPy and zipfile raise nearly everything for broken bytes
+    except Exception as error:  # NumPy and zipfile raise many types for corrupt bytes
         raise CorruptDataError(
-            f"{path} is not a whole npz file: the array {name!r} cannot be read: {error}."
+            f"{path} is not a complete npz file: the array {name!r} cannot be read: {error}."
         ) from error
     if not isinstance(array, np.ndarray):
-        raise CorruptDataError(f"{path} is not a whole npz file: {name!r} is no array.")
+        raise CorruptDataError(f"{path} is not a complete npz file: {name!r} is not an array.")
     return array
 
 
 def _from_npz(path: Path, read: Callable[[NpzFile], _T]) -> _T:
-    """What `read` makes of an open npz file."""
+    """Applies `read` to an open npz file."""
     try:
         if not zipfile.is_zipfile(path):
-            raise CorruptDataError(f"{path} is not a whole npz file: it is no zip archive.")
+            raise CorruptDataError(f"{path} is not a complete npz file: it is not a zip archive.")
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return read(arrays)
     except DataError:
         raise
     except Exception as error:  # as above
-        raise CorruptDataError(f"{path} is not a whole npz file: {error}.") from error
+        raise CorruptDataError(f"{path} is not a complete npz file: {error}.") from error

@@ -1,4 +1,4 @@
-"""What tasks of grey images share: splits, corruptions as shifts, a hard subset."""
+"""Shared parts of tasks with grey images: splits, corruptions as shifts, a hard subset."""
 
 import numpy as np
 from scipy import ndimage
@@ -7,7 +7,7 @@ from calmoe_jax.data.ambiguity import ambiguous_subset
 from calmoe_jax.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from calmoe_jax.data.task import Kind, Split, Task
 
-# Training rows that decide what looks ambiguous: enough, and the distances stay quick.
+# Training rows used to find ambiguous examples; limited to keep the distances fast.
 _LOOK_ALIKES = 5000
 
 
@@ -29,7 +29,7 @@ def image_split(
     series: str | None = None,
     position: float | None = None,
 ) -> Split:
-    """A split of grey images in which every image is a cluster of its own."""
+    """A split of grey images; each image is its own cluster."""
     return Split(
         name=name,
         kind=kind,
@@ -57,7 +57,7 @@ def image_task(
 
     train = part("train", "train", "training images")
     calibration = part("calibration", "calibration", "images held out from training")
-    test = part("test", "id", "test images as they are")
+    test = part("test", "id", "uncorrupted test images")
     corrupted = tuple(
         image_split(
             f"{corruption}_{severity}",

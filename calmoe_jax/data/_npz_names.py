@@ -9,7 +9,7 @@ from typing import NamedTuple
 from calmoe_jax.data.errors import CorruptDataError
 from calmoe_jax.data.task import Kind
 
-# Arrays that are about the task and no split of it.
+# Arrays that belong to the task, not to a split.
 OF_THE_TASK = ("classes", "source")
 _FIELDS = ("labels", "clusters", "position", "series", "description")
 _PARTS: dict[str, Kind] = {"train": "train", "calibration": "calibration", "test": "id"}
@@ -25,11 +25,11 @@ class Part(NamedTuple):
     """The arrays of one split, by name.
 
     Attributes:
-        prefix: what the names of its arrays begin with, `shift_later`.
-        name: of the split, `later`.
-        kind: of the split.
-        inputs: from the place in the tree of inputs (none for the only array) to the array's name.
-        fields: from the field to the array's name.
+        prefix: common prefix of its arrays' names, as `shift_later`.
+        name: name of the split, as `later`.
+        kind: kind of the split.
+        inputs: array names by path in the tree of inputs (an empty path for a single array).
+        fields: array names by field.
     """
 
     prefix: str
@@ -43,13 +43,13 @@ def parts_of(file: Path, names: Iterable[str]) -> list[Part]:
     """The splits that a file holds: train, calibration if any, test, shifts, hard ones.
 
     Raises:
-        CorruptDataError: for an unknown, repeated or lacking name.
+        CorruptDataError: for an unknown, repeated or missing name.
     """
     names = list(names)
     found: dict[str, Part] = {}
     for name in names:
         if names.count(name) > 1:
-            raise CorruptDataError(f"{file}: the array {name} is there twice.")
+            raise CorruptDataError(f"{file}: the array {name} occurs twice.")
         if name in OF_THE_TASK:
             continue
         match = _NAME.fullmatch(name)
@@ -74,7 +74,7 @@ def parts_of(file: Path, names: Iterable[str]) -> list[Part]:
         if other != part.prefix:
             raise CorruptDataError(
                 f"{file}: names of splits must differ, but {other}_inputs and {part.prefix}_inputs "
-                f"are both of {part.name!r}."
+                f"are both named {part.name!r}."
             )
     return parts
 
@@ -87,9 +87,9 @@ def _empty(prefix: str) -> Part:
 
 
 def _check_tree(file: Path, part: Part) -> None:
-    """An array is no dict of arrays too: with `x_inputs.ids` there is neither `x_inputs` nor more.
+    """Checks that no name is both an array and a dict: `x_inputs` excludes `x_inputs.ids`.
 
-    That is, no place in the tree is the beginning of another.
+    That is, no path in the tree is a prefix of another.
     """
     for place, name in part.inputs.items():
         for longer, other in part.inputs.items():
@@ -100,9 +100,9 @@ def _check_tree(file: Path, part: Part) -> None:
 
 
 def _unknown(name: str, names: list[str]) -> str:
-    """What is wrong with a name, and the nearest that would do."""
+    """The error message for an unknown name, with the nearest known one."""
     prefixes = [*_PARTS, *(f"{family}_NAME" for family in _FAMILIES)]
-    # the names that the user has given to shifts: all before the last underscore
+    # the user's names of shifts: everything before the last underscore
     prefixes += [p for p, _, _ in (n.rpartition("_") for n in names) if p.startswith(_FAMILIES)]
     known = [f"{prefix}_{field}" for prefix in prefixes for field in ("inputs", *_FIELDS)]
     near = difflib.get_close_matches(name, [*known, *OF_THE_TASK], n=1)

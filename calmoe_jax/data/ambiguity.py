@@ -1,4 +1,4 @@
-"""Which test examples are ambiguous: those whose look-alikes in training disagree."""
+"""Ambiguous test examples: those whose nearest training examples disagree on the label."""
 
 import numpy as np
 
@@ -8,11 +8,11 @@ from calmoe_jax.data.task import Split
 def neighbour_agreement(
     train_inputs: np.ndarray, train_labels: np.ndarray, inputs: np.ndarray, *, neighbours: int = 25
 ) -> np.ndarray:
-    """How much the training examples that look most alike agree on a label.
+    """How much the nearest training examples agree on a label.
 
     For every row: the share of the most frequent label among the training rows that are at most
-    as far (Euclidean) as the `neighbours`-th nearest one. All that tie with it are counted, so
-    the order of the rows does not matter. Inputs must be whole numbers: distances are then exact,
+    as far (Euclidean) as the `neighbours`-th nearest one. Ties with it all count, so the order of
+    the rows does not matter. Inputs must be integers: distances are then exact,
     and the result is the same on every platform.
     """
     train = train_inputs.reshape(len(train_inputs), -1).astype(np.float64)
@@ -32,15 +32,15 @@ def neighbour_agreement(
 def ambiguous_subset(
     train: Split, test: Split, keys: tuple[np.ndarray, np.ndarray], *, below: float = 0.7
 ) -> Split:
-    """The hard subset: test examples whose training look-alikes disagree on the label.
+    """The hard subset: test examples whose nearest training examples disagree on the label.
 
-    The analogue, for data with one label an example, of the annotators' disagreement that defines
+    The analogue, for data with one label per example, of the annotators' disagreement that defines
     CIFAR-10H's hard subset (largest share below 0.7).
 
     Args:
         train: the training split.
         test: the in-distribution test split.
-        keys: whole-number descriptions of the examples of both, to measure likeness by.
+        keys: integer features of the examples of both, to measure distances by.
         below: the share of the most frequent label under which an example is ambiguous.
     """
     agreement = neighbour_agreement(keys[0], train.labels, keys[1])

@@ -1,4 +1,4 @@
-"""What a task must hold, and what to mend where it does not."""
+"""Checks that a task is valid."""
 
 import dataclasses
 import math
@@ -13,17 +13,17 @@ from jaxtyping import PyTree
 from calmoe_jax.data.errors import CorruptDataError
 from calmoe_jax.data.task import KINDS, Split, Task
 
-# Names a field of a split (of the task itself: None) in the words of whoever wrote it.
+# Names a field of a split (or of the task, for None) as the caller knows it.
 Where = Callable[[Split | None, str], str]
 
 _INT32 = np.iinfo(np.int32)
 
 
 def check_task(task: Task) -> Task:
-    """Returns the task as it is trained and scored, or says what to mend.
+    """Returns the task with canonical dtypes, or raises an error that says what to fix.
 
     Floats become float32; integers, labels and clusters become int32, except bytes (uint8), which
-    stay; bools stay. What needs no conversion is not copied.
+    stay; bools stay. Arrays that need no conversion are not copied.
 
     Args:
         task: any task.
@@ -32,15 +32,15 @@ def check_task(task: Task) -> Task:
         The task with arrays of these types.
 
     Raises:
-        CorruptDataError: with the task, the split, the field, the rule and the value, where
+        CorruptDataError: with the task, the split, the field, the rule and the value, if
 
-            - the classes are fewer than two, or a name is empty or there twice;
-            - the kind of a split is not that of its place, or no id split comes first among
-              those to evaluate;
+            - there are fewer than two classes, or a name is empty or occurs twice;
+            - a split is of a kind not allowed in its place, or `evaluation` does not begin with
+              an id split;
             - a split is empty, or its arrays differ in length;
-            - labels are no integers or outside the classes, or a class has no training example;
-            - inputs are not finite, of another type, or unlike those of the training split;
-            - a series has no position, or a position no series.
+            - labels are not integers or out of range, or a class has no training example;
+            - inputs are not finite, of an unsupported type, or unlike those of the training split;
+            - a series is given without a position, or a position without a series.
 
     Example:
         >>> x, y = np.eye(2), np.array([0, 1])
@@ -61,7 +61,7 @@ def check_task(task: Task) -> Task:
 
 
 def checked(task: Task, where: Where) -> Task:
-    """As `check_task`, with the caller's names for the fields."""
+    """As `check_task`, with the caller's names of the fields in errors."""
     _check_types(task, where)
     _check_names(task, where)
     _check_kinds(task, where)
@@ -80,7 +80,7 @@ def checked(task: Task, where: Where) -> Task:
 
 
 def _check_types(task: Task, where: Where) -> None:
-    """What an annotation says, for those who do not check types."""
+    """Checks the types that the annotations declare."""
 
     def fail(field: str, rule: str, value: Any) -> NoReturn:
         raise CorruptDataError(f"{where(None, field)} must be {rule}, got {value!r:.60}.")
@@ -135,7 +135,7 @@ def _checked_split(split: Split, classes: tuple[str, ...], where: Where) -> Spli
     labels = _as_int32(split.labels, where(split, "labels"))
     if labels.ndim != 1:
         raise CorruptDataError(
-            f"{where(split, 'labels')} must be one number an example, got shape {labels.shape}."
+            f"{where(split, 'labels')} must be one number per example, got shape {labels.shape}."
         )
     if len(labels) == 0:
         raise CorruptDataError(f"{where(split, 'labels')} must hold examples, got 0.")
@@ -214,7 +214,7 @@ def _as_int32(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def _check_alike(split: Split, train: Split, where: Where) -> None:
-    """Inputs are one tree of one shape and type in all splits."""
+    """Checks that inputs have one structure, shape and dtype in all splits."""
     ours, theirs = _arrays(split.inputs), _arrays(train.inputs)
     if len({jax.tree.structure(inputs) for inputs in (split.inputs, train.inputs)}) > 1:
         raise CorruptDataError(
@@ -224,7 +224,7 @@ def _check_alike(split: Split, train: Split, where: Where) -> None:
     for name, array in ours.items():
         if array.shape[1:] != theirs[name].shape[1:] or array.dtype != theirs[name].dtype:
             raise CorruptDataError(
-                f"{where(split, name)} must be {_kind(theirs[name])} an example, as in the "
+                f"{where(split, name)} must be {_kind(theirs[name])} per example, as in the "
                 f"training split, got {_kind(array)}."
             )
 

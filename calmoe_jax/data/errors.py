@@ -1,4 +1,4 @@
-"""What can be wrong with data."""
+"""Errors of data."""
 
 from calmoe_jax._errors import UserError
 
@@ -8,8 +8,8 @@ class DataError(UserError):
 
 
 class MissingDataError(DataError):
-    """A file, or a package to read it with, is not there."""
+    """A file, or a package needed to read it, is missing."""
 
 
 class CorruptDataError(DataError):
-    """Data is there but cannot be read, or holds what it must not."""
+    """Data cannot be read, or holds invalid values."""

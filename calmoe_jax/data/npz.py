@@ -32,12 +32,12 @@ def load_npz(path: Path | str) -> Task:
     - `PART_clusters`: integers; examples of one cluster depend on each other;
     - `PART_series` and `PART_position`: text and number; the ordered family of splits that it is a
       member of, and its place there;
-    - `PART_description`: a line for people.
+    - `PART_description`: a one-line description.
 
     And of the task: `classes`, the names of the classes (by default their numbers, up to the
     largest training label), and `source`, where the data is from.
 
-    Where there is no calibration split, a tenth of the clusters of the training split (of its
+    Without a calibration split, a tenth of the clusters of the training split (of its
     examples, where it has no clusters) becomes one: those that come first in an order by a hash of
     their numbers, which is the same on every platform.
 
@@ -48,10 +48,10 @@ def load_npz(path: Path | str) -> Task:
         The task, checked; its name is that of the file without `.npz`.
 
     Raises:
-        MissingDataError: where there is no such file.
-        CorruptDataError: where it cannot be read, has an array of an unknown name (the nearest
-            known one is said) or lacks one, or where an array holds what it must not; with the
-            file's and the array's name.
+        MissingDataError: if there is no such file.
+        CorruptDataError: if it cannot be read, has an array of an unknown name (the message
+            suggests the nearest known one), lacks an array, or an array holds invalid values. The
+            message names the file and the array.
 
     Example:
         >>> x, y = np.eye(20), np.arange(20) % 2
@@ -97,7 +97,7 @@ def _split(path: Path, part: Part, arrays: dict[str, np.ndarray]) -> Split:
     labels = arrays[part.fields["labels"]]
     if labels.ndim != 1:
         raise CorruptDataError(
-            f"{path}: {part.fields['labels']} must be one number an example, got shape "
+            f"{path}: {part.fields['labels']} must be one number per example, got shape "
             f"{labels.shape}."
         )
 
@@ -134,7 +134,7 @@ def _scalar(
     kind: Callable[[Any], Any],
     default: Any,
 ) -> Any:
-    """One text or number, or what it is by default."""
+    """A scalar, or its default."""
     if name is None or name not in arrays:
         return default
     array = arrays[name]
@@ -157,13 +157,13 @@ def _classes(path: Path, arrays: dict[str, np.ndarray], labels: np.ndarray) -> t
             )
         return tuple(names.tolist())
     if labels.dtype.kind not in "iu" or not labels.size:
-        return "0", "1"  # what is wrong with the labels is said with theirs
+        return "0", "1"  # invalid labels are reported with the labels
     largest = int(labels.max())
     return tuple(map(str, range(largest + 1 if 1 <= largest < labels.size else 2)))
 
 
 def _hold_out(path: Path, train: Split) -> tuple[Split, Split]:
-    """The training split without a tenth of its clusters, and these, for calibration."""
+    """Splits off a tenth of the training clusters for calibration."""
     clusters = train.clusters
     if clusters.shape != train.labels.shape or clusters.dtype.kind not in "iu":
         raise CorruptDataError(

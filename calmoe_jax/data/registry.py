@@ -1,4 +1,4 @@
-"""Every task by name: what it is, what it needs, and how it is loaded."""
+"""The registry of tasks: name, description, files needed, loader."""
 
 import difflib
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from calmoe_jax.data.task import Task
 
 
 class TaskInfo(NamedTuple):
-    """What is known of a task before it is loaded.
+    """Description of a task that is not loaded yet.
 
     Attributes:
-        summary: one line for people.
+        summary: a one-line description.
         load: makes the task from the data folder.
         source: where the data is from, and its licence.
-        files: files needed below the data folder; none where the data comes with the package.
+        files: files needed below the data folder; none if the data comes with the package.
         shifts: names of its shifts.
     """
 
@@ -73,7 +73,7 @@ TASKS: dict[str, TaskInfo] = {
         newsgroups.SHIFTS,
     ),
     "sentiment": TaskInfo(
-        "sentiment of tweets as people rated it; shifted to reviews and editorials",
+        "sentiment of tweets by human ratings; shifted to reviews and editorials",
         sentiment.load,
         sentiment.SOURCE,
         sentiment.FILES,
@@ -83,15 +83,15 @@ TASKS: dict[str, TaskInfo] = {
 
 
 def register(name: str, info: TaskInfo) -> None:
-    """Makes a task known by name, for this process.
+    """Registers a task by name, for this process.
 
     Args:
-        name: what `load_task` and `calmoe run` call it; without a colon, and not ending in `.npz`,
-            which would be a function or a file.
-        info: what is known of it, and how it is loaded.
+        name: name of the task for `load_task` and `calmoe run`; without a colon and not ending in
+            `.npz`, which would mean a function or a file.
+        info: description and loader.
 
     Raises:
-        ValueError: for a name that is taken, empty, or looks like a function or a file.
+        ValueError: if the name is taken, empty, or looks like a function or a file.
 
     Example:
         >>> info = TaskInfo("rodents, once more", TASKS["portal"].load)
@@ -114,13 +114,13 @@ def load_task(name: str, data_dir: Path | None = None) -> Task:
         data_dir: folder with the files of tasks that do not come with the package.
 
     Returns:
-        The task; the same arrays on every platform (features of texts, which rest on a singular
-        value decomposition, all but a few to the last digit).
+        The task; the same arrays on every platform, except that features of texts, which use a
+        singular value decomposition, may differ in the last digit.
 
     Raises:
         ValueError: for an unknown name, with the nearest known one.
-        MissingDataError: where a file is not there.
-        CorruptDataError: where a file cannot be read, or holds what it must not.
+        MissingDataError: if a file is missing.
+        CorruptDataError: if a file cannot be read, or holds invalid values.
 
     Example:
         >>> [split.name for split in load_task("portal").evaluation]
@@ -132,7 +132,7 @@ def load_task(name: str, data_dir: Path | None = None) -> Task:
 
 
 def unknown_task(name: str, *, others: str = "") -> ValueError:
-    """The error for a name that no task has; `others` says what else could be given."""
+    """The error for an unknown task; `others` lists what else could be given."""
     near = difflib.get_close_matches(name, TASKS, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return ValueError(f"task must be one of {', '.join(TASKS)}{others}, got task={name!r}.{hint}")

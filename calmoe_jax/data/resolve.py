@@ -1,4 +1,4 @@
-"""A task by whatever names it: a registered name, a file, or a function of a module."""
+"""Finds a task by a registered name, a file, or a function of a module."""
 
 import importlib
 import sys
@@ -15,7 +15,7 @@ from calmoe_jax.data.task import Task
 
 
 def resolve_task(spec: str | Task, data_dir: Path | None = None) -> Task:
-    """The task that is meant, checked.
+    """Loads the task that a string names, and checks it.
 
     Args:
         spec: a task; or a path that ends with `.npz` (see `load_npz`); or `module:function`, found
@@ -28,9 +28,9 @@ def resolve_task(spec: str | Task, data_dir: Path | None = None) -> Task:
 
     Raises:
         ValueError: for a name that is none of these, with the nearest known one.
-        MissingDataError: where a file is not there.
-        CorruptDataError: where data cannot be read, or is not what a task must hold.
-        DataError: where there is no such module or function, it raises, or returns no task.
+        MissingDataError: if a file is missing.
+        CorruptDataError: if data cannot be read, or the task is invalid.
+        DataError: if the module or function does not exist, raises, or does not return a task.
 
     Example:
         >>> resolve_task("portal").input_spec
@@ -51,7 +51,7 @@ def resolve_task(spec: str | Task, data_dir: Path | None = None) -> Task:
 
 @contextmanager
 def _current_folder_on_the_path() -> Iterator[None]:
-    """As for `python -m`: a user's module lies in the folder where the command is given."""
+    """Puts the current folder on the import path, as `python -m` does."""
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
@@ -61,7 +61,7 @@ def _current_folder_on_the_path() -> Iterator[None]:
 
 
 def _call(spec: str) -> Task:
-    """The task that a function returns; whatever goes wrong is said with the function's name."""
+    """The task that a function returns; errors name the function."""
     module_name, _, name = spec.partition(":")
     if not name.isidentifier() or not all(p.isidentifier() for p in module_name.split(".")):
         raise DataError(f"task must be module:function, two Python names, got task={spec!r}.")
@@ -93,7 +93,7 @@ def _module(spec: str, name: str) -> Any:
 
 
 def _guarded(call: Callable[[], Any], what: str) -> Any:
-    """Code of the user's own: an error of it is data that cannot be used, not a bug of ours."""
+    """Calls the user's code, and reports its exceptions as `DataError`."""
     try:
         return call()
     except DataError:

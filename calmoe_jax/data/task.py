@@ -1,4 +1,4 @@
-"""A task: where to train, where to calibrate, and where confidence is put to the test."""
+"""A task: splits to train on, to calibrate on, and to evaluate on."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -18,14 +18,15 @@ class Split:
     Attributes:
         name: unique within its task.
         kind: `train`, `calibration` (held out from training, never a test set), `id` (the same
-            law as training), `shift` (another law) or `hard` (a difficult part of the id split).
+            distribution as training), `shift` (another one) or `hard` (a difficult part of the id
+            split).
         inputs: an array, or a tree of arrays (a dict, say), whose first axis is the example:
             features `[n, d]` float32, images `[n, height, width, channels]` uint8, or token ids
             `[n, length]` int32 with masks of bools.
         labels: class of each example, integers.
         clusters: examples of one cluster are dependent (the same survey, say) and are resampled
             together by the bootstrap; integers. Each example is its own cluster by default.
-        description: one line for people.
+        description: a one-line description.
         series: the ordered family that the split is a member of (`"year"`, `"blur"`), if any.
         position: its place in the family: a year, a severity.
     """
@@ -40,7 +41,7 @@ class Split:
     position: float | None = None
 
     def __post_init__(self) -> None:
-        """Numbers the examples, where they are their own clusters; takes arrays of JAX too."""
+        """Converts arrays to NumPy; each example is its own cluster by default."""
         labels = np.asarray(self.labels)
         clusters = self.clusters
         if clusters is None:
@@ -68,7 +69,7 @@ class Task:
     """A classification problem with named shifts.
 
     Attributes:
-        name: what `calmoe run` calls it.
+        name: name of the task for `calmoe run`.
         classes: names of the classes; labels index them.
         train: examples to train on.
         calibration: examples held out from training, to fit temperatures on.

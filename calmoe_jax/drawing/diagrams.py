@@ -1,7 +1,7 @@
-"""Pictures of calibration, from arrays: reliability, experts, gaps along a statistic, methods.
+"""Plots of calibration, from arrays: reliability, experts, gaps along a statistic, methods.
 
-Every picture is a `matplotlib.figure.Figure` of its own: no state of pyplot, no window. What must
-be told apart differs in shape and line as well as in colour.
+Every plot is a separate `matplotlib.figure.Figure`: no pyplot state, no window. Series differ in
+marker and line style as well as in colour.
 """
 
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ def draw_reliability_diagram(curve: ReliabilityCurve, *, title: str = "") -> Fig
 
     Args:
         curve: as from `reliability_curve`, of one model.
-        title: what was measured.
+        title: title of the plot.
 
     Returns:
-        The figure. A point for each bin that holds examples; a bar that crosses the diagonal is no
-        evidence of miscalibration at that confidence. The histogram's bars stand at the bins' mean
-        confidences.
+        The figure, with a point for each bin that holds examples. A bar that crosses the diagonal
+        is no evidence of miscalibration at that confidence. The histogram's bars are placed at the
+        bins' mean confidences.
 
     Raises:
         ValueError: if the curve is a batch.
@@ -60,14 +60,14 @@ def draw_expert_diagrams(
     Args:
         curves: as from `reliability_curve(expert_bins(...))`: a leading axis of experts.
         load: share of the data that each expert gets, in [0, 1].
-        names: of the experts; their numbers by default.
-        title: what was measured.
+        names: names of the experts; their numbers by default.
+        title: title of the plot.
 
     Returns:
         The figure, at most four experts in a row. The panel of an expert without load says so.
 
     Raises:
-        ValueError: if curves, load and names are not of the same experts.
+        ValueError: if `curves`, `load` and `names` differ in the number of experts.
 
     Example:
         >>> bins = reliability_bins(jnp.array([0.3, 0.8]), jnp.array([0.0, 1.0]))
@@ -85,7 +85,7 @@ def draw_expert_diagrams(
     names = [f"expert {k}" for k in range(number)] if names is None else names
     for name, size in (("load", load.shape), ("names", (len(names),))):
         if size != (number,):
-            raise ValueError(f"{name} must be of the {number} experts of curves, got shape {size}.")
+            raise ValueError(f"{name} must have the {number} experts of curves, got shape {size}.")
     rows = -(-number // 4)
     top = np.max(each.share, initial=0, where=each.share > 0)
     with matplotlib.rc_context(STYLE):
@@ -109,8 +109,8 @@ def draw_gaps(gaps: Mapping[str, Mapping[str, StatisticGap]]) -> Figure:
     """Confidence minus accuracy along statistics of the routing, a panel for each.
 
     Args:
-        gaps: by the statistic's name (`"routing entropy, nats"`, say), then by the model's: as
-            from `gap_by_statistic`.
+        gaps: results of `gap_by_statistic`, by the statistic's name (`"routing entropy, nats"`,
+            say) and then by the model's.
 
     Returns:
         The figure. Bars are 95 % intervals, 1.96 standard errors each way; a group of a single
@@ -139,7 +139,7 @@ def draw_gaps(gaps: Mapping[str, Mapping[str, StatisticGap]]) -> Figure:
             ax.set_xlabel(statistic)
             # lines that are set aside do not count for the automatic limits
             _limit_to(ax, np.concatenate([np.asarray(x.statistic) for x in lines.values()]))
-        limit = 1.3 * reach if reach > 0 else 1.0  # room for the words
+        limit = 1.3 * reach if reach > 0 else 1.0  # leaves space for the text
         for ax in axes:
             ax.set_ylim(-limit, limit)
         axes[0].set_ylabel("confidence − accuracy, 95 % intervals")
@@ -155,15 +155,14 @@ def draw_gaps(gaps: Mapping[str, Mapping[str, StatisticGap]]) -> Figure:
 
 
 def draw_method_comparison(curves: Mapping[str, ReliabilityCurve]) -> Figure:
-    """Several models in one reliability diagram, and the histogram of each one's confidence.
+    """Several models in one reliability diagram, and histograms of their confidence.
 
     Args:
-        curves: by the model's name, as from `reliability_curve`; up to five stay readable.
+        curves: results of `reliability_curve` by the model's name; at most five stay readable.
 
     Returns:
-        The figure: curves with 95 % bands on the left, and on the right, on a common scale, how
-        much of the data has which confidence. The legend gives each one's expected calibration
-        error.
+        The figure: curves with 95 % bands on the left, and on the right the histograms of
+        confidence on a common scale. The legend gives each model's expected calibration error.
 
     Raises:
         ValueError: if there is no curve, or one is a batch.
@@ -206,7 +205,7 @@ def _one_curve(curve: ReliabilityCurve) -> ReliabilityCurve:
 
 
 def _with_error(title: str, curve: ReliabilityCurve) -> str:
-    """The title and the expected calibration error, which is the curve's."""
+    """The title with the expected calibration error of the curve."""
     held = curve.share > 0
     if not held.any():
         return title
@@ -226,9 +225,9 @@ def _square(ax: Axes, *, label: str | None = "calibrated") -> None:
 
 
 def _panels(number: int, *, columns: int, side: float) -> tuple[Figure, list[tuple[Axes, Axes]]]:
-    """Square panels, each over a foot of its width; `side` in inches.
+    """Square panels, each above a low one of the same width; `side` in inches.
 
-    Placed by hand: no layout engine keeps squares, their feet and common axes together.
+    Placed manually: no layout engine keeps square panels, the ones below and common axes aligned.
     """
     rows = -(-number // columns)
     left, right, apart, above, foot, below = 0.75, 0.2, 0.36, 0.55, 0.24 * side, 0.2
@@ -293,7 +292,7 @@ def _draw_shares(ax: Axes, curve: ReliabilityCurve, i: int) -> None:
 
 
 def _draw_gap(ax: Axes, gap: StatisticGap, i: int, name: str, number: int) -> float:
-    """Draws the i-th of a number of lines with intervals; returns how far from 0 it reaches."""
+    """Draws the i-th of several lines with intervals; returns its largest distance from 0."""
     line = jax.tree.map(np.asarray, gap)
     held = np.isfinite(line.gap)
     half = _NORMAL_95 * np.nan_to_num(line.standard_error[held])

@@ -1,4 +1,4 @@
-"""How every picture looks: series differ in colour, shade, marker and line."""
+"""The style of all plots: series differ in colour, shade, marker and line."""
 
 import io
 from collections.abc import Iterable
@@ -42,7 +42,7 @@ def look(i: int) -> dict[str, Any]:
 
 
 def literal(text: str) -> str:
-    """Text that matplotlib shows as it is: no mathematics, and no legend entry left out.
+    """Escapes text so that matplotlib shows it literally, in legends too.
 
     Args:
         text: a name that a user chose.
@@ -68,7 +68,7 @@ def legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
 
     Args:
         figure: the figure.
-        axes: its panels; the legend is that of the one with the most labels, none without any.
+        axes: its panels; the legend is that of the panel with the most labels, if any.
     """
     handles, labels = max(
         (ax.get_legend_handles_labels() for ax in axes), key=lambda found: len(found[1])

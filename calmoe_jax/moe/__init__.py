@@ -1,4 +1,4 @@
-"""A sparse layer of experts and its parts: plan, dispatch, products, combine, losses of a gate."""
+"""A sparse layer of experts and its parts: plan, dispatch, products, combine, gate losses."""
 
 from calmoe_jax.moe.dispatch import combine as combine
 from calmoe_jax.moe.dispatch import dispatch as dispatch

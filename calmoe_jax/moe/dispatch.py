@@ -2,10 +2,10 @@
 
 Both directions, and both gradients, are gathers along a plan's two permutations.
 
-`implementation=` is `"xla"`, `"triton"` or `"pallas_tpu"`, of which one that declines raises
-`NotImplementedError`, or `None`: a kernel where it was measured to be correct and faster on this
-kind of device at this size (`calmoe_kernels.selection`), and else `"xla"`. All of them give the
-same positions; sums may differ in their last bits.
+`implementation=` is `"xla"`, `"triton"` or `"pallas_tpu"`, which raise `NotImplementedError` where
+they cannot run, or `None`: a kernel where it was measured to be correct and faster on this kind of
+device at this size (`calmoe_kernels.selection`), otherwise `"xla"`. All of them give the same
+positions; sums may differ in their last bits.
 
 Sharding: inside `shard_map` or `pmap` each device routes and groups its own tokens. Under plain
 `jit` with sharded tokens the groups are of all tokens, so XLA has to move them; Triton kernels
@@ -28,12 +28,12 @@ from calmoe_kernels.xla import permute
 def dispatch(
     x: Float[Array, "tokens d"], plan: DispatchPlan, *, implementation: str | None = None
 ) -> Float[Array, "rows d"]:
-    """Copies each token's row to the rows of its slots: tokens in, groups of experts out.
+    """Copies each token's row to the rows of its slots, grouped by expert.
 
     `result[positions[t, j]] = x[t]`; its gradient to `x` sums a token's rows in float32.
 
     Args:
-        x: what the experts are to see of each token.
+        x: the experts' inputs, a row for each token.
         plan: where the slots lie.
         implementation: see the module.
 
@@ -42,7 +42,7 @@ def dispatch(
 
     Raises:
         TypeError: if `x` is not of floats.
-        ValueError: if `x` has not two axes, or the plan is of another number of tokens.
+        ValueError: if `x` does not have two axes, or not as many tokens as the plan.
         NotImplementedError: if the implementation declines.
 
     Example:
@@ -104,7 +104,7 @@ def gather_slots(
 ) -> Float[Array, "tokens k d"]:
     """Brings the experts' outputs back without summing them: `y[t, j] = rows[positions[t, j]]`.
 
-    For what is not a weighted sum of outputs: probabilities are mixed after each slot's softmax.
+    For uses other than a weighted sum: probabilities are mixed after each slot's softmax.
 
     Args:
         rows: outputs of the experts, a row for each of the plan's.
@@ -116,7 +116,7 @@ def gather_slots(
 
     Raises:
         TypeError: if the rows are not of floats.
-        ValueError: if `rows` has not two axes, or not the plan's number of rows.
+        ValueError: if `rows` does not have two axes, or not as many rows as the plan.
         NotImplementedError: if the implementation declines.
 
     Example:

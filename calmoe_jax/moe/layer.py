@@ -42,13 +42,13 @@ def sparse_layer(
     capacity: int | None = None,
     implementation: str | None = None,
 ) -> SparseOutput:
-    """Routes tokens to `k` experts each and sums what these make of them, by weight.
+    """Routes each token to `k` experts and sums their outputs by weight.
 
     `y_t = sum_j w_tj expert_{e_tj}(x_t)`; only the chosen experts are computed.
 
     Args:
-        x: tokens, of one example or of many.
-        gate_logits: the router's logits of the same tokens; `-inf` masks an expert.
+        x: tokens, from one example or several.
+        gate_logits: the router's logits for the same tokens; `-inf` masks an expert.
         params: the experts' parameters, of the dtype of `x`.
         selection_bias: as in `route`.
         k: experts per token.
@@ -65,8 +65,9 @@ def sparse_layer(
         A `SparseOutput`. Slots beyond a capacity count as zeros.
 
     Raises:
-        TypeError: as the parts.
-        ValueError: as the parts; if `x` and the logits are of other tokens.
+        TypeError: as `route`, `dispatch`, `expert_mlp` and `combine`.
+        ValueError: as those functions; if `x` and `gate_logits` differ in tokens, or `params` and
+            `gate_logits` in experts.
         NotImplementedError: if the implementation declines.
 
     Example:
@@ -107,7 +108,7 @@ def sparse_layer(
 def _check(x: jax.Array, gate_logits: jax.Array, params: ExpertParams) -> None:
     if len(x) != len(gate_logits):
         raise ValueError(
-            f"gate_logits must be of the {len(x)} tokens of x, got "
+            f"gate_logits must have the {len(x)} tokens of x, got "
             f"gate_logits.shape={gate_logits.shape}."
         )
     if params.w_in.shape[0] != gate_logits.shape[1]:

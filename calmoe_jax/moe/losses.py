@@ -1,4 +1,4 @@
-"""Losses of a gate from what `route` has computed already: its plan and its statistics.
+"""Losses of a gate from the plan and the statistics that `route` has already computed.
 
 The same losses as `calmoe_jax.routing.load_balancing_loss` and `router_z_loss`, which take gate
 logits or probabilities.
@@ -12,21 +12,21 @@ from calmoe_jax.moe.route import Routed
 
 
 def load_balancing_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[Array, ""]:
-    """Penalises experts that are sent many slots and have much gate probability.
+    """Penalises experts that receive many slots and have high gate probability.
 
-    With `f_e` the share of all slots that is sent to expert `e` and `P_e` its mean gate
+    With `f_e` the fraction of all slots sent to expert `e` and `P_e` its mean gate
     probability, the loss is `E sum_e f_e P_e`: **1 at perfect balance for every k**, and up to
     `E / k` at collapse. Only `P_e` carries a gradient.
 
     Args:
         routed: what `route` returns, or the `routed` of a sparse layer.
         axis_name: device axis to sum over, inside `pmap` or `shard_map`: sums and counts are
-            summed, so uneven shards give the loss of the whole.
+            summed, so uneven shards give the loss of the full batch.
 
     Returns:
-        The loss, a float32 scalar; 0 without tokens, NaN if a token cannot be routed. Slots that a
-        capacity dropped count as sent, and so do slots of weight 0, which `routing`'s loss leaves
-        out.
+        The loss, a float32 scalar; 0 without tokens, NaN if a token cannot be routed. Slots
+        dropped by a capacity count as sent; so do slots of weight 0, which
+        `calmoe_jax.routing.load_balancing_loss` does not count.
 
     Example:
         >>> routed = route(jnp.log(jnp.array([[0.9, 0.1], [0.1, 0.9]])), k=1)

@@ -1,10 +1,10 @@
-"""Products of groups of rows with a matrix each: what experts are made of.
+"""Grouped matrix products: the rows of each group times the group's matrix.
 
 `implementation=` is one of
 
 * `None`: a kernel where it was measured to be correct and faster on this kind of device at this
-  size (`calmoe_kernels.selection`), and else `"xla"`;
-* `"xla"`: XLA's form for the products at hand: `"batched"` where a capacity is promised, otherwise
+  size (`calmoe_kernels.selection`), otherwise `"xla"`;
+* `"xla"`: XLA's form for these products: `"batched"` where a capacity is promised, otherwise
   `"blocks"` on CPU and `"ragged_dot"` elsewhere;
 * `"batched"` (plans with a capacity), `"blocks"` (a loop over blocks of rows: the fastest on CPU),
   `"ragged_dot"` (XLA's own), `"tokamax"` (where it is installed) and `"triton"` (NVIDIA GPUs).
@@ -29,7 +29,7 @@ _CPU_BLOCK = 64
 
 
 class _Statics(NamedTuple):
-    """What is static of a product, and the same in both directions."""
+    """Static arguments of a product, the same in both directions."""
 
     block_size: int | None
     capacity: int | None
@@ -57,10 +57,10 @@ def grouped_matmul(
         x: rows, grouped by expert.
         w: a matrix for each expert, of the dtype of `x`.
         group_sizes: rows of each expert, 0 allowed.
-        group_offsets: first row of each expert, where the one before ends or later; by default
-            exactly there.
+        group_offsets: first row of each expert, at or after the end of the group before it; by
+            default exactly at its end.
         block_size: a promise that all offsets are multiples of it, as with
-            `plan_dispatch(block_size=...)`; spares a copy on CPU.
+            `plan_dispatch(block_size=...)`; avoids a copy on CPU.
         capacity: a promise that the group of expert `e` starts at `e * capacity`, as with
             `plan_dispatch(capacity=...)`.
         preferred_element_type: dtype of the result; by default that of `x`. Gradients are in the
@@ -71,9 +71,9 @@ def grouped_matmul(
         The products; 0 for rows that are in no group.
 
     Raises:
-        TypeError: if `x` and `w` are not of floats of one dtype, the sizes not of integers, or the
-            result not to be of floats.
-        ValueError: if shapes do not fit, or a promise cannot be true of them.
+        TypeError: if `x` and `w` do not have one floating dtype, `group_sizes` or `group_offsets`
+            are not integers, or `preferred_element_type` is not a floating dtype.
+        ValueError: if shapes do not match, or a promise contradicts them.
         NotImplementedError: if the implementation declines.
 
     Example:
@@ -105,11 +105,10 @@ def grouped_matmul(
 def preferred_block_size(
     *, capacity: int | None = None, implementation: str | None = None
 ) -> int | None:
-    """The `block_size` to plan with where the products of the plan's rows are to be fast.
+    """The `block_size` to plan with for fast products of the plan's rows.
 
-    Products by `"blocks"`, which is what `None` and `"xla"` mean on CPU without a capacity, are a
-    loop over blocks of one expert's rows; a plan that keeps groups at multiples of a block spares
-    them a copy.
+    The form `"blocks"`, which `None` and `"xla"` choose on CPU without a capacity, is a loop over
+    blocks of one expert's rows. It avoids a copy if every group starts at a multiple of a block.
 
     Args:
         capacity: capacity of the plan, if it has one; it then needs no blocks.
@@ -135,16 +134,16 @@ def check_groups(
     *,
     num_rows: int,
 ) -> None:
-    """Reports groups that do not fit, in functions that are run under `checkify`.
+    """Reports invalid groups, in functions that run under `checkify`.
 
-    Without `checkify` it does nothing, and `grouped_matmul`, which does not call it, never reads
-    beyond its arrays.
+    Without `checkify` it does nothing. `grouped_matmul` does not call it, and never reads beyond
+    its arrays.
 
     Args:
         group_sizes: rows of each expert; must not be negative.
-        group_offsets: first row of each expert; a group must start where the one before ends, or
-            later.
-        num_rows: where the last group must end, or earlier.
+        group_offsets: first row of each expert; a group must start at or after the end of the one
+            before.
+        num_rows: number of rows; the last group must end within them.
 
     Example:
         >>> from jax.experimental import checkify
@@ -167,7 +166,7 @@ def check_groups(
 
 
 def _form_in_xla(capacity: int | None) -> str:
-    """What `"xla"` means for products of rows."""
+    """The form that `"xla"` chooses for products of rows."""
     if capacity is not None:
         return "batched"
     return "blocks" if jax.default_backend() == "cpu" else "ragged_dot"
@@ -283,23 +282,23 @@ def _check(
             raise TypeError(f"{name} must be of integers, got {name}.dtype={facts.dtype}.")
         if facts.shape != (experts,):
             raise ValueError(
-                f"{name} must have shape ({experts},), one number an expert of w, got "
+                f"{name} must have shape ({experts},), one number per expert of w, got "
                 f"{name}.shape={facts.shape}."
             )
     if block_size is not None and capacity is not None:
         raise ValueError(
-            "at most one of block_size and capacity may be promised, got "
+            "at most one of block_size and capacity may be given, got "
             f"block_size={block_size} and capacity={capacity}."
         )
     for name, promise in (("block_size", block_size), ("capacity", capacity)):
         if promise is not None and group_offsets is None:
-            raise ValueError(f"{name} is a promise about group_offsets, which must be given.")
+            raise ValueError(f"group_offsets must be given with {name}, got group_offsets=None.")
     if block_size is not None and (block_size < 1 or rows % block_size):
         raise ValueError(
             f"block_size must divide the {rows} rows of x, got block_size={block_size}."
         )
     if capacity is not None and capacity * experts != rows:
         raise ValueError(
-            f"capacity times {experts} experts must be the {rows} rows of x, got "
+            f"capacity times the {experts} experts must equal the {rows} rows of x, got "
             f"capacity={capacity}."
         )

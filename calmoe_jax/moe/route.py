@@ -1,6 +1,7 @@
-"""Gate logits to a routing, its plan and the statistics of its gate, in one go.
+"""Gate logits to a routing, its plan and the statistics of its gate, in one call.
 
-`jax.checkpoint` finds the routing by the name `ROUTING_NAME`, the plan by `PLAN_NAME`.
+Policies of `jax.checkpoint` can save the routing by the name `ROUTING_NAME` and the plan by
+`PLAN_NAME`.
 """
 
 from collections.abc import Callable
@@ -29,8 +30,8 @@ class Routed(NamedTuple):
 
     Attributes:
         routing: expert and weight of each slot.
-        plan: where the slots lie.
-        statistics: what the losses of the gate need.
+        plan: rows of the slots, grouped by expert.
+        statistics: statistics of the gate logits, for the losses of the gate.
     """
 
     routing: Routing
@@ -51,22 +52,22 @@ def route(
     block_size: int | None = None,
     implementation: str | None = None,
 ) -> Routed:
-    """Routes tokens and plans their dispatch in one go: gate logits in, rows out.
+    """Routes tokens and plans their dispatch in one call.
 
-    The same as `top_k_routing`, `plan_dispatch` and `gate_statistics` one after the other; on a
-    GPU, kernels that read the logits once.
+    The same as `top_k_routing`, `plan_dispatch` and `gate_statistics` in sequence; on a GPU, the
+    kernels read the logits once.
 
     Args:
         gate_logits: gate logits, in float32, bfloat16 or float16; `-inf` masks an expert.
-        selection_bias: finite addition to the scores in the choice.
+        selection_bias: added to the scores in the choice of experts only; must be finite.
         k: experts per token, in `[1, experts]`.
         scores: `"softmax"` or `"sigmoid"`.
         renormalize: whether each token's weights sum to one.
         num_groups: number of groups of consecutive experts.
         groups_per_token: groups a token's experts may come from.
         capacity: rows per expert; `None` for dropless.
-        block_size: block whose multiples groups start at.
-        implementation: see `calmoe_jax.moe.dispatch`; `"pallas_tpu"` makes the choice of experts.
+        block_size: every group starts at a multiple of it.
+        implementation: see `calmoe_jax.moe.dispatch`; `"pallas_tpu"` only computes the top-k.
 
     Returns:
         A `Routed`. Gradients flow to the logits from the weights, the mean gate probabilities and
@@ -75,7 +76,7 @@ def route(
         and is not counted.
 
     Raises:
-        ValueError: where `top_k_routing` or `plan_dispatch` raise it.
+        ValueError: as `top_k_routing` and `plan_dispatch`.
         NotImplementedError: if the implementation declines.
 
     Example:

@@ -25,7 +25,7 @@ from calmoe_jax.routing.kinds import ROUTING_KINDS, RoutingKind
 
 @runtime_checkable
 class Backbone(Protocol):
-    """What a classifier needs of a backbone."""
+    """The interface of a backbone that classifiers use."""
 
     num_features: int
 
@@ -59,8 +59,8 @@ class Experts(nnx.Module):
     """Expert heads, stacked along the first axis of every parameter, in float32.
 
     Linear experts (`hidden=0`) have `K (d + 1) C` parameters, experts with a hidden ReLU layer
-    `K ((d + 1) h + (h + 1) C)`. Initialisation: LeCun normal weights, each expert's own; zero
-    biases.
+    `K ((d + 1) h + (h + 1) C)`. Initialisation: LeCun normal weights, independent for each expert;
+    zero biases.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class Experts(nnx.Module):
     def of_chosen(
         self, features: Float[Array, "tokens d"], plan: DispatchPlan, *, block_size: int | None
     ) -> Float[Array, "tokens k classes"]:
-        """Logits of the chosen experts alone.
+        """Logits of the chosen experts only.
 
         Args:
             features: features of each token.
             plan: a dropless plan of the choice.
-            block_size: the plan's.
+            block_size: block size of the plan.
         """
         rows = dispatch(features, plan)
         for layer, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
@@ -160,10 +160,10 @@ class MoEClassifier(nnx.Module):
         Args:
             x: a batch of inputs.
             train: whether batch statistics are used and updated, and `hardened` routes densely.
-            sparse: whether the chosen experts will do. The aggregate and its gradients are the
-                same; a slot is then a chosen expert, not every one. All are computed all the same
-                where all are needed: for dense routing, and in the training of hard routing,
-                whose router learns from what the other experts would have said.
+            sparse: whether to compute only the chosen experts. The aggregate and its gradients are
+                the same; the slots are then the chosen experts instead of all. It has no effect
+                where all experts are needed: for dense routing, and for training with hard
+                routing, whose router learns from the other experts' predictions too.
         """
         features = at_least_float32(self.backbone(x, train=train))
         gate_logits = self.router(features)
@@ -218,5 +218,5 @@ def _all_experts(weights: Float[Array, "tokens experts"]) -> routing.Routing:
 
 
 def count_parameters(module: nnx.Module) -> int:
-    """Number of trainable numbers in a module (batch statistics are not trained)."""
+    """Number of trainable parameters of a module, without batch statistics."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))

@@ -1,4 +1,4 @@
-"""A classifier as a pair of pure functions of its parameters and whatever else it holds."""
+"""A classifier as a pair of pure functions of its parameters and its state."""
 
 import inspect
 from collections.abc import Callable
@@ -13,19 +13,19 @@ from calmoe_jax.mixture import Prediction
 
 
 class Network(NamedTuple):
-    """A classifier as a pair of pure functions: what training and evaluation need of a model.
+    """A classifier as a pair of pure functions: the interface of training and evaluation.
 
-    Any library of modules can give one; `from_nnx` makes one of a Flax NNX module.
+    It can wrap a model of any neural network library; `from_nnx` wraps a Flax NNX module.
 
     Attributes:
-        init: `key -> (params, network_state)`. `params` is what the optimiser moves; the state is
-            whatever else the network holds (batch statistics, keys of dropout), `()` for nothing.
-            Both are pytrees of arrays.
+        init: `key -> (params, network_state)`. `params` are the trainable parameters; the state is
+            everything else that the network holds (batch statistics, keys of dropout), `()` if
+            nothing. Both are pytrees of arrays.
         apply: `(params, network_state, inputs, *, train, sparse) -> (prediction, network_state)`,
-            with a `Prediction` of the batch. `train` says whether dropout acts and statistics of
-            the batch are used. `sparse` says that the chosen experts will do: a slot of the
-            prediction is then a chosen expert. A network that always computes all experts ignores
-            it (`**_`).
+            with a `Prediction` of the batch. `train` switches dropout and batch statistics on.
+            With `sparse` only the chosen experts need be computed; the slots of the prediction
+            are then the chosen experts. A network that always computes all experts ignores it
+            (`**_`).
 
     Example:
         >>> def init(key):
@@ -47,18 +47,18 @@ class Network(NamedTuple):
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
-    """Makes a `Network` of a Flax NNX module.
+    """Makes a `Network` from a Flax NNX module.
 
     Args:
         make: makes the module from a source of keys: `params` for initial weights, any other
-            name (`dropout`) for what is drawn while it runs. The module is called as
-            `module(inputs, train=...)` and returns a `Prediction`, as `cm.mixture.predict` makes
-            one; where its call takes `sparse`, it is told (see `Network`). Images in bytes reach
-            it as floats in [0, 1].
+            name (`dropout`) for random numbers at run time. The module is called as
+            `module(inputs, train=...)` and returns a `Prediction`, as `cm.mixture.predict` does;
+            if its call has an argument `sparse`, that is passed too (see `Network`). Images of
+            dtype uint8 are converted to floats in [0, 1] first.
 
     Returns:
-        The network. Its parameters are the module's `nnx.Param`, its state is everything else
-        that the module holds, each a nested dictionary of arrays.
+        The network. Its parameters are the module's `nnx.Param`, its state everything else that
+        the module holds; both are nested dictionaries of arrays.
 
     Example:
         >>> from flax import nnx
@@ -92,7 +92,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
 
 
 def as_float(inputs: PyTree) -> PyTree:
-    """Bytes of images to floats in [0, 1]; everything else as it is."""
+    """Converts uint8 images to floats in [0, 1]; other inputs stay as they are."""
 
     def one(x: jax.Array) -> jax.Array:
         return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
@@ -101,7 +101,7 @@ def as_float(inputs: PyTree) -> PyTree:
 
 
 def num_experts(network: Network, inputs: PyTree) -> int:
-    """Number of experts of a network: that of its gate's logits; 1 for a single classifier.
+    """Number of experts of a network, from its gate logits; 1 for a single classifier.
 
     Args:
         network: the network.

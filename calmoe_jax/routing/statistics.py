@@ -1,4 +1,4 @@
-"""What a gate does to its experts: mean probabilities, load, importance."""
+"""Statistics of a gate: mean probabilities, load, importance."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from calmoe_jax.routing.kinds import Routing
 
 
 class GateStatistics(NamedTuple):
-    """What the losses of a gate need, and how many tokens it could not route.
+    """Statistics for the losses of a gate, and the number of tokens it could not route.
 
     The load-balancing loss is `E sum_e P_e load_e / sum(load)` with `P` the mean gate
     probabilities and `load` a plan's; the router z-loss is `mean(square(logsumexp))`.
@@ -33,7 +33,7 @@ class GateStatistics(NamedTuple):
 def gate_statistics(
     gate_logits: Float[Array, "tokens experts"], *, scores: str = "softmax"
 ) -> GateStatistics:
-    """Computes what the losses of a gate need, in one pass over the logits.
+    """Computes the statistics for the losses of a gate, in one pass over the logits.
 
     Args:
         gate_logits: gate logits; `-inf` masks an expert.

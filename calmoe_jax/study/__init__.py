@@ -1,8 +1,8 @@
 """A study: train methods on a task, evaluate them on every split, compare and report.
 
 `run(task, methods, network=...)` takes objects or names; `Method` gives an objective a name.
-Names here are imported when they are used, so that reading a configuration or results needs
-neither Flax nor an optimiser.
+Names are imported on first use, so that reading a configuration or results imports neither Flax
+nor an optimiser.
 """
 
 from importlib import import_module

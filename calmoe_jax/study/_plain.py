@@ -24,17 +24,17 @@ _NOUNS = {
 
 
 class PlainValueError(ValueError):
-    """A value is not of the type that its place demands; the message names the place."""
+    """A value is not of the declared type; the message names its place."""
 
 
 class _Direction(NamedTuple):
-    """What differs between reading and writing.
+    """The differences between reading and writing.
 
     Attributes:
-        fields_of: the values of a dataclass's fields by name, where the value is one; else `None`.
-        build: a dataclass of its converted fields, or the mapping that stands for it.
-        listed: the types that a sequence may come in.
-        sequence: the type that it is given.
+        fields_of: the values of a dataclass's fields by name, or `None` for other values.
+        build: makes a dataclass, or its mapping, from converted fields.
+        listed: accepted types of a sequence.
+        sequence: type of a converted sequence.
     """
 
     fields_of: Callable[[Any, object], dict[str, object] | None]
@@ -44,36 +44,36 @@ class _Direction(NamedTuple):
 
 
 def from_plain(kind: Any, value: object, place: str = "") -> Any:
-    """A value of a type from what a JSON file holds.
+    """Converts a JSON value to a value of a type.
 
     Args:
         kind: the type, a dataclass as a rule.
         value: as from `json.loads`.
-        place: where the value stands, for messages.
+        place: path of the value, for messages.
 
     Returns:
-        The value: dataclasses from mappings, tuples from lists, floats from integers where the
-        type says so.
+        The value: dataclasses from mappings, tuples from lists, floats from integers if the
+        type is float.
 
     Raises:
-        PlainValueError: where a field is missing or unknown, or a value is of another type.
+        PlainValueError: if a field is missing or unknown, or a value is of another type.
     """
     return _convert(kind, value, place, _READING)
 
 
 def to_plain(kind: Any, value: object, place: str = "") -> Any:
-    """The JSON value that `from_plain` makes the same value of.
+    """Converts a value to JSON, so that `from_plain` restores it.
 
     Args:
         kind: the type, a dataclass as a rule.
         value: a value of it.
-        place: where the value stands, for messages.
+        place: path of the value, for messages.
 
     Returns:
         Mappings in the order of the fields, lists, numbers, strings, bools and `None`.
 
     Raises:
-        PlainValueError: where a value is not of the type that its field declares.
+        PlainValueError: if a value is not of the type that its field declares.
     """
     return _convert(kind, value, place, _WRITING)
 

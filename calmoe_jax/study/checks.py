@@ -1,4 +1,4 @@
-"""Whether a task, a network and an objective fit together, found before anything is written."""
+"""Checks that a task, a network and an objective fit together, before anything is written."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from calmoe_jax.training.step import batch_loss
 
 
 class RunInputError(UserError):
-    """Task, network and methods do not fit together; the message says what to mend."""
+    """Task, network and methods do not fit together; the message says what to fix."""
 
 
 def check_network(network: Network, task: Task, *, batch_size: int, name: str) -> Prediction:
@@ -23,15 +23,15 @@ def check_network(network: Network, task: Task, *, batch_size: int, name: str) -
 
     Args:
         network: the network.
-        task: what it is to be trained on.
+        task: the task to train on.
         batch_size: examples in the batch.
-        name: what messages call it.
+        name: its name in messages.
 
     Returns:
         The shapes of its prediction.
 
     Raises:
-        RunInputError: where it fails on the task's inputs, or predicts something else.
+        RunInputError: if it fails on the task's inputs, or its prediction does not fit the task.
     """
     inputs = _spec(task.train.inputs, batch_size)
     try:
@@ -58,7 +58,7 @@ def check_network(network: Network, task: Task, *, batch_size: int, name: str) -
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Prediction)):
         raise RunInputError(
             f"{name}: apply must return (prediction, network_state) with a Prediction, as "
-            f"calmoe_jax.mixture.predict makes one, got {type(found).__name__}."
+            f"calmoe_jax.mixture.predict returns, got {type(found).__name__}."
         )
     prediction, state = found
     shape, classes = prediction.log_probs.shape, len(task.classes)
@@ -85,7 +85,7 @@ def check_objective(method: Method, prediction: Prediction, *, batch_size: int) 
         batch_size: examples in the batch.
 
     Raises:
-        RunInputError: where it fails, or returns something else than it must.
+        RunInputError: if it fails, or returns values of the wrong form.
     """
     name = f"method {method.name}: its objective"
     state = method.objective.init()
@@ -104,7 +104,7 @@ def check_objective(method: Method, prediction: Prediction, *, batch_size: int) 
             f"{log.loss.shape}."
         )
     if log.effective_sample_size.shape != ():
-        raise RunInputError(f"{name} must return one log weight an example, of shape [examples].")
+        raise RunInputError(f"{name} must return one log weight per example, of shape [examples].")
     if _types(after) != _types(state):
         raise RunInputError(
             f"{name} must return a state of the shapes that init made, got {_types(after)} where "

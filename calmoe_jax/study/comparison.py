@@ -2,9 +2,9 @@
 
 A replicate draws whole clusters of every split, and seeds, with replacement, the same for all
 methods. Intervals are percentiles of the replicated differences, moved so that their mean is the
-difference that was measured: the bootstrap's own bias (binned calibration errors grow when
-examples repeat) cancels in a pair only in part. Few seeds understate the noise of training (about
-84 % coverage for 5 seeds where it is all there is), and one seed leaves it out.
+measured difference: the bootstrap's own bias (binned calibration errors grow when examples repeat)
+cancels only partly in a pair. Few seeds understate the noise of training (about 84 % coverage for
+5 seeds if there is no other noise), and one seed leaves it out.
 """
 
 from collections.abc import Iterable
@@ -25,12 +25,12 @@ COMPARED = ("accuracy", "nll", "brier", "ece", "confidence_gap")
 
 _REPLICATES = 1000
 _NUM_BINS = 15
-# Independent examples are drawn in groups of several: as valid, and far less to sum.
+# Independent examples are drawn in groups: just as valid, and much faster to sum.
 _MOST_CLUSTERS = 500
 
 
 class ExampleScores(NamedTuple):
-    """What the compared metrics need of every example.
+    """Per-example scores that the compared metrics are computed from.
 
     Attributes:
         correct: whether the most probable class is right, 0 or 1.
@@ -127,8 +127,8 @@ class Comparator:
 
         Returns:
             The comparisons, those of one method together. The split named `SHIFT_MEAN` is the
-            mean of the metric over the shifts, each counting alike. Nothing where the method or
-            the reference was not evaluated, and nothing for an infinite log loss.
+            mean of the metric over the shifts, with equal weights. There is none if the method or
+            the reference was not evaluated, or for an infinite log loss.
         """
         comparisons: list[Comparison] = []
         shifts = [name for name, split in self._splits.items() if split.kind == "shift"]
@@ -164,7 +164,7 @@ def _compare(
         low, high = np.percentile(centred, [2.5, 97.5], axis=0)
     for i, metric in enumerate(COMPARED):
         numbers = [float(x[i]) for x in (value, base, difference, low, high)]
-        if np.isfinite(numbers).all():  # an infinite log loss has no interval
+        if np.isfinite(numbers).all():  # there is no interval for an infinite log loss
             yield Comparison(method, calibrator, label, metric, *numbers)
 
 
@@ -181,7 +181,7 @@ def _cluster_sums(per_example: ExampleScores, clusters: np.ndarray) -> np.ndarra
     num_clusters = int(clusters.max()) + 1
     result = []
     confidences = np.asarray(per_example.confidence)
-    # of all seeds at once: every small call from here costs more than what it computes
+    # all seeds at once: the overhead of a small call exceeds its computation
     index = np.asarray(equal_width_index(jnp.asarray(confidences.reshape(-1)), _NUM_BINS))
     every = zip(*(np.asarray(x) for x in per_example), strict=True)
     for scores, bins in zip(every, index.reshape(confidences.shape), strict=True):

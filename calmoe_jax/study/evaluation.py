@@ -1,4 +1,4 @@
-"""A trained method and a task to records: every split, every calibrator, every seed."""
+"""Evaluates a trained method on a task: records for every split, calibrator and seed."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -19,7 +19,7 @@ from calmoe_jax.study.methods import Method
 from calmoe_jax.study.records import METRICS, Fit, Record, ShiftFinding
 from calmoe_jax.training import TrainedSeeds, TrainState
 
-# Those of `repair` look at each split's unlabelled examples as well.
+# The calibrators of `repair` use each split's unlabelled examples as well.
 CALIBRATORS = ("none", "temperature", "per_expert", *repair.CALIBRATORS)
 
 # Inputs go through a network in chunks of this many, so that one program serves every split.
@@ -27,7 +27,7 @@ _CHUNK = 1024
 
 
 class Outputs(NamedTuple):
-    """What the networks of all seeds say of a split: of all experts, or of the chosen ones."""
+    """Predictions of the networks of all seeds for a split, of all experts or the chosen ones."""
 
     expert_log_probs: Float[Array, "seeds examples slots classes"]
     routing_weights: Float[Array, "seeds examples slots"]
@@ -35,14 +35,14 @@ class Outputs(NamedTuple):
 
 
 class Temperatures(NamedTuple):
-    """Temperatures: of every expert before mixing, and of the aggregate after it."""
+    """Temperatures of every expert before mixing, and of the aggregate after it."""
 
     experts: Float[Array, "*seeds experts"]
     aggregate: Float[Array, "*seeds"]
 
 
 class Scores(NamedTuple):
-    """Metrics of one seed on one split, and what the bootstrap needs of every example."""
+    """Metrics of one seed on one split, and per-example scores for the bootstrap."""
 
     metrics: dict[str, Float[Array, ""]]
     bins: calibration.ReliabilityBins
@@ -50,7 +50,7 @@ class Scores(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Everything that is known of one method, calibrator and split.
+    """Results of one method, calibrator and split.
 
     Attributes:
         records: one for each seed.
@@ -72,7 +72,7 @@ def predict(trained: TrainedSeeds, inputs: PyTree, *, sparse: bool = False) -> O
     Args:
         trained: networks and their parameters.
         inputs: inputs.
-        sparse: whether the chosen experts will do.
+        sparse: whether to compute only the chosen experts.
     """
     chunks = []
     length = len(jax.tree.leaves(inputs)[0])
@@ -85,7 +85,7 @@ def predict(trained: TrainedSeeds, inputs: PyTree, *, sparse: bool = False) -> O
 
 
 def _chunk(x: np.ndarray, start: int) -> jax.Array:
-    """So many rows of an array, with zeros where it ends."""
+    """A chunk of an array's rows, padded with zeros."""
     rows = x[start : start + _CHUNK]
     missing = np.zeros((_CHUNK - len(rows), *x.shape[1:]), x.dtype)
     return jnp.asarray(np.concatenate([rows, missing]))
@@ -199,7 +199,7 @@ def evaluate(
     """Evaluates the methods that share a training.
 
     Args:
-        task: data; temperatures are fitted on its calibration split alone.
+        task: the task; temperatures are fitted only on its calibration split.
         trained: all seeds of the training that the methods share.
         methods: the methods.
         seeds: seed numbers.
@@ -211,7 +211,7 @@ def evaluate(
         optimal (see `repair.usable_temperature`); a finding for each split and seed: whether its
         configuration shifts, and what can be done about it.
     """
-    # of the split that calibrators are fitted on all experts, whatever was chosen
+    # calibrators are fitted to all experts' predictions, whichever were chosen
     raw = {
         split.name: predict(trained, split.inputs, sparse=split is not task.calibration)
         for split in task.splits[1:]
@@ -331,7 +331,7 @@ def _evaluate_one(
 
 
 def _finite(name: str, value: np.floating) -> float | None:
-    """A number, or `None` for an infinite log loss; NaN is an error, since nothing makes it."""
+    """A number, or `None` for an infinite log loss; raises on NaN, which must not occur."""
     if np.isnan(value):
         raise FloatingPointError(f"{name} is NaN: a prediction that was scored is NaN.")
     return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The folder of a run: made once, continued by the same configuration, refused to another."""
+"""The folder of a run: the same configuration continues it, another one is refused."""
 
 import json
 from collections.abc import Callable
@@ -21,11 +21,11 @@ def claim_folder(out: Path, config: dict[str, Any], environment: dict[str, Any],
     Args:
         out: the folder.
         config: everything that is needed to repeat the run, as plain JSON values.
-        environment: versions and devices; another one is reported, not refused.
+        environment: versions and devices; a difference is reported, not refused.
         say: prints a line.
 
     Raises:
-        RunFolderError: where the folder holds another run or something else, or cannot be written.
+        RunFolderError: if the folder holds another run or other files, or cannot be written.
     """
     path = out / "config.json"
     ours = json.loads(to_json(config))
@@ -34,7 +34,7 @@ def claim_folder(out: Path, config: dict[str, Any], environment: dict[str, Any],
             held = json.loads(path.read_text())
             _refuse_other(out, held["config"], ours)
             if held["environment"] != environment:
-                say("The environment differs from the one this run began in: see config.json.")
+                say("The environment differs from the one this run started in: see config.json.")
             return
         if out.exists() and any(out.iterdir()):
             raise RunFolderError(f"{out} is not empty and holds no run: give another --out.")

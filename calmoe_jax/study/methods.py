@@ -1,4 +1,4 @@
-"""Methods: what is trained with which objective, and what happens to it afterwards."""
+"""Methods: an objective of training and the calibration that follows it."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -14,15 +14,15 @@ class Method(NamedTuple):
     """A row of the results: an objective with a name, and what is done after training.
 
     Attributes:
-        name: in results and on the command line.
+        name: name in results and on the command line.
         objective: what is minimised after the warm-up.
-        title: how a person calls it; the name by default.
-        summary: one line for people.
+        title: title in reports; the name by default.
+        summary: a one-line description.
         training: name of the training; methods that share one are trained once. The name of the
             method by default.
         network: the method's own classifier; the study's by default.
         expert_temperatures: whether every expert is temperature-scaled on the calibration split,
-            on all of its examples alike, as part of the method (MoCaE).
+            on all of its examples with equal weight, as part of the method (MoCaE).
 
     Example:
         >>> from calmoe_jax.training import objectives
@@ -42,8 +42,8 @@ class MethodEntry(NamedTuple):
     """A method of this library before its hyper-parameters are known.
 
     Attributes:
-        title: how a person calls it.
-        summary: one line for people.
+        title: title in reports.
+        summary: a one-line description.
         objective: makes the objective of a training configuration.
         training: name of the training that it shares; its own by default.
         single: whether it trains one classifier instead of a mixture.
@@ -160,7 +160,7 @@ def build_method(name: str, train: TrainConfig, single_network: Network | None) 
         single_network: the classifier of methods without a mixture.
 
     Returns:
-        The method; the same one for the same arguments, so that programs are shared.
+        The method; the same object for the same arguments, so that compiled programs are shared.
     """
     entry = METHODS[name]
     return Method(
@@ -176,7 +176,7 @@ def build_method(name: str, train: TrainConfig, single_network: Network | None) 
 
 @lru_cache(maxsize=64)
 def shared_objective(make: Callable[[TrainConfig], Objective], train: TrainConfig) -> Objective:
-    """An objective with the losses of the gate; the same one for the same arguments.
+    """An objective with the losses of the gate; the same object for the same arguments.
 
     Args:
         make: makes the objective.
@@ -188,7 +188,7 @@ def shared_objective(make: Callable[[TrainConfig], Objective], train: TrainConfi
 
 
 def warm_up_objective(train: TrainConfig) -> Objective:
-    """What every training minimises first: the mean loss, that of vanilla.
+    """The objective of the warm-up of every training: the mean loss, as in vanilla.
 
     Args:
         train: with its defaults filled in.

@@ -21,16 +21,16 @@ def build_network(
 
     Args:
         config: the classifier's configuration.
-        inputs: examples, of which the shape alone is used.
+        inputs: examples; only their shape is used.
         single: one classifier instead of a mixture; the backbone starts from the same weights.
         num_classes: number of classes.
 
     Returns:
-        A `Network`; the same one for the same shapes, so that programs are shared.
+        A `Network`; the same object for the same shapes, so that compiled programs are shared.
 
     Raises:
-        ValueError: where a ResNet is asked for inputs that are not images, or the inputs are no
-            array of numbers.
+        ValueError: if the backbone is a ResNet and the inputs are not images, or the inputs are
+            not one array.
     """
     if not isinstance(inputs, np.ndarray | jax.Array):
         raise ValueError(
@@ -77,11 +77,11 @@ def _build(
 
 @lru_cache(maxsize=16)
 def build_optimizer(train: TrainConfig, num_examples: int) -> optax.GradientTransformation:
-    """AdamW with a cosine schedule over the whole training, and a limit on the gradient if any.
+    """AdamW with a cosine schedule over all steps, and gradient clipping if configured.
 
     Args:
         train: with its defaults filled in.
-        num_examples: of the training split.
+        num_examples: number of training examples.
     """
     steps = num_examples // min(train.batch_size, num_examples) * train.epochs
     schedule = optax.cosine_decay_schedule(train.learning_rate, steps)

@@ -11,7 +11,7 @@ from calmoe_jax.data.task import Kind
 from calmoe_jax.study._plain import PlainValueError, from_plain, to_plain
 
 SCHEMA = 2
-# The `split` of a comparison of means over the shifted splits, each counting alike.
+# The `split` of a comparison of means over the shifted splits, with equal weights.
 SHIFT_MEAN = "mean over shifts"
 
 
@@ -27,13 +27,13 @@ class Record:
         task: name of the task.
         method: name of the method.
         routing: routing kind of the run's models, for a method with a single expert as well.
-        seed: of the training.
+        seed: seed of the training.
         split: name of the split.
-        kind: what the split is to the training data.
-        calibrator: what was done to the probabilities after training; `none` for nothing.
+        kind: relation of the split to the training data.
+        calibrator: calibrator applied after training; `none` for none.
         n: number of examples.
         accuracy: share of examples whose most probable class is right, in [0, 1].
-        nll: mean negative log-likelihood, nats; `None` where it is infinite.
+        nll: mean negative log-likelihood, nats; `None` if infinite.
         brier: mean Brier score, in [0, 2].
         ece: expected calibration error of the top label, 15 bins of equal width.
         classwise_ece: mean over classes of each one's calibration error.
@@ -72,9 +72,9 @@ class Fit:
 
     Attributes:
         method: name of the method.
-        calibrator: what was fitted.
-        seed: of the training.
-        temperature: of the aggregate, or one for every expert.
+        calibrator: the calibrator that was fitted.
+        seed: seed of the training.
+        temperature: temperature of the aggregate, or of every expert.
         converged: whether each is a finite optimum.
         at_bound: whether each search ended at an end of its range.
     """
@@ -95,17 +95,17 @@ class ShiftFinding:
         method: name of the method.
         split: name of the split.
         kind: what the split is to the training data.
-        seed: of the training.
-        p_value: of the permutation test of any difference.
+        seed: seed of the training.
+        p_value: p-value of the permutation test of any difference.
         load: p-value of a difference of the experts' load.
         confidence: p-value of a difference of confidence.
         disagreement: p-value of a difference of the experts' disagreement.
         effective_share: effective share of the held-out examples under balancing weights.
         balanced: whether those weights exist and were found.
-        separability: of held-out and target configurations.
-        temperatures: of the aggregate on this split, by calibrator.
-        decision: what to do.
-        reason: why, in words.
+        separability: separability of held-out and target configurations, in [0, 1].
+        temperatures: temperatures of the aggregate on this split, by calibrator.
+        decision: the remedy.
+        reason: the reason for it, as text.
     """
 
     method: str
@@ -130,11 +130,11 @@ class Comparison:
 
     Attributes:
         method: name of the method.
-        calibrator: the same for both.
+        calibrator: calibrator of both methods.
         split: name of the split, or `SHIFT_MEAN`.
         metric: name of the metric.
-        value: of the method, mean over the seeds.
-        reference: of the reference, mean over the seeds.
+        value: value of the method, mean over the seeds.
+        reference: value of the reference, mean over the seeds.
         difference: `value - reference`.
         low: lower end of the 95 % interval of the difference.
         high: upper end.
@@ -180,10 +180,10 @@ class SplitInfo:
 
     Attributes:
         name: unique within the task.
-        kind: what it is for.
+        kind: kind of the split.
         n: number of examples.
         clusters: number of clusters of dependent examples.
-        description: one line for people.
+        description: a one-line description.
         series: the ordered family that it is a member of, if any.
         position: its place in the family.
     """
@@ -202,9 +202,9 @@ class MethodInfo:
     """A method that was run.
 
     Attributes:
-        name: as in the records.
-        title: as in tables and pictures.
-        summary: one line for people.
+        name: name in the records.
+        title: title in tables and plots.
+        summary: a one-line description.
         training: name of the training; methods of one training share their models.
         expert_temperatures: whether a temperature for every expert is part of the method.
     """
@@ -221,12 +221,12 @@ class Environment:
     """What a result depends on besides its configuration.
 
     Attributes:
-        python: version.
-        versions: of packages; `None` for one that is not installed.
+        python: version of Python.
+        versions: versions of packages; `None` if not installed.
         platform: operating system and processor.
-        devices: how many of which kind.
-        cores: of the processor, where the system tells.
-        commit: of the sources, where they are a checkout; `+` at the end where it has changes.
+        devices: number and kind of the devices.
+        cores: cores of the processor, if known.
+        commit: commit of the sources, if they are a checkout; with `+` if it has changes.
     """
 
     python: str
@@ -239,13 +239,13 @@ class Environment:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that is known of a finished run.
+    """Results of a finished run.
 
     Attributes:
         task: name of the task.
         config: the run's configuration as plain JSON values.
         environment: versions and devices.
-        source: where the data is from.
+        source: origin of the data.
         splits: all splits of the task, in its order.
         methods: all methods, in the run's order.
         reference: name of the method that the others are compared with; it need not be in the run.
@@ -254,7 +254,7 @@ class Results:
         shifts: findings of the shift test, for each method, split and seed.
         comparisons: differences from the reference.
         reliability: binned sums, for each method, calibrator and split.
-        warnings: what went wrong without ending the run, in words.
+        warnings: problems that did not end the run, as text.
     """
 
     task: str
@@ -273,14 +273,14 @@ class Results:
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Writes results as JSON, whole or not at all.
+    """Writes results as JSON, atomically.
 
     Args:
         path: the file, `results.json` of a run's folder.
-        results: what to write.
+        results: the results.
 
     Raises:
-        ValueError: where a field holds a value that is not of its type, or not finite.
+        ValueError: if a field holds a value that is not of its type, or not finite.
     """
     write_whole(path, to_json({"schema": SCHEMA, **to_plain(Results, results)}))
 
@@ -295,8 +295,8 @@ def read_results(folder: Path) -> Results:
         The results, equal to those that were written.
 
     Raises:
-        ResultsError: where the file is missing, is not JSON or is of another schema, and where a
-            field is missing, unknown or of a wrong type.
+        ResultsError: if the file is missing, is not JSON or has another schema, or if a field is
+            missing, unknown or of a wrong type.
     """
     path = folder / "results.json"
     if not path.is_file():

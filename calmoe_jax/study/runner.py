@@ -46,13 +46,13 @@ from calmoe_jax.study.records import (
 from calmoe_jax.study.report import write_report
 from calmoe_jax.training import Checkpoints, MetricsLog, TrainedSeeds, Training, train
 
-# The routing of a network that was given: what it does is its own business.
+# The routing kind in the records for a network that the user gave.
 _GIVEN = "given"
 _MODEL, _TRAIN = ModelConfig(), TrainConfig()
 
 
 class _Plan(NamedTuple):
-    """What will be done, with everything built."""
+    """The plan of a run, with all networks and objectives built."""
 
     task: Task
     methods: tuple[Method, ...]
@@ -81,13 +81,13 @@ def run(
     """Trains, calibrates and evaluates methods on a task, and writes records and a report.
 
     Args:
-        task: a `Task`, or what `calmoe_jax.data.resolve_task` makes one of: a name of `calmoe
-            tasks`, an npz file, or `module:function`.
+        task: a `Task`, or a string for `calmoe_jax.data.resolve_task`: a name from `calmoe tasks`,
+            an npz file, or `module:function`.
         methods: rows of the results: names of this library's methods, or a `Method` with an
-            objective of your own.
+            objective of your choice.
         out: the run's folder; `runs/TASK` by default.
-        network: a classifier of your own (see `calmoe_jax.nn.Network`); one of `model` by default.
-        model: the classifier, where none is given.
+        network: your own classifier (see `calmoe_jax.nn.Network`); built from `model` by default.
+        model: configuration of the classifier, if `network` is not given.
         train: the optimisation, and the hyper-parameters of this library's methods.
         seeds: number of seeds, at least 1.
         first_seed: the seeds are this one and the following.
@@ -99,11 +99,11 @@ def run(
         The results, as `results.json` holds them.
 
     Raises:
-        RunInputError: for an unknown task or method, or where task, network and objectives do not
-            fit together; nothing is written then.
-        DataError: where data is missing or cannot be used.
-        RunFolderError: where the folder holds another run, or cannot be written.
-        NonFiniteLossError: where a loss or a parameter is not finite.
+        RunInputError: for an unknown task or method, or if task, network and objectives do not fit
+            together; nothing is written then.
+        DataError: if data is missing or cannot be used.
+        RunFolderError: if the folder holds another run, or cannot be written.
+        NonFiniteLossError: if a loss or a parameter is not finite.
 
     Example:
         >>> from calmoe_jax import study
@@ -117,7 +117,7 @@ def run(
     claim_folder(folder, plan.config, environment, say)
     results_path = folder / "results.json"
     if results_path.is_file():
-        say(f"{folder} is finished; rendering its report anew.")
+        say(f"{folder} is finished; rendering its report again.")
         results = read_results(folder)
     else:
         results = _train_and_evaluate(plan, folder, environment)
@@ -139,7 +139,7 @@ def _plan(
 ) -> _Plan:
     """Loads, builds and checks everything, before anything is written."""
     try:
-        # the numbers are checked there; names of methods are of objects too
+        # the configuration checks the numbers; names of `Method` objects are checked here
         config = RunConfig(
             task if isinstance(task, str) else task.name,
             tuple(m if isinstance(m, str) else m.name for m in methods),
@@ -167,7 +167,7 @@ def _plan(
         if trainings.setdefault(method.training, training) != training:
             raise RunInputError(
                 f"method {method.name} shares the training {method.training!r} with another "
-                "method, whose objective or network is another."
+                "method that has a different objective or network."
             )
     return _Plan(
         loaded, built, tuple(trainings.values()), config.seed_numbers,
@@ -190,8 +190,8 @@ def _build_methods(
     if "single" in methods:
         if network is not None:
             raise ValueError(
-                "methods: 'single' is this library's own classifier and cannot be had of a given "
-                "network; give Method('single', objective, network=...) or leave it out."
+                "methods must not hold 'single' where network is given, because 'single' is this "
+                "library's classifier; give Method('single', objective, network=...) or omit it."
             )
         single = build_network(model, task.train.inputs, single=True, num_classes=len(task.classes))
     built = tuple(
@@ -201,10 +201,10 @@ def _build_methods(
     )  # fmt: skip
     names = [m.name for m in built]
     if len(set(names)) != len(names):
-        raise ValueError(f"methods must be named once each, got {' '.join(names)}.")
+        raise ValueError(f"methods must have different names, got {' '.join(names)}.")
     for name in names:
         if not name or name != Path(name).name:
-            raise ValueError(f"the name of a method must do for a file, got {name!r}.")
+            raise ValueError(f"the name of a method must be a valid file name, got {name!r}.")
     return built
 
 
@@ -224,7 +224,7 @@ def _describe(
     methods: tuple[Method, ...],
     network: Network | None,
 ) -> dict[str, Any]:
-    """Everything that tells this run from another one, as plain JSON values."""
+    """Everything that distinguishes this run from another one, as plain JSON values."""
     plain = config.to_dict()
     if not (isinstance(given, str) and given in TASKS):
         plain["data"] = _fingerprint(task)
@@ -240,14 +240,14 @@ def _describe(
 
 
 def _name_of(method: Method) -> str:
-    """Where the loss of a method's objective is defined."""
+    """Module and name of the function or class of a method's loss."""
     loss: Any = method.objective.loss
     kind = loss if hasattr(loss, "__qualname__") else type(loss)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _fingerprint(task: Task) -> str:
-    """Of all inputs and labels of a task that is not this library's."""
+    """Hash of all inputs and labels of a task."""
     digest = hashlib.sha256()
     for split in task.splits:
         digest.update(f"{split.name} {split.kind}".encode())
@@ -278,7 +278,7 @@ def _train_and_evaluate(plan: _Plan, out: Path, environment: dict[str, Any]) -> 
                 checkpoints=Checkpoints(out / "checkpoints" / training.name), log=log,
                 checkpoint_every=plan.checkpoint_every, on_epoch=on_epoch,
             )  # fmt: skip
-            bar.n = (number + 1) * epochs  # epochs before a resumption count too
+            bar.n = (number + 1) * epochs  # epochs before resuming count too
             bar.refresh()
             warnings += _collapse_warnings(training.name, trained, plan.seeds)
             sharing = tuple(m for m in plan.methods if m.training == training.name)

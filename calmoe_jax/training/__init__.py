@@ -1,6 +1,6 @@
 """Training: objectives, one pure step, drivers that call it, checkpoints.
 
-`Objective(init, loss)` says what is minimised, `train_step` takes one step on one `Batch`, and
+`Objective(init, loss)` defines what is minimised, `train_step` takes one step on one `Batch`, and
 `train` is a driver for data in memory: all seeds in one program, with checkpoints.
 """
 

@@ -9,10 +9,10 @@ class Batch(NamedTuple):
     """A batch of labelled examples.
 
     Attributes:
-        inputs: what the network is given: an array or a pytree of arrays (token ids with their
+        inputs: input of the network: an array or a pytree of arrays (token ids with their
             mask, say), each with the examples along its first axis.
         labels: class of each example, in `[0, classes)`.
-        where: examples that count, the others are padding; `None` where all do.
+        where: examples that count, the others are padding; `None` if all count.
     """
 
     inputs: PyTree

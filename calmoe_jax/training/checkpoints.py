@@ -1,4 +1,4 @@
-"""Checkpoints of a training's seeds, whole or not at all, by orbax."""
+"""Atomic checkpoints of a training's seeds, with orbax."""
 
 import logging
 from pathlib import Path
@@ -18,7 +18,7 @@ class Checkpoints:
     """The checkpoints of one training in one folder, numbered by the epochs they have seen."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens the folder, which is made on the first save."""
+        """Opens the folder; it is created on the first save."""
         logging.getLogger("absl").setLevel(logging.WARNING)  # orbax logs every file at INFO
         self.folder = folder.absolute()
 
@@ -29,7 +29,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def latest(self) -> int | None:
-        """Epochs seen by the latest whole checkpoint, if there is one."""
+        """Epochs seen by the latest complete checkpoint, if there is one."""
         if not self.folder.is_dir():
             return None
         with self._manager() as manager:
@@ -37,7 +37,7 @@ class Checkpoints:
         return step
 
     def save(self, epochs_seen: int, state: TrainState) -> Path:
-        """Writes a checkpoint, and forgets all but the two latest; returns its folder."""
+        """Writes a checkpoint, and deletes all but the two latest; returns its folder."""
         with self._manager() as manager:
             if epochs_seen not in manager.all_steps():
                 leaves = {
@@ -45,14 +45,14 @@ class Checkpoints:
                 }
                 try:
                     manager.save(epochs_seen, args=ocp.args.StandardSave(leaves))
-                except ValueError as error:  # what tensorstore makes of a full disk
+                except ValueError as error:  # tensorstore's error for a full disk
                     raise OSError(
                         f"no checkpoint can be written to {self.folder}: {error}"
                     ) from error
         return self.folder / str(epochs_seen)
 
     def restore(self, epochs_seen: int, like: TrainState) -> TrainState:
-        """Reads a checkpoint into the structure of `like`, bit by bit what was saved.
+        """Reads a checkpoint into the structure of `like`, bit for bit as it was saved.
 
         Only shapes and dtypes of `like` are used: `jax.ShapeDtypeStruct` leaves will do.
         """
@@ -74,7 +74,7 @@ class Checkpoints:
 
 
 def _without_keys(state: TrainState) -> TrainState:
-    """The state with the numbers of random keys in their place."""
+    """The state with random keys replaced by their data."""
 
     def plain(leaf: jax.Array) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -86,6 +86,6 @@ def _without_keys(state: TrainState) -> TrainState:
 
 
 def _named_leaves(state: TrainState) -> list[tuple[str, Any]]:
-    """Leaves with their paths as names, which read the same whatever holds them."""
+    """Leaves with names from their paths, independent of the type of container."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), x) for path, x in leaves]

@@ -1,4 +1,4 @@
-"""The losses of a classifier's gate, from what its prediction already holds."""
+"""The losses of a classifier's gate, from the statistics in its prediction."""
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,9 @@ def load_balancing_loss(
     where: Bool[Array, " tokens"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    """The load-balancing loss of a prediction's gate: 1 at perfect balance, whatever `k`.
+    """The load-balancing loss of a prediction's gate: 1 at perfect balance for every `k`.
 
-    As `cm.load_balancing_loss`. Where all experts are slots, those of weight 0 are no load.
+    As `cm.load_balancing_loss`. If all experts are slots, those of weight 0 do not count as load.
 
     Args:
         prediction: of a batch.
@@ -25,7 +25,7 @@ def load_balancing_loss(
         axis_name: device axis that the tokens are spread over.
     """
     chosen = jax.lax.stop_gradient(prediction.routing)
-    if where is not None:  # the gate's means are of all tokens
+    if where is not None:  # the means in `prediction.gate` are over all tokens
         probs = routing.gate_probabilities(prediction.gate_logits)
         return routing.load_balancing_loss(probs, chosen, where=where, axis_name=axis_name)
     num_tokens, num_experts = prediction.gate_logits.shape

@@ -25,7 +25,7 @@ class EpochMeans(NamedTuple):
 
 
 class EpochLog(NamedTuple):
-    """What an epoch says of itself.
+    """Log of an epoch.
 
     Attributes:
         means: means over the steps.
@@ -48,7 +48,7 @@ def init_key(seed: Int[Array, ""]) -> jax.Array:
 
 
 def data_key(seed: Int[Array, ""]) -> jax.Array:
-    """The key of a seed's batches: independent of its weights' key.
+    """The key of a seed's batches, independent of the key of its weights.
 
     Args:
         seed: the seed.
@@ -70,20 +70,20 @@ def train_epoch(
 ) -> tuple[TrainState, EpochLog]:
     """Trains on every example once, in batches.
 
-    The order of the examples depends on the seed and the epoch alone, so that methods see the
-    same batches, and a resumed run sees what an uninterrupted one would have. A remainder smaller
-    than a batch is left out of the epoch.
+    The order of the examples depends only on the seed and the epoch, so that all methods see the
+    same batches, and a resumed run the same as an uninterrupted one. A remainder smaller than a
+    batch is left out of the epoch.
 
     Args:
-        state: before the epoch.
-        seed: of the order.
+        state: state before the epoch.
+        seed: seed of the order.
         epoch: number of the epoch, from 0.
-        inputs: of all examples.
-        labels: of all examples.
+        inputs: inputs of all examples.
+        labels: labels of all examples.
         network: the classifier.
         objective: what is minimised.
         optimizer: gradients to updates.
-        batch_size: examples a step, at most the number of examples.
+        batch_size: examples per step, at most the number of examples.
     """
     key = jax.random.fold_in(data_key(seed), epoch)
     steps = len(labels) // batch_size

@@ -1,4 +1,4 @@
-"""What is minimised: an objective as a pair of pure functions, in the form of an optimiser."""
+"""Objectives of training: a pair of pure functions `(init, loss)`, like an optax optimiser."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -14,11 +14,10 @@ from calmoe_jax.training.batch import Batch
 class LossFn(Protocol):
     """The loss of a batch.
 
-    Given are the examples' losses (of the aggregate and of each expert), the whole prediction,
-    the batch, and the state after the batch before. Returned are the loss, the log of the weights
-    that it gives to the examples (summing to one; for the record) and the new state. With an
-    `axis_name` the examples are spread over that device axis, and loss and weights are those of
-    all of them.
+    Takes the examples' losses (of the aggregate and of each expert), the prediction, the batch,
+    and the state after the previous batch. Returns the loss, the log weights of the examples
+    (weights sum to one; for logging) and the new state. With an `axis_name` the examples are
+    sharded over that device axis, and loss and weights refer to all of them.
     """
 
     def __call__(
@@ -38,8 +37,8 @@ class Rectification(NamedTuple):
     """A second loss that no step may raise: the part of the gradient that opposes it is removed.
 
     Attributes:
-        perturb: `(inputs, key) -> inputs`: what the main loss is taken on; the second is taken
-            on the inputs as they are.
+        perturb: `(inputs, key) -> inputs`: perturbs the inputs of the main loss; the second loss
+            uses the original inputs.
         loss: `(prediction, batch, *, axis_name) -> loss`: the second loss.
     """
 
@@ -48,13 +47,13 @@ class Rectification(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What training minimises.
+    """Objective of training.
 
     Attributes:
-        init: `() -> state`: what the objective remembers from batch to batch; `()` for nothing.
+        init: `() -> state`: initial state, carried from batch to batch; `()` if stateless.
         loss: see `LossFn`.
-        needs_all_experts: whether it looks at experts that were not chosen, which then must be
-            computed for every example.
+        needs_all_experts: whether the loss needs experts that were not chosen; all experts are
+            then computed for every example.
         rectification: a loss that no step may raise, if any.
 
     Example:

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and what a step says of itself."""
+"""The state of training, and the log of a step."""
 
 from typing import NamedTuple
 
@@ -12,13 +12,13 @@ from calmoe_jax.training.objective import Objective
 
 
 class TrainState(NamedTuple):
-    """All that is needed to go on training.
+    """Everything needed to continue training.
 
     Attributes:
-        params: of the network.
-        network_state: whatever else the network holds: batch statistics, keys of dropout.
-        opt_state: of the optimiser.
-        objective_state: of an objective that remembers; `()` for the others.
+        params: parameters of the network.
+        network_state: other state of the network: batch statistics, keys of dropout.
+        opt_state: state of the optimiser.
+        objective_state: state of the objective; `()` if stateless.
     """
 
     params: PyTree
@@ -28,15 +28,15 @@ class TrainState(NamedTuple):
 
 
 class StepLog(NamedTuple):
-    """What a step says of its batch, before the step.
+    """Statistics of a batch, with the parameters before the step.
 
     Attributes:
         loss: the objective that was minimised.
         nll: mean log loss of the aggregate, in nats.
-        accuracy: share of examples whose likeliest class is right.
+        accuracy: fraction of examples whose most probable class is the label.
         effective_sample_size: `(sum w)^2 / sum w^2` of the objective's weights on the examples;
-            their number where they weigh the same.
-        importance: share of the routing weights that each expert got.
+            their number if all weights are equal.
+        importance: share of the routing weights of each expert.
         finite: whether the loss and every number of the new state are finite.
     """
 
@@ -55,16 +55,16 @@ def init_state(
 
     Args:
         network: the classifier.
-        objective: what will be minimised.
+        objective: the objective of training.
         optimizer: gradients to updates.
-        key: for the initial weights.
+        key: random key of the initial weights.
     """
     params, network_state = network.init(key)
     return TrainState(params, network_state, optimizer.init(params), objective.init())
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Whether every number of a tree is finite (integers and keys are): one pass over each leaf.
+    """Whether every number in a tree is finite (integers and keys always are).
 
     Args:
         tree: pytree of arrays.

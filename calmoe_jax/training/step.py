@@ -14,7 +14,7 @@ from calmoe_jax.training.objective import Objective, Rectification
 from calmoe_jax.training.objectives._parts import dense_weights
 from calmoe_jax.training.state import StepLog, TrainState, all_finite
 
-# What a pass over a batch leaves besides its gradient.
+# Auxiliary output of a pass over a batch, besides its gradient.
 _Left = tuple[PyTree, StepLog, PyTree]
 
 
@@ -28,25 +28,25 @@ def train_step(
     optimizer: optax.GradientTransformation,
     axis_name: AxisName = None,
 ) -> tuple[TrainState, StepLog]:
-    """Takes one step: the gradient of the objective on a batch, rectified if asked, and an update.
+    """Takes one step: the gradient of the objective on a batch, rectified if set, and an update.
 
-    Pure, so that any driver can call it: a scan over an epoch, a loop over a stream, `jit` with
-    the state donated, `shard_map` or `pmap` over devices that each hold a part of the batch.
+    Pure, so that any training loop can call it: a scan over an epoch, a loop over a stream, `jit`
+    with the state donated, `shard_map` or `pmap` over devices that each hold a part of the batch.
 
     Args:
-        state: as from `init_state` or the step before; it may be donated.
+        state: state from `init_state` or the previous step; it may be donated.
         batch: inputs of any kind, labels, and which examples count.
-        key: for what is random in the step (FGR's filter).
+        key: random key of the step (for FGR's filter).
         network: the classifier.
         objective: what is minimised.
         optimizer: gradients to updates.
-        axis_name: device axis that the batch is spread over: losses, weights and gradients are
-            then those of the whole batch, and running statistics of the network are averaged.
+        axis_name: device axis that the batch is sharded over: losses, weights and gradients are
+            then those of the full batch, and running statistics of the network are averaged.
             The state is the same on every device, before and after.
 
     Returns:
-        The new state, and what the step says of its batch. Where something is not finite the log
-        says so (`finite`), and the state is what came out.
+        The new state, and the log of the step. If the loss or a number of the new state is not
+        finite, the log's `finite` is false; the new state is returned as computed.
 
     Example:
         >>> import optax
@@ -74,7 +74,7 @@ def train_step(
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = TrainState(params, network_state, opt_state, objective_state)
-    # of the whole state: Adam's moments can overflow while the parameters just stand still
+    # of the full state: Adam's moments can overflow while the parameters stay finite
     return state, log._replace(finite=jnp.isfinite(log.loss) & all_finite(state))
 
 
@@ -116,7 +116,7 @@ def _rectified(
     rectification: Rectification,
     axis_name: AxisName,
 ) -> tuple[PyTree, _Left]:
-    """The gradient without what opposes the second loss; the rest is of the objective's pass."""
+    """The gradient without the part that opposes the second loss; logs are of the objective."""
     # A loop of two passes of one program: side by side, XLA holds the activations of both
     # (5.3 GB instead of 2.7 for the benchmark's step) and the step takes a fifth longer.
     inputs = as_float(batch.inputs)
@@ -140,14 +140,14 @@ def batch_loss(
     *,
     axis_name: AxisName = None,
 ) -> tuple[StepLog, PyTree]:
-    """The objective of a batch with what to log of it, and the objective's state afterwards.
+    """The objective of a batch, its log, and the objective's new state.
 
     Args:
         objective: what is minimised.
-        prediction: of the batch.
+        prediction: prediction for the batch.
         batch: the batch.
-        objective_state: before it.
-        axis_name: device axis that the batch is spread over.
+        objective_state: state before the batch.
+        axis_name: device axis that the batch is sharded over.
     """
     losses = mixture.mixture_losses(
         prediction.expert_log_probs, prediction.routing.combine_weights, batch.labels,
@@ -185,7 +185,7 @@ def _effective_sample_size(
 
 
 def _total(gradient: PyTree, batch: Batch, axis_name: AxisName) -> PyTree:
-    """The gradient of the whole batch's loss.
+    """The gradient of the full batch's loss.
 
     The loss is a sum over all devices. Where `shard_map` follows which values differ between
     devices (its default), the gradient to what they share is already summed. Elsewhere (`pmap`,

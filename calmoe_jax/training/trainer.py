@@ -21,7 +21,7 @@ from calmoe_jax.training.objective import Objective
 from calmoe_jax.training.objectives import erm
 from calmoe_jax.training.state import TrainState, init_state
 
-# An expert with less than this part of its fair share of the routing weights is called dead.
+# An expert with less than this fraction of its fair share of the routing weights is called dead.
 _DEAD_SHARE = 0.05
 _STATELESS = erm()
 
@@ -31,17 +31,18 @@ class NonFiniteLossError(RunError):
 
 
 class Training(NamedTuple):
-    """What is trained, and how.
+    """A training: network, objective, optimiser and schedule.
 
     Attributes:
-        name: also that of its checkpoints and of its lines in the log.
+        name: name of the training, of its checkpoints and in the log.
         network: the classifier.
         objective: what is minimised after the warm-up.
         optimizer: gradients to updates.
         epochs: passes over the data.
         warmup_epochs: the first of them, which minimise `warm_up`.
-        batch_size: examples a step; all where there are fewer.
-        warm_up: what is minimised first; it must hand on the objective's state, as `erm` does.
+        batch_size: examples per step; all if there are fewer.
+        warm_up: what is minimised first; it must return the objective's state unchanged, as `erm`
+            does.
     """
 
     name: str
@@ -55,12 +56,12 @@ class Training(NamedTuple):
 
 
 class TrainedSeeds(NamedTuple):
-    """What came out of a training; every leaf has a leading axis of seeds.
+    """Result of a training; every leaf has a leading axis of seeds.
 
     Attributes:
         network: the classifier.
-        state: parameters and whatever else.
-        importance: share of the routing weights that each expert got in the last epoch.
+        state: the final states.
+        importance: share of the routing weights of each expert in the last epoch.
     """
 
     network: Network
@@ -89,18 +90,18 @@ def train(
     checkpoint_every: int = 10,
     on_epoch: Callable[[float], None] = lambda loss: None,
 ) -> TrainedSeeds:
-    """Trains all seeds, from their latest checkpoint where there is one.
+    """Trains all seeds, from their latest checkpoint if there is one.
 
-    The result is bit-equal however often the training was interrupted: batches depend on seed
-    and epoch alone, and a checkpoint holds every bit of the state. An interrupt saves one more.
+    The result is bit-identical however often the training was interrupted: batches depend only on
+    seed and epoch, and a checkpoint holds the full state. An interrupt saves a checkpoint.
 
     Args:
         training: what to train, and how.
-        inputs: of all examples.
-        labels: of all examples.
+        inputs: inputs of all examples.
+        labels: labels of all examples.
         seeds: seed numbers.
         checkpoints: where to save.
-        log: where a line a seed and epoch goes.
+        log: log that gets a line for each seed and epoch.
         checkpoint_every: epochs between checkpoints.
         on_epoch: called after every epoch, with the mean loss over the seeds.
 
@@ -159,7 +160,7 @@ def _epoch_program(
     optimizer: optax.GradientTransformation,
     batch_size: int,
 ) -> Callable[..., tuple[TrainState, EpochLog]]:
-    """An epoch of all seeds, compiled once: the warm-up of a mixture is the whole of vanilla."""
+    """An epoch of all seeds, compiled once; vanilla shares the program of the warm-up."""
     one_seed = partial(
         train_epoch,
         network=network, objective=objective, optimizer=optimizer, batch_size=batch_size,
@@ -178,7 +179,7 @@ def _epoch_program(
 def _init_program(
     network: Network, optimizer: optax.GradientTransformation
 ) -> Callable[[jax.Array], TrainState]:
-    """The initial states of all seeds, whatever the objective: compiled once for a network."""
+    """The initial states of all seeds, for any objective: compiled once per network."""
 
     @jax.jit
     def init_of_seeds(seeds: jax.Array) -> TrainState:
@@ -189,7 +190,7 @@ def _init_program(
 
 
 def _repeated(tree: PyTree, times: int) -> PyTree:
-    """A tree of arrays with a leading axis along which they repeat."""
+    """A tree of arrays repeated along a new leading axis."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (times, *jnp.shape(x))), tree)
 
 

@@ -155,7 +155,7 @@ WRONG = {
     ),
     "one-hot labels": (
         with_split("test", labels=np.eye(3, dtype=int)[LABELS]),
-        "split 'test': labels must be one number an example, got shape (6, 3).",
+        "split 'test': labels must be one number per example, got shape (6, 3).",
     ),
     "too few labels": (
         with_split("test", labels=LABELS[:-1], clusters=LABELS[:-1]),
@@ -204,7 +204,7 @@ WRONG = {
     ),
     "another shape": (
         with_x("late", lambda x: x[:, :2]),
-        "split 'late': inputs.x must be float32 [3] an example, as in the training split, got "
+        "split 'late': inputs.x must be float32 [3] per example, as in the training split, got "
         "float32 [2].",
     ),
     "another type": (

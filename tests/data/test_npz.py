@@ -186,18 +186,18 @@ WRONG = {
     ),
     "a shift named as a hard split": (
         having(hard_later_inputs=features(0), hard_later_labels=LABELS),
-        "shift_later_inputs and hard_later_inputs are both of 'later'.",
+        "shift_later_inputs and hard_later_inputs are both named 'later'.",
     ),
     "a shift named test": (
         having(shift_test_inputs=features(0), shift_test_labels=LABELS),
-        "test_inputs and shift_test_inputs are both of 'test'.",
+        "test_inputs and shift_test_inputs are both named 'test'.",
     ),
     "labels of floats": (
         having(shift_later_labels=LABELS / 1.0),
         "shift_later_labels must be integers, got float64.",
     ),
     "labels of texts": (bare(train_labels=LABELS.astype(str)), "train_labels"),
-    "one label": (bare(train_labels=np.array(3)), "train_labels must be one number an example"),
+    "one label": (bare(train_labels=np.array(3)), "train_labels must be one number per example"),
     "one-hot labels": (bare(test_labels=np.eye(3, dtype=int)[LABELS]), "test_labels must be one"),
     "labels below zero": (bare(train_labels=LABELS - 5), "train_labels"),
     "labels far above": (bare(train_labels=LABELS + 10**9), "train_labels"),
@@ -267,7 +267,7 @@ def test_members_that_are_no_arrays(tmp_path):
     path = write(tmp_path, {k: v for k, v in least().items() if k != "test_inputs"})
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("test_inputs", "hello")
-    with pytest.raises(CorruptDataError, match=r"mine\.npz .* 'test_inputs' is no array"):
+    with pytest.raises(CorruptDataError, match=r"mine\.npz .* 'test_inputs' is not an array"):
         load_npz(path)
 
 
@@ -276,7 +276,7 @@ def test_an_array_twice(tmp_path):
     path = write(tmp_path, least())
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("train_labels.npy", archive.read("train_labels.npy"))
-    with pytest.raises(CorruptDataError, match=r"mine\.npz: the array train_labels is there twice"):
+    with pytest.raises(CorruptDataError, match=r"mine\.npz: the array train_labels occurs twice"):
         load_npz(path)
 
 

@@ -239,9 +239,9 @@ def test_what_cannot_be_drawn_is_named():
         draw_reliability_diagram(batch(2))
     with pytest.raises(ValueError, match=r"curves must have the axes \(experts, bins\)"):
         draw_expert_diagrams(curve(), jnp.ones(1))
-    with pytest.raises(ValueError, match="load must be of the 2 experts"):
+    with pytest.raises(ValueError, match="load must have the 2 experts"):
         draw_expert_diagrams(batch(2), jnp.ones(3))
-    with pytest.raises(ValueError, match="names must be of the 2 experts"):
+    with pytest.raises(ValueError, match="names must have the 2 experts"):
         draw_expert_diagrams(batch(2), jnp.ones(2), names=["a"])
     with pytest.raises(ValueError, match="gaps must hold a statistic"):
         draw_gaps({})

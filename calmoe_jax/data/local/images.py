@@ -40,7 +40,7 @@ def load_digits16(data_dir: Path | None) -> Task:
     """MNIST at 16x16 to train on; USPS, optdigits and corruptions as shifts.
 
     MNIST is cut to its central 20x20 pixels and resized, optdigits is resized, so that digits
-    fill the frame alike. A tenth of the training images is for calibration.
+    fill the frame equally. A tenth of the training images is for calibration.
     """
     images, labels, rows = _read_mnist_like(data_dir, "mnist")
     images = resize(images[:, 4:24, 4:24], 16)

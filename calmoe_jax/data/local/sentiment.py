@@ -1,7 +1,7 @@
-"""`sentiment`: negative, neutral or positive, as people rated it; from tweets to other domains.
+"""`sentiment`: negative, neutral or positive, by human ratings; from tweets to other domains.
 
 23,703 short texts of four domains, each rated from -4 to 4 by 15 to 99 people (Hutto and Gilbert,
-ICWSM 2014, "VADER"). The label is what most raters say, below 0, at 0 or above; where two shares
+ICWSM 2014, "VADER"). The label is what most raters say, below 0, at 0 or above; if two shares
 are equally large the text is neutral. It is derived from the raw ratings: the published means of
 195 tweets are not those of their own ratings.
 
@@ -10,7 +10,7 @@ and editorials (46 %). About 200 tweets were made up as variants of others, most
 with exclamation marks: tweets of the same words are one cluster, and clusters are never split (a
 variant with another adverb, some twenty, is not recognised). In the other domains the sentences of
 a review or an article are a cluster (of film reviews, which have no numbers, each sentence is one),
-and a text whose words were there already is left out.
+and texts that repeat the words of an earlier one are left out.
 """
 
 import html
@@ -67,7 +67,7 @@ class _Rated(NamedTuple):
 
     @property
     def label(self) -> int:
-        """What most say; neutral where two shares are equally large."""
+        """The most frequent class; neutral if two shares are equally large."""
         most = [i for i, share in enumerate(self.shares) if share == max(self.shares)]
         return most[0] if len(most) == 1 else _CLASSES.index("neutral")
 
@@ -76,7 +76,7 @@ def load(data_dir: Path | None) -> Task:
     """Reads the archive, in memory.
 
     Of the tweets, a quarter is the in-distribution test and a tenth is for calibration. Hard: test
-    tweets of which less than 70 % of the raters say the same.
+    tweets for which less than 70 % of the raters agree.
 
     Features: see `calmoe_jax.data.local.text`. The order of lines in a file does not matter.
     """
@@ -144,7 +144,7 @@ def _read(path: Path) -> dict[str, list[_Rated]]:
         alone = set(texts) ^ set(ratings)
         if alone:
             raise CorruptDataError(
-                f"{path}: every text of {stem} must have ratings and the other way round, but "
+                f"{path}: every text of {stem} must have ratings and vice versa, but "
                 f"{min(alone)} has not."
             )
         domains[name] = []
@@ -171,7 +171,7 @@ def _members(stem: str) -> tuple[str, str]:
 
 
 def _tables(path: Path) -> dict[str, dict[str, str]]:
-    """By file of the archive and by number: the last column. Nothing is unpacked to the disk."""
+    """The last column by file of the archive and by number; nothing is written to disk."""
     tables = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(files.read_gzip(path)), mode="r:") as archive:
@@ -190,7 +190,7 @@ def _tables(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _table(where: str, text: str, columns: int) -> dict[str, str]:
-    """First to last column."""
+    """The last column by the first."""
     table: dict[str, str] = {}
     for line, row in enumerate(text.split("\n"), start=1):
         if not row.strip():
@@ -202,7 +202,7 @@ def _table(where: str, text: str, columns: int) -> dict[str, str]:
                 f"got {row[:40]!r}."
             )
         if cells[0] in table:
-            raise CorruptDataError(f"{where}, line {line}: number {cells[0]} is there twice.")
+            raise CorruptDataError(f"{where}, line {line}: number {cells[0]} occurs twice.")
         table[cells[0]] = cells[-1]
     if not table:
         raise CorruptDataError(f"{where} must hold texts, got none.")

@@ -8,13 +8,13 @@ from calmoe_jax.data.errors import DataError, MissingDataError
 
 
 def builder_of(builder_or_name: Any, data_dir: Path | None) -> Any:
-    """A builder, made where it is only named.
+    """The builder itself, or the builder of a data set's name.
 
     Files are read in any order, which the format array_record is for.
 
     Raises:
-        MissingDataError: where tensorflow-datasets is not installed.
-        DataError: where it knows no such data set.
+        MissingDataError: if tensorflow-datasets is not installed.
+        DataError: if it has no such data set.
     """
     if not isinstance(builder_or_name, str):
         return builder_or_name

@@ -22,8 +22,8 @@ def class_names(
         A name for each class.
 
     Raises:
-        MissingDataError: where tensorflow-datasets is not installed.
-        DataError: for an unknown data set or feature, or a feature that is no `ClassLabel`.
+        MissingDataError: if tensorflow-datasets is not installed.
+        DataError: for an unknown data set or feature, or a feature that is not a `ClassLabel`.
     """
     builder = builder_of(builder_or_name, data_dir)
     names = getattr(feature_of(builder, "label", label), "names", None)

@@ -33,22 +33,22 @@ def from_tfds(
     Args:
         builder_or_name: a `tfds.core.DatasetBuilder`, or the name of a data set (`"cifar10"`,
             `"cifar10_corrupted/fog_3"`).
-        split: of the data set, slices included: `"train[:90%]"`.
-        kind: of the split that is made: `train`, `calibration`, `id`, `shift` or `hard`.
-        name: of the split that is made; `split` by default.
-        inputs: the feature that a network is given; of several, a dict of arrays is made.
+        split: split of the data set; slices are allowed: `"train[:90%]"`.
+        kind: kind of the result: `train`, `calibration`, `id`, `shift` or `hard`.
+        name: name of the result; `split` by default.
+        inputs: the feature that is the network's input; several give a dict of arrays.
         label: the feature that is the label.
         data_dir: folder of prepared data sets; by default that of tensorflow-datasets.
-        limit: the most examples to read, the first ones; at least 1.
+        limit: largest number of examples to read, from the first; at least 1.
 
     Returns:
-        The split, each example a cluster of its own, in the data set's order.
+        The split, in the data set's order; each example is its own cluster.
 
     Raises:
         ValueError: for a `limit` below 1.
-        MissingDataError: where tensorflow-datasets is not installed, or the data not prepared.
+        MissingDataError: if tensorflow-datasets is not installed, or the data is not prepared.
         DataError: for an unknown data set, split or feature, or a slice without examples.
-        CorruptDataError: where examples differ in shape.
+        CorruptDataError: if examples differ in shape.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got limit={limit}.")

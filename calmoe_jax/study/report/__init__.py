@@ -1,4 +1,4 @@
-"""Records to a page: verdicts in words, tables, pictures."""
+"""Renders records as a page: verdicts, tables, plots."""
 
 from calmoe_jax.study.report.page import write_report as write_report
 from calmoe_jax.study.report.summary import Summary as Summary

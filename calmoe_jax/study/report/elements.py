@@ -1,4 +1,4 @@
-"""HTML of tables, figures and folded parts; text is escaped here, and nowhere else."""
+"""HTML of tables, figures and collapsible parts; text is escaped only in this module."""
 
 import base64
 import html
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from calmoe_jax.study.report.summary import Spread
 
-# Metrics that people read in per cent or percentage points.
+# Metrics shown in per cent or percentage points.
 _PERCENT = ("accuracy", "confidence_gap")
 
 
@@ -19,9 +19,9 @@ class Row(NamedTuple):
     """A row of a table.
 
     Attributes:
-        label: its first cell.
-        cells: the others.
-        marked: whether it stands out.
+        label: the first cell.
+        cells: the other cells.
+        marked: whether the row is highlighted.
     """
 
     label: str
@@ -62,18 +62,18 @@ def joined(contents: Iterable[str]) -> Html:
 
 
 def folded(summary: str, *contents: str, class_: str = "") -> Html:
-    """A part of the page that opens with a click.
+    """A collapsible part of the page.
 
     Args:
-        summary: what it holds.
+        summary: its heading.
         *contents: texts and `Html`.
-        class_: for its look.
+        class_: its CSS class.
     """
     return element("details", element("summary", summary), *contents, class_=class_)
 
 
 def table(columns: Iterable[str], rows: Iterable[Row]) -> Html:
-    """A table that scrolls sideways where it is wide.
+    """A table that scrolls horizontally if it is wide.
 
     Args:
         columns: titles of all columns but the first.
@@ -93,7 +93,7 @@ def table(columns: Iterable[str], rows: Iterable[Row]) -> Html:
 
 
 def figure(content: bytes, caption: str) -> Html:
-    """A picture with its caption, inside the page.
+    """An embedded image with its caption.
 
     Args:
         content: a PNG file.
@@ -105,7 +105,7 @@ def figure(content: bytes, caption: str) -> Html:
 
 
 def scaled(metric: str) -> tuple[int, int]:
-    """Factor and decimals that a metric is shown with.
+    """Scale factor and number of decimals of a metric in tables.
 
     Args:
         metric: name of a metric.
@@ -114,7 +114,7 @@ def scaled(metric: str) -> tuple[int, int]:
 
 
 def spread_cell(value: Spread | None, metric: str) -> str:
-    """Mean and deviation of a metric; a dash where there is none.
+    """Mean and deviation of a metric; a dash if there is none.
 
     Args:
         value: over the seeds.

@@ -1,4 +1,4 @@
-"""One self-contained HTML page that a person reads in a minute: verdicts, tables, pictures."""
+"""One self-contained HTML page: verdicts, tables, plots."""
 
 import re
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ code { font-size: .9em; }
 
 
 def write_report(runs: Sequence[Results], out: Path) -> Path:
-    """Writes `report.html` into a folder, and each run's pictures into its `plots/`.
+    """Writes `report.html` into a folder, and each run's plots into its `plots/`.
 
     Args:
         runs: results of one or more runs; each is a section of the page.

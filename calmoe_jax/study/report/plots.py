@@ -1,4 +1,4 @@
-"""The pictures of a report, from records alone."""
+"""The plots of a report, from records only."""
 
 from collections.abc import Callable
 
@@ -13,15 +13,15 @@ from calmoe_jax.study.report.summary import Summary
 # Reliability diagrams are shown for this many methods, of these kinds first.
 _MOST_DIAGRAMS = 4
 _PREFERRED = ("robust", "robust_filtered", "fgr", "mocae", "single")
-# A bin with a smaller share of the examples is noise, and is drawn faintly.
+# Bins with a smaller share of the examples are noisy, and are drawn faintly.
 _LEAST_SHARE = 0.005
 
 
 def draw_all(summary: Summary) -> dict[str, bytes]:
-    """Draws every picture that the results allow.
+    """Draws every plot that the results allow.
 
     Args:
-        summary: of a run.
+        summary: summary of a run.
 
     Returns:
         PNG files by name.
@@ -47,7 +47,7 @@ def draw_tradeoff(summary: Summary) -> Figure | None:
         summary: of a run.
 
     Returns:
-        The figure; `None` where no split of either kind was evaluated.
+        The figure; `None` if no split of either kind was evaluated.
     """
     panels = [("id", "in distribution"), ("shift", "under shift, mean over shifts")]
     panels = [(kind, title) for kind, title in panels if summary.splits(kind)]
@@ -100,7 +100,7 @@ def draw_along_the_shift(summary: Summary) -> Figure | None:
         summary: of a run.
 
     Returns:
-        The figure; `None` where the splits have no order.
+        The figure; `None` if the splits have no order.
     """
     evaluated = set(summary.splits())
     series: dict[str, list[tuple[float, str]]] = {}
@@ -144,13 +144,13 @@ def draw_reliability(summary: Summary) -> Figure | None:
     """Reliability diagrams: accuracy against confidence, before and after temperature.
 
     A column for the reference and up to three other methods; rows: in distribution, under shift.
-    The bars at the foot show where the examples are.
+    The bars below show the distribution of the confidences.
 
     Args:
         summary: of a run.
 
     Returns:
-        The figure; `None` where there is nothing to show.
+        The figure; `None` if there is nothing to show.
     """
     kinds = [("id", "in distribution"), ("shift", "under shift")]
     kinds = [(kind, title) for kind, title in kinds if summary.splits(kind)]
@@ -200,7 +200,7 @@ def _reliability(ax: Axes, summary: Summary, method: str, kind: str) -> None:
 
 
 def _methods_to_show(summary: Summary) -> list[str]:
-    """The reference first, then methods that differ most from it in kind, then the others."""
+    """The reference first, then a method of each other kind, then the rest."""
     preferred = [summary.results.reference, *_PREFERRED]
     present = [name for name in preferred if name in summary.methods]
     present += [name for name in summary.methods if name not in present]

@@ -1,4 +1,4 @@
-"""The sections of a report, in the order that they are read."""
+"""The sections of a report, in order."""
 
 from calmoe_jax.study.records import Results
 from calmoe_jax.study.report import tables
@@ -18,7 +18,7 @@ _CAPTIONS = {
 
 
 def section(summary: Summary, pictures: dict[str, bytes]) -> Html:
-    """Everything about one run.
+    """The section of one run.
 
     Args:
         summary: of the run.
@@ -50,7 +50,7 @@ def section(summary: Summary, pictures: dict[str, bytes]) -> Html:
 
 
 def reading_aid(references: list[str]) -> Html:
-    """What the words and numbers of the page mean.
+    """Explains the terms and numbers of the page.
 
     Args:
         references: the methods that others are compared with.
@@ -110,7 +110,7 @@ def _introduction(summary: Summary) -> str:
 
 
 def _configured(results: Results, *names: str) -> object:
-    """A value of the configuration; `None` where a study of another make has no such value."""
+    """A value of the configuration; `None` if the configuration has no such value."""
     value: object = results.config
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None

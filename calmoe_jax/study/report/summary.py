@@ -1,4 +1,4 @@
-"""Results indexed for tables and pictures: means and deviations over the seeds."""
+"""Results indexed for tables and plots: means and deviations over the seeds."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -38,7 +38,7 @@ class BinSums(NamedTuple):
 
 
 class Summary:
-    """Looks up what tables and pictures show of one run; every list is indexed once."""
+    """Looks up the values that tables and plots of one run show; indexes every list once."""
 
     def __init__(self, results: Results) -> None:
         """Indexes the results.
@@ -71,7 +71,7 @@ class Summary:
         return len({record.seed for record in self.results.records})
 
     def title(self, method: str) -> str:
-        """The method's title; its name where it has none.
+        """The method's title; its name if it has none.
 
         Args:
             method: name of a method.
@@ -95,11 +95,11 @@ class Summary:
         Args:
             method: name of a method.
             calibrator: name of a calibrator.
-            splits: names of splits, which count alike.
+            splits: names of splits, with equal weights.
             metric: name of a metric.
 
         Returns:
-            `None` where the metric does not exist for one of the records, or there is no record.
+            `None` if the metric does not exist for one of the records, or there is no record.
         """
         by_seed: dict[int, list[float]] = {}
         for split in dict.fromkeys(splits):

@@ -42,7 +42,7 @@ _CALIBRATOR_TITLES = {
 
 
 def overview(summary: Summary) -> Html:
-    """A row for each method, with what matters most.
+    """A row for each method, with the main metrics.
 
     Args:
         summary: of a run.
@@ -81,13 +81,13 @@ def overview(summary: Summary) -> Html:
 
 
 def repairs(summary: Summary) -> Html:
-    """Calibrators that look at unlabelled examples of each split, and what they rest on.
+    """Calibrators that use unlabelled examples of each split, and their evidence.
 
     Args:
         summary: of a run.
 
     Returns:
-        Nothing where there is no shifted split, or nothing was fitted on unlabelled examples.
+        Empty if there is no shifted split, or nothing was fitted on unlabelled examples.
     """
     shifts = summary.splits("shift")
     if not shifts or not summary.results.shifts:
@@ -167,7 +167,7 @@ def metrics(summary: Summary) -> Html:
         summary: of a run.
     """
     splits = summary.splits()
-    # those that look at unlabelled examples have a table of their own
+    # calibrators that use unlabelled examples have a separate table
     calibrators = [name for name in summary.calibrators if name not in REPAIRS]
     tables = []
     for metric in METRICS:
@@ -193,7 +193,7 @@ def differences(summary: Summary) -> Html:
         summary: of a run.
 
     Returns:
-        Nothing where nothing was compared.
+        Empty if nothing was compared.
     """
     lines = summary.results.comparisons
     if not lines:
@@ -249,7 +249,7 @@ def temperatures(summary: Summary) -> Html:
         summary: of a run.
 
     Returns:
-        Nothing where none was fitted.
+        Empty if none was fitted.
     """
     rows = []
     for fit in summary.results.fits:

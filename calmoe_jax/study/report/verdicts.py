@@ -1,24 +1,24 @@
-"""One line in plain words for each method, which may well be: worse than the reference here."""
+"""A one-line verdict in plain words for each method."""
 
 from typing import Literal, NamedTuple
 
 from calmoe_jax.study.records import SHIFT_MEAN, Comparison
 from calmoe_jax.study.report.summary import Summary
 
-# Calibration errors that a person would call a small change, and a large error.
+# Calibration errors that count as a small change, and as a large error.
 _SMALL, _LARGE = 0.01, 0.05
 
 Tone = Literal["reference", "better", "worse", "mixed", "same"]
 
 
 class Verdict(NamedTuple):
-    """What to think of a method on this task.
+    """The verdict on a method for this task.
 
     Attributes:
         method: name of the method.
         tone: for the colour of the line.
         headline: a few words.
-        detail: the figures behind them.
+        detail: the numbers behind it.
     """
 
     method: str
@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
 
 
 def verdicts(summary: Summary) -> list[Verdict]:
-    """A verdict for each method, that of the reference first.
+    """A verdict for each method, the reference first.
 
     Args:
         summary: of a run.
@@ -143,7 +143,7 @@ def _gap_words(summary: Summary, method: str) -> list[str]:
 
 
 def _sign(line: Comparison) -> int:
-    """-1 or 1 where the whole interval lies on one side of 0."""
+    """-1 or 1 if the whole interval is on one side of 0, otherwise 0."""
     return -1 if line.high < 0 else 1 if line.low > 0 else 0
 
 

@@ -160,8 +160,8 @@ def test_missing_newsgroups_say_how_to_get_them(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no gzip", "not a whole gzip"),
-        (gzip.compress(b"sci.med\twords" * 50)[:-9], "not a whole gzip"),
+        (b"no gzip", "not a complete gzip"),
+        (gzip.compress(b"sci.med\twords" * 50)[:-9], "not a complete gzip"),
         (gzip.compress(b"sci.med\twords\nsci.med words\n"), "line 2: .*got 0 tabs"),
         (gzip.compress(b"sci.med\twords\twords\n"), "line 1: .*got 2 tabs"),
         (gzip.compress(b"\n\nsci.magic\twords\n"), "line 3: .*one of the 20, got 'sci.magic'"),

@@ -233,8 +233,8 @@ FILM_TEXTS = "movieReviewSnippets_GroundTruth.txt"
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"no gzip", "not a whole gzip"),
-        (tar(members(rated_rows()))[:-100], "not a whole gzip"),
+        (b"no gzip", "not a complete gzip"),
+        (tar(members(rated_rows()))[:-100], "not a complete gzip"),
         (gzip.compress(b"no tar" * 200), "not a whole tar"),
         (gzip.compress(b""), "not a whole tar"),
         (gzip.compress(gzip.decompress(tar(members(rated_rows())))[:30000]), "not a whole tar"),
@@ -246,7 +246,7 @@ FILM_TEXTS = "movieReviewSnippets_GroundTruth.txt"
         (changed("tweets", "GroundTruth", b"\t-9.5\t", b"\t1\t2\t"), "line 1: .*2 further"),
         (changed("tweets", "anonDataRatings", b"\t1.0\t", b"\t"), "line 1: .*3 further columns"),
         (changed("tweets", "GroundTruth", b"\n2\t", b"\ntwo\t"), "line 2: .*must be a number"),
-        (changed("tweets", "GroundTruth", b"\n2\t", b"\n1\t"), "line 2: number 1 is there twice"),
+        (changed("tweets", "GroundTruth", b"\n2\t", b"\n1\t"), "line 2: number 1 occurs twice"),
         (changed("tweets", "GroundTruth", b"\n7\t", b"\n9999\t"), "7 has not|9999 has not"),
         (changed("tweets", "anonDataRatings", b"1\t", b"999\t0\t0\t[1]\r\n1\t"), "999 has not"),
         (changed("tweets", "anonDataRatings", b"[", b"[5, "), r"tweets 1 .*got '\[5, "),
