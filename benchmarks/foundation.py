@@ -24,22 +24,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from calmoe_jax.training.loop import over_seeds
 
 from benchmarks.harness import Figure, ratio, report, time_interleaved
-from calmoe_jax import training
+from calmoe_jax._mapping import over_seeds
 from calmoe_jax.data import load_task
+from calmoe_jax.study.config import ModelConfig
 from calmoe_jax.study.networks import build_network
-from calmoe_jax.training.step import Objective, TrainState, make_epoch
+from calmoe_jax.training import Batch, TrainState, init_state, objectives, train_epoch, train_step
 
-_OBJECTIVE = Objective(
-    eta=2.0,
-    regret_threshold=1e-6,
-    disagreement_threshold=0.01,
-    filter_share=0.05,
-    load_balancing=0.0,
-    z_loss=0.0,
-)
+_OBJECTIVES = {
+    "vanilla": objectives.erm(),
+    "robust": objectives.robust(eta=2.0),
+    "robust_released": objectives.robust(eta=2.0, detach=False),
+    "robust_filtered": objectives.robust_filtered(eta=2.0),
+    "fgr": objectives.rectified(objectives.erm()),
+}
 
 
 def measure_run() -> list[Figure]:
@@ -64,23 +63,15 @@ def measure_seeds() -> list[Figure]:
     task = load_task("portal")
     inputs, labels = jnp.asarray(task.train.inputs), jnp.asarray(task.train.labels)
     network = build_network(
-        training.ModelConfig(),
-        single=False,
-        input_shape=task.input_spec.shape,
-        num_classes=len(task.classes),
+        ModelConfig(), task.train.inputs, single=False, num_classes=len(task.classes)
     )
-    optimizer = optax.adamw(1e-3)
-    one_seed = make_epoch(
-        network,
-        training.METHODS["vanilla"].recipe,
-        _OBJECTIVE,
-        optimizer,
-        batch_size=128,
+    optimizer, objective = optax.adamw(1e-3), _OBJECTIVES["vanilla"]
+    one_seed = partial(
+        train_epoch, network=network, objective=objective, optimizer=optimizer, batch_size=128
     )
 
     def init(seed: jax.Array) -> TrainState:
-        params, statistics = network.init(jax.random.key(seed))
-        return TrainState(params, statistics, optimizer.init(params))
+        return init_state(network, objective, optimizer, jax.random.key(seed))
 
     def epochs(number: int, mapped: Callable[..., Callable[..., object]]) -> Callable[[], object]:
         seeds = jnp.arange(number)
@@ -105,18 +96,15 @@ def measure_steps() -> list[Figure]:
     rng = np.random.RandomState(0)
     inputs = jnp.asarray(rng.randint(0, 256, (128, 32, 32, 3)), jnp.uint8)
     labels = jnp.asarray(rng.randint(0, 10, 128), jnp.int32)
-    optimizer = optax.adamw(1e-3)
+    optimizer, batch = optax.adamw(1e-3), Batch(inputs, labels)
+    config = ModelConfig(backbone="resnet18", stages=3)
+    network = build_network(config, inputs, single=False, num_classes=10)
     variants = {}
-    for method in ("vanilla", "robust", "robust_released", "robust_filtered", "fgr"):
-        recipe = training.METHODS[method].recipe
-        config = training.ModelConfig(backbone="resnet18", stages=3)
-        network = build_network(config, single=False, input_shape=(32, 32, 3), num_classes=10)
-        epoch = make_epoch(network, recipe, _OBJECTIVE, optimizer, batch_size=128)
-        params, statistics = jax.jit(network.init)(jax.random.key(0))
-        state = TrainState(params, statistics, optimizer.init(params))
-        # an epoch of one batch is one step
-        variants[method] = partial(
-            jax.jit(epoch), state, jnp.int32(0), jnp.int32(0), inputs, labels
+    for name, objective in _OBJECTIVES.items():
+        start = partial(init_state, network, objective, optimizer)
+        step = partial(train_step, network=network, objective=objective, optimizer=optimizer)
+        variants[name] = partial(
+            jax.jit(step), jax.jit(start)(jax.random.key(0)), batch, jax.random.key(1)
         )
     seconds = time_interleaved(variants, rounds=9)
     return [
@@ -142,7 +130,7 @@ def measure_import() -> list[Figure]:
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
         for _ in range(5)
     ]
-    return [Figure("import calmoe_jax after import jax", median(seconds), 1.0, "s")]
+    return [Figure("import calmoe_jax after import jax", median(seconds), 0.1, "s")]
 
 
 PARTS = {

@@ -29,7 +29,7 @@ from calmoe_jax._files import to_json, write_whole
 from calmoe_jax._mapping import over_seeds
 from calmoe_jax.data import Split, Task, load_task
 from calmoe_jax.shift import repair
-from calmoe_jax.training import RunConfig
+from calmoe_jax.study.config import RunConfig
 from experiments.repair_without_labels import errors, fit
 from experiments.simulated import NO_SHIFT, PARTS, leave_out, subpopulations
 from experiments.trained import experiment_parser, sample, train_vanilla

@@ -28,7 +28,7 @@ from calmoe_jax import calibration, mixture, shift
 from calmoe_jax._files import to_json, write_whole
 from calmoe_jax.data import Task, load_task
 from calmoe_jax.shift import repair
-from calmoe_jax.training import RunConfig
+from calmoe_jax.study.config import RunConfig
 from experiments.trained import experiment_parser, sample, train_vanilla
 
 # Columns of `configuration_features`, and which way they move.
