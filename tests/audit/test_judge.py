@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 import calmoe_jax as cm
-from calmoe_jax.audit import LogError, audit, describe_audit, read_logs
+from calmoe_jax.audit import Audit, LogError, audit, describe_audit, read_logs
 from calmoe_jax.audit.logs import take
 from calmoe_jax.audit.pictures import draw_audit
+from calmoe_jax.audit.results import Estimate
 from calmoe_jax.cli import main
 
 SIZE, TARGETS, EXPERTS, CLASSES = 240, 180, 3, 4
@@ -162,6 +164,24 @@ def test_what_is_no_file_of_logs(folder, capsys):
         assert "cannot be read" in capsys.readouterr().err, name
 
 
+def test_what_is_not_known_is_said_in_words(found):
+    _, judged, _ = found
+    unknown = Estimate(0.5, None, None)
+    scores = replace(
+        judged.held_out.scores, accuracy=unknown,
+        negative_log_likelihood=Estimate(None, None, None),
+    )  # fmt: skip
+    held_out = replace(judged.held_out, scores=scores, expert_ece=[None, 0.1, 0.2])
+    shift = replace(judged.shift, p_value=None, separability=None)
+    words = describe_audit(replace(judged, held_out=held_out, shift=shift))
+    for part in ("NLL infinite", "accuracy 0.500;", "no load", "p = unknown", "separability unk"):
+        assert part in words
+    alone = describe_audit(Audit(judged.held_out))
+    assert "No targets: nothing to compare with." in alone
+    assert list(Audit(judged.held_out).to_json()) == ["held_out"]
+
+
+@pytest.mark.exhaustive  # programs of sizes of its own
 def test_logs_that_tell_little_are_described(folder):
     """One held-out example, in one cluster with everything else, and a certain, wrong expert."""
     arrays = make()

@@ -158,7 +158,8 @@ def test_targets_that_do_not_count_are_not_there():
     for a, b in zip(alone, masked, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     nobody = shift_test(
-        jax.random.key(0), held_out, targets, target_where=jnp.zeros(30, bool),
+        jax.random.key(0), held_out, padded, target_where=jnp.zeros(39, bool),
+        clusters=jnp.concatenate([clusters, jnp.zeros(9, clusters.dtype)]), num_clusters=80,
         num_permutations=59,
     )  # fmt: skip
     assert jnp.isnan(nobody.p_value)
