@@ -177,7 +177,7 @@ def test_what_is_not_known_is_said_in_words(found):
     for part in ("NLL infinite", "accuracy 0.500;", "no load", "p = unknown", "separability unk"):
         assert part in words
     alone = describe_audit(Audit(judged.held_out))
-    assert "No targets: nothing to compare with." in alone
+    assert "No targets: no shift to test for." in alone
     assert list(Audit(judged.held_out).to_json()) == ["held_out"]
 
 
