@@ -22,7 +22,7 @@ def load_balancing_loss(
     Args:
         prediction: of a batch.
         where: tokens that count; all by default.
-        axis_name: device axis that the tokens are spread over.
+        axis_name: device axis that the tokens are sharded over.
     """
     chosen = jax.lax.stop_gradient(prediction.routing)
     if where is not None:  # the means in `prediction.gate` are over all tokens
@@ -51,7 +51,7 @@ def router_z_loss(
     Args:
         prediction: of a batch.
         where: tokens that count; all by default.
-        axis_name: device axis that the tokens are spread over.
+        axis_name: device axis that the tokens are sharded over.
     """
     squares = jnp.square(prediction.gate.logsumexp)
     counted = jnp.ones(squares.shape, bool) if where is None else where

@@ -150,7 +150,7 @@ def test_a_read_only_folder(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"model": ModelConfig(backbone="resnet18")}, "not images"),
-        ({"methods": ()}, "the number of methods must be at least 1"),
+        ({"methods": ()}, "methods must hold at least one"),
         ({"methods": ("robst",)}, r"got 'robst'\. Did you mean robust\?"),
         ({"methods": ("fgr", "fgr")}, "once each"),
         ({"seeds": 0}, "seeds must be at least 1, got seeds=0"),

@@ -188,6 +188,6 @@ def test_methods_that_share_a_training_must_be_alike(tmp_path):
 
 def test_the_single_classifier_of_a_given_network(tmp_path):
     refused(
-        tmp_path, "'single' is this library's own classifier", methods=["single"],
+        tmp_path, "'single' is this library's classifier", methods=["single"],
         network=nn.from_nnx(Theirs),
     )  # fmt: skip

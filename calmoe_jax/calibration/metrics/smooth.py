@@ -228,7 +228,7 @@ def soft_binned_error(
         bin_temperature: softness `T` of the membership, in squared probability, above 0.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
         The error, in [0, 1], with a finite gradient everywhere (zero where the error is 0); 0

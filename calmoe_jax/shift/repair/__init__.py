@@ -1,9 +1,9 @@
-"""Temperatures for a split without its labels: what its routing configurations suggest.
+"""Temperatures for an unlabelled split, from its routing configurations.
 
 Each calibrator here sees labelled held-out examples and unlabelled ones of the split, gives the
 aggregate one temperature, and never one below the temperature fitted in distribution: unlabelled
 examples are weak evidence that a model should be more confident. `prepare` computes what depends
-on the held-out examples alone, `fit_to_targets` the rest for a split, `describe` says what follows.
+on the held-out examples alone, `fit_to_targets` the rest for a split, `describe` gives the verdict.
 """
 
 from calmoe_jax.shift.repair.fit import Repair as Repair
