@@ -21,7 +21,7 @@ class ShiftTest(NamedTuple):
 
     Attributes:
         p_value: p-value of a shift in any of the three groups below.
-        load: p-value of a shift of the experts' loads (routing weights, their entropy and margin).
+        load: p-value of a shift of the experts' loads (routing weights and their entropy).
         confidence: p-value of a shift of the confidences of the aggregate and of the experts.
         disagreement: p-value of a shift of the experts' disagreement.
     """
