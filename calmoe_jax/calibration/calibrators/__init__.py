@@ -8,8 +8,8 @@
     fit_gate_temperature(gate_logits, expert_logits, labels)           # for the router
 
 A fit is a NamedTuple of parameters with a certificate (`converged`, `at_bound`, `residual`,
-`num_steps`) if it comes from an iterative method, and passes through `jax.jit` and `jax.vmap`. All but
-the isotonic ones, which run on the host, are fitted under both too.
+`num_steps`) if it comes from an iterative method, and passes through `jax.jit` and `jax.vmap`. All
+but the isotonic ones, which run on the host, are fitted under both too.
 """
 
 from calmoe_jax.calibration.calibrators.beta import BetaFit as BetaFit

@@ -297,7 +297,7 @@ def test_bad_options():
         (intervals.calibration_error, bins),
         (intervals.clustered_calibration_error, many),
     ):
-        with pytest.raises(ValueError, match=r"no honest interval .* got norm='max'"):
+        with pytest.raises(ValueError, match=r"no valid interval .* got norm='max'"):
             function(KEY, sums, norm="max")
         with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got level=2"):
             function(KEY, sums, level=2)
