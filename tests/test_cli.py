@@ -58,7 +58,7 @@ def test_wrong_usage_ends_with_2_and_writes_nothing(run, arguments, message, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tasks_say_what_is_here(run, tmp_path, monkeypatch):
+def test_tasks_say_whether_data_is_present(run, tmp_path, monkeypatch):
     code, out, _ = run("tasks")
     assert code == 0
     for name in ("portal", "digits", "digits16", "fashion_c"):
@@ -101,7 +101,7 @@ def test_run_and_report(run, monkeypatch, tmp_path):
     assert "another configuration" in err
 
 
-def test_a_run_that_breaks_down_ends_with_1(run, monkeypatch):
+def test_a_failed_run_ends_with_1(run, monkeypatch):
     task = small_task()
     task.train.inputs[3] = 3e38
     monkeypatch.setattr(experiment, "load_task", lambda name, data_dir: task)
@@ -142,7 +142,7 @@ def calmoe(*arguments):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_end(tmp_path):
+def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_result(tmp_path):
     options = ("--methods", "vanilla", "--seeds", "2", "--epochs", "40", "--checkpoint-every", "15")
     whole = calmoe("run", *options, "--out", str(tmp_path / "whole"))
     assert whole.wait(timeout=300) == 0, whole.stderr.read()

@@ -46,7 +46,7 @@ def test_the_commit_and_whether_it_was_changed(repository):
     assert _environment.describe_environment()["commit"] == head + "+"
 
 
-def test_no_commit_of_somebody_elses_repository(repository):
+def test_no_commit_of_an_unrelated_repository(repository):
     git(repository, "add", "other.py")
     git(repository, "commit", "-q", "-m", "without the package")
     assert _environment.describe_environment()["commit"] is None

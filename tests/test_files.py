@@ -9,7 +9,7 @@ import pytest
 from calmoe_jax import _files
 
 
-def test_content_is_replaced_whole(tmp_path):
+def test_content_is_replaced_atomically(tmp_path):
     path = tmp_path / "f"
     _files.write_whole(path, "old")
     _files.write_whole(path, b"new")

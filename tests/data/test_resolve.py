@@ -134,7 +134,7 @@ def test_what_is_wrong_with_a_function_is_said(folder, spec, message):
     assert sys.path == path
 
 
-def test_an_interruption_is_none_of_our_business(folder):
+def test_an_interruption_is_not_caught(folder):
     with pytest.raises(KeyboardInterrupt):
         resolve_task("own:interrupted")
 

@@ -29,7 +29,7 @@ def a_task(dtype=np.float32):
     return task, (want[train], want[held_out])
 
 
-def test_each_class_is_parted_and_the_largest_part_comes_first():
+def test_each_class_is_split_and_the_largest_part_comes_first():
     task, want = a_task()
     for found, wanted in zip(simulated.subpopulations(task), want, strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -55,7 +55,7 @@ def test_what_is_left_out_is_seen_in_targets_alone(dtype):
         assert not set(split.clusters) & set(inside)
 
 
-def test_noise_and_fading_are_as_large_as_they_say():
+def test_noise_and_fading_have_the_given_size():
     task, parts = a_task()
     without, targets = simulated.leave_out(task, parts, 0)
     mean, scale = (f(without.train.inputs, axis=0) for f in (np.mean, np.std))

@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_bytes(finished, tmp_path):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
-def test_a_method_does_not_depend_on_its_company(finished, tmp_path):
+def test_a_method_does_not_depend_on_the_other_methods(finished, tmp_path):
     _, results = finished
     alone = run(tmp_path / "alone", ("robust",))
     assert tuple(r for r in results.records if r.method == "robust") == alone.records

@@ -82,7 +82,7 @@ def test_eager_is_jit(case):
     )
 
 
-def test_what_does_not_count_might_not_be_there(case):
+def test_masked_examples_do_not_matter(case):
     """Padding at the end, so that positions are the same."""
     where = np.arange(SIZE) < 17
     _, loss, log_weights, state = evaluated(case, where=where)
@@ -93,7 +93,7 @@ def test_what_does_not_count_might_not_be_there(case):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state, alone_state)
 
 
-def test_the_order_of_examples_is_nothing(case):
+def test_the_order_of_examples_does_not_matter(case):
     if case.by_position:
         pytest.skip("its folds are by position")
     order = np.random.RandomState(0).permutation(SIZE)
@@ -210,7 +210,7 @@ def test_gate_losses_are_those_of_the_gate(where):
     assert objectives.with_gate_losses(unchanged) is unchanged
 
 
-def test_a_warm_up_hands_on_what_another_remembers():
+def test_a_warm_up_returns_the_objective_state_unchanged():
     state = CASES["cross_batch_robust"].objective.init()
     assert apply(objectives.erm(), *given(), state)[3] == state
 

@@ -112,7 +112,7 @@ def test_the_state_can_be_donated(name):
     assert any(x.is_deleted() for x in jax.tree.leaves(gone))
 
 
-def test_padding_takes_no_part():
+def test_padding_does_not_count():
     network, optimizer = network_of(TASK), optax.sgd(1.0)
     statics = {"network": network, "objective": OBJECTIVES["robust"], "optimizer": optimizer}
     state = start(network, OBJECTIVES["robust"], optimizer)
@@ -218,7 +218,7 @@ def test_regret_is_against_all_experts():
     assert not any(seen)
 
 
-def test_what_is_not_finite_is_said():
+def test_non_finite_values_are_reported():
     network, optimizer = network_of(TASK), optax.sgd(1.0)
 
     def loss(losses, prediction, batch, state, *, axis_name=None):
