@@ -1,4 +1,4 @@
-"""What is said of the machine, and of the commit that a result comes from."""
+"""The description of the machine, and of the commit of a result."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A package in a repository of its own, which the module believes to be in."""
+    """A package in a separate repository, in which the module seems to be."""
     package = tmp_path / "package"
     package.mkdir()
     for name in ("__init__.py", "other.py"):

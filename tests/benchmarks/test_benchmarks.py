@@ -1,4 +1,4 @@
-"""The benchmarks of dispatch: their problems, byte models, bounds, and that a lie is caught."""
+"""The benchmarks of dispatch: problems, byte models, bounds, and detection of wrong results."""
 
 import json
 import os

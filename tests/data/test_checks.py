@@ -1,4 +1,4 @@
-"""`check_task` converts what it can, and says what to mend."""
+"""`check_task` converts what it can, and reports what to fix."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""A task by whatever names it."""
+"""Tasks by name, file or function."""
 
 import re
 import sys
@@ -47,7 +47,7 @@ def later():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, with modules of a user's own, which are forgotten afterwards."""
+    """The current folder, with a user's modules, which are unloaded afterwards."""
     before = set(sys.modules)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(CODE)

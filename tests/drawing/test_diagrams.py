@@ -1,4 +1,4 @@
-"""Pictures of calibration: what is in them, and that nothing covers anything."""
+"""Plots of calibration: their content, and that no texts overlap."""
 
 import doctest
 import io

@@ -1,4 +1,4 @@
-"""Which implementation runs, and what measurements say of it."""
+"""Selection of an implementation, from measurements."""
 
 import doctest
 import json

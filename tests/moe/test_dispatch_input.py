@@ -1,4 +1,4 @@
-"""What dispatch refuses, and what it makes of a plan that points nowhere."""
+"""Errors of dispatch, and plans with indices out of range."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Losses from what `route` computed: those of the gate's own logits, and their constants."""
+"""Losses from the results of `route`: equal to those of the gate's logits, and their constants."""
 
 from functools import partial
 

@@ -30,7 +30,7 @@ def arrays(*values, dtype=jnp.float32):
 
 
 def check(solution, constraints, targets=None, *, base=None, tolerance=2e-5):
-    """What every solution that says it has converged must fulfil."""
+    """The conditions that every converged solution must fulfil."""
     assert solution.converged
     assert solution.feasible
     w = np.exp(np.asarray(solution.log_weights, np.float64))
@@ -328,7 +328,7 @@ def test_columns_far_from_zero():
 
 @pytest.mark.parametrize("options", [{"eta": 2.0}, {"radius": 0.3}], ids=["eta", "radius"])
 def test_many_examples(options):
-    """The way that leads over a part of the examples, and Hessians that are kept."""
+    """The solver that starts from a subset of the examples, and keeps Hessians."""
     rng = np.random.RandomState(0)
     n = 70_000
     a = rng.randn(n, 3) + np.array([0, 5, -100])

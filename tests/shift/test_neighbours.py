@@ -1,4 +1,4 @@
-"""Support by labelled neighbours against loops, and the accuracy that it suggests."""
+"""Support by labelled neighbours against loops, and the accuracy estimated from it."""
 
 import functools
 import math

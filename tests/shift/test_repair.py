@@ -234,7 +234,7 @@ def test_clusters_of_the_test_stay_whole():
 
 
 def test_what_is_known_of_held_out_examples_is_computed_once(fitted, monkeypatch):
-    """One preparation serves several splits, and says what one for each would."""
+    """One preparation for several splits gives the same result as one for each."""
     task, split, held_out, inside, targets, found = fitted
     prepared = repair.prepare(held_out, task.calibration.labels, task.calibration.clusters, inside)
     monkeypatch.setattr(repair.held_out, "_prepare", None)

@@ -112,7 +112,7 @@ def test_p_values_equal_a_loop_over_the_same_relabellings(clustered):
 
 
 def test_clusters_are_relabelled_whole():
-    """Copies of an example are no further evidence."""
+    """Copies of an example do not add evidence."""
     held_out, targets = draw(jax.random.key(1), 25), draw(jax.random.key(2), 20)
     alone = shift_test(jax.random.key(0), held_out, targets, num_permutations=199)
     copies = [jax.tree.map(lambda x: jnp.repeat(x, 8, axis=0), x) for x in (held_out, targets)]

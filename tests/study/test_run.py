@@ -132,7 +132,7 @@ def test_unusable_folders(tmp_path):
 
 
 def test_a_read_only_folder(tmp_path, monkeypatch):
-    """Root may write anywhere, so that the refusal is played back for it."""
+    """Root may write anywhere, so the refusal is simulated."""
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o555)
     if os.access(folder, os.W_OK):

@@ -1,4 +1,4 @@
-"""Laws that every objective keeps, a user's own among them; and each one's oracle."""
+"""Laws that every objective keeps, including a user's; and the oracle of each."""
 
 from functools import cache, partial
 
@@ -104,7 +104,7 @@ def test_the_order_of_examples_does_not_matter(case):
 
 
 def test_equal_losses_get_equal_weights(case):
-    """All examples the same: nothing to tell them apart by."""
+    """All examples are equal."""
     _, loss, log_weights, _ = evaluated(case, np.zeros(SIZE, int))
     losses = evaluated(CASES["erm"], np.zeros(1, int))[0]
     np.testing.assert_allclose(loss, case.scale * losses[0], rtol=1e-5)

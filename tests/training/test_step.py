@@ -1,4 +1,4 @@
-"""One step: the gradient that the objective says, on any inputs, on any number of devices."""
+"""One step: the gradient of the objective, on any inputs, on any number of devices."""
 
 import dataclasses
 from functools import partial
@@ -69,7 +69,7 @@ def test_a_step_follows_the_objective_written_out(method):
 @pytest.mark.parametrize("driver", ["shard_map", "shard_map unchecked", "pmap"])
 @pytest.mark.parametrize("name", ["erm", "robust_filtered", "balanced_robust", "fgr", "theirs"])
 def test_devices_take_the_step_that_one_takes(name, driver):
-    """Parameters, log and state after three steps; the batch is spread, the state is not."""
+    """Parameters, log and state after three steps; the batch is sharded, the state is not."""
     if len(jax.devices()) < 4:
         pytest.skip("needs four devices")
     network, optimizer, objective = network_of(TASK), optax.adam(1e-2), OBJECTIVES[name]

@@ -16,7 +16,7 @@ fit_experts = jax.jit(cm.calibration.calibrators.fit_expert_temperatures)
 
 
 def problem(seed=0, size=40, classes=4, scale=1.0):
-    """Logits that know something of the labels, `scale` times too sharp."""
+    """Logits that depend on the labels, `scale` times too sharp."""
     rng = np.random.RandomState(seed)
     logits = rng.randn(size, classes) * 2
     noise = rng.gumbel(size=(size, classes)) * rng.uniform(0.5, 3)
@@ -397,7 +397,7 @@ def test_many_examples_start_from_a_subset():
     np.testing.assert_allclose(
         fit.temperature, references.temperature(np.asarray(given), labels), rtol=1e-5
     )
-    # where every sixteenth example says nothing, or the wrong thing
+    # every sixteenth example is uninformative, or misleading
     some = np.arange(size) % 16 == 0
     without = references.temperature(np.asarray(given), labels, ~some)
     fit = fit_of(given, truth, weights=jnp.asarray(~some, jnp.float32))

@@ -167,7 +167,7 @@ def test_skce_gradient_equals_finite_differences():
 
 
 def test_skce_takes_memory_of_order_n():
-    """With its gradient too: tiles are computed anew on the way back."""
+    """With its gradient too: tiles are recomputed in the backward pass."""
     size = 4096
     probs, labels = jnp.full((size, 2), 0.5), jnp.zeros(size, jnp.int32)
     compiled = (

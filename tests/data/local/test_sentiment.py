@@ -1,4 +1,4 @@
-"""`sentiment`: labels as people gave them, no leaks, errors that name the file."""
+"""`sentiment`: labels from the ratings, no leaks, errors that name the file."""
 
 import gzip
 import re
