@@ -79,7 +79,7 @@ def entropy_balance(
     sixteenth; on a CPU it then keeps that Hessian, corrected by secants, while progress is fast.
 
     Args:
-        signal: what the adversary maximises, a loss say. `-inf` gives weight 0.
+        signal: signal that the adversary maximises, a loss say. `-inf` gives weight 0.
         constraints: columns of `A`; collinear and constant ones are allowed.
         targets: `b`; by default the moments of the base weights, which can always be met.
         eta: inverse temperature, above 0. Either it or `radius` must be given.

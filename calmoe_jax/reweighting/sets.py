@@ -50,7 +50,7 @@ def kl_penalty(
     The weights are `q exp(eta s) / Z` and the value is `log(sum q exp(eta s)) / eta`.
 
     Args:
-        signal: what the adversary maximises.
+        signal: signal that the adversary maximises.
         eta: inverse of the penalty's coefficient, above 0.
         weights: base weights `q`, at least 0; uniform by default.
         where: examples that count; all by default.
@@ -94,7 +94,7 @@ def kl_ball(
     Its dual value is `min_eta (radius + log sum q exp(eta s)) / eta`, at the `eta` found.
 
     Args:
-        signal: what the adversary maximises.
+        signal: signal that the adversary maximises.
         radius: divergence in nats, at least 0.
         weights: base weights `q`, at least 0; uniform by default.
         where: examples that count; all by default.
@@ -139,7 +139,7 @@ def chi_square_ball(
     (s - nu)_+^2)`. Where all examples have weight, `nu` is the mean less `sd / sqrt(2 radius)`.
 
     Args:
-        signal: what the adversary maximises; finite where it counts.
+        signal: signal that the adversary maximises; finite where it counts.
         radius: at least 0.
         weights: base weights `q`, at least 0; uniform by default.
         where: examples that count; all by default.
@@ -211,7 +211,7 @@ def cvar(
     The dual value is `min_t t + sum q (s - t)_+ / alpha`, at the quantile `t`.
 
     Args:
-        signal: what the adversary maximises.
+        signal: signal that the adversary maximises.
         alpha: share of the base weights, in (0, 1].
         weights: base weights `q`, at least 0; uniform by default.
         where: examples that count; all by default.

@@ -22,7 +22,7 @@ def tilted_log_weights(
     `w_i = q_i exp(eta s_i) / sum_j q_j exp(eta s_j)`.
 
     Args:
-        signal: what the adversary maximises, a loss say, in nats.
+        signal: signal that the adversary maximises, a loss say, in nats.
         eta: inverse temperature of the adversary, above 0; towards 0 the weights are uniform.
         weights: base weights `q`, at least 0; need not sum to one; uniform by default.
         where: examples that may get weight; all by default.

@@ -20,7 +20,7 @@ def load_balancing_loss(
     As `cm.load_balancing_loss`. If all experts are slots, those of weight 0 do not count as load.
 
     Args:
-        prediction: of a batch.
+        prediction: prediction for a batch.
         where: tokens that count; all by default.
         axis_name: device axis that the tokens are sharded over.
     """
@@ -49,7 +49,7 @@ def router_z_loss(
     As `cm.router_z_loss`.
 
     Args:
-        prediction: of a batch.
+        prediction: prediction for a batch.
         where: tokens that count; all by default.
         axis_name: device axis that the tokens are sharded over.
     """

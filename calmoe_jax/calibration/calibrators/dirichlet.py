@@ -251,7 +251,7 @@ def apply_dirichlet(
     """Probabilities after Dirichlet calibration: `softmax(W log_softmax(logits) + b)`.
 
     Args:
-        fit: from `fit_dirichlet`.
+        fit: a fit from `fit_dirichlet`.
         logits: logits or log probabilities; `-inf` for impossible classes.
 
     Returns:

@@ -162,7 +162,7 @@ def _moments(
 
     Args:
         below: logits minus the largest of their example.
-        true: that of the true class.
+        true: the same for the true class.
         weight: weight of each example; they sum to 1.
     """
 

@@ -34,7 +34,7 @@ def side_of(
     """Chooses the examples of a side, and numbers their clusters.
 
     Args:
-        clusters: of the real examples, which come first.
+        clusters: clusters of the real examples, which come first.
         length: number of examples with padding.
         most_examples: largest number of examples, if each is its own cluster; the others are left
             out evenly.

@@ -84,7 +84,7 @@ def moments(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
     """`calmoe_kernels.xla.dual.moments` in one launch.
 
     Args:
-        columns: of `[n, m]` in float32, with `m` at most 64.
+        columns: columns of `[n, m]` in float32, with `m` at most 64.
         scores: `[n]`.
         slopes: `[m]`.
 

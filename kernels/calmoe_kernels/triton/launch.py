@@ -65,7 +65,9 @@ def launch(one: Launch) -> tuple[jax.Array, ...]:
     @jax.custom_batching.custom_vmap
     def run(*given: jax.Array) -> tuple[jax.Array, ...]:
         whole = _unsharded(lambda *own: bind(with_arrays(own)), one, given)
-        return vary_along(whole(*given), varying_axes(given))  # a kernel cannot tell
+        return vary_along(
+            whole(*given), varying_axes(given)
+        )  # the type of a kernel does not show it
 
     @run.def_vmap
     def _run_one_by_one(

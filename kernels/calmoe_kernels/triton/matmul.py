@@ -170,7 +170,7 @@ def rows(
     Args:
         x: `[rows, d]` in float32, bfloat16 or float16.
         w: `[experts, d, f]`, or `[experts, f, d]` if transposed.
-        groups: where the rows lie.
+        groups: the rows of each expert.
         transposed: whether to multiply by the transposes.
         dtype: dtype of the result.
 
@@ -220,7 +220,7 @@ def matrices(x: jax.Array, y: jax.Array, groups: Groups, *, dtype: jnp.dtype) ->
     Args:
         x: `[rows, d]` in float32, bfloat16 or float16.
         y: `[rows, f]`, of the dtype of `x`.
-        groups: where the rows lie.
+        groups: the rows of each expert.
         dtype: dtype of the result.
 
     Returns:

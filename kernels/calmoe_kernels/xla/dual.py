@@ -63,7 +63,7 @@ def moments(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
     """All moments.
 
     Args:
-        columns: of `[n, m]`.
+        columns: columns of `[n, m]`.
         scores: `[n]`, `u`.
         slopes: `[m]`, `v`.
 
@@ -98,7 +98,7 @@ def means(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
     """All moments but the second, which takes most of the time on a CPU.
 
     Args:
-        columns: of `[n, m]`.
+        columns: columns of `[n, m]`.
         scores: `[n]`, `u`.
         slopes: `[m]`, `v`.
 

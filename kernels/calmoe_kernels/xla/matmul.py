@@ -47,7 +47,7 @@ def blocks_rows(
     Args:
         x: `[rows, d]`.
         w: `[experts, d, f]`, or `[experts, f, d]` if transposed.
-        groups: where the rows lie.
+        groups: the rows of each expert.
         transposed: whether to multiply by the transposes.
         block_size: block whose multiples groups start at, a divisor of the rows; `None` for none.
 
@@ -73,7 +73,7 @@ def blocks_matrices(
     Args:
         x: `[rows, d]`.
         y: `[rows, f]`.
-        groups: where the rows lie.
+        groups: the rows of each expert.
         block_size: as in `blocks_rows`.
 
     Returns:
@@ -191,7 +191,7 @@ def ragged_rows(
     Args:
         x: `[rows, d]`.
         w: `[experts, d, f]`, or `[experts, f, d]` if transposed.
-        groups: where the rows lie.
+        groups: the rows of each expert.
         transposed: whether to multiply by the transposes.
         library: returns the module with `ragged_dot`: `jax_lax` or `tokamax`.
 
@@ -212,7 +212,7 @@ def ragged_matrices(
     Args:
         x: `[rows, d]`.
         y: `[rows, f]`.
-        groups: where the rows lie.
+        groups: the rows of each expert.
         library: returns the module with `ragged_dot_general`: `jax_lax` or `tokamax`.
 
     Returns:
