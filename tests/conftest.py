@@ -43,7 +43,7 @@ NO_TRITON = jax.default_backend() != "gpu" and os.environ.get("TRITON_INTERPRET"
 
 
 def pytest_unconfigure():
-    """Removes what was compiled, once all is done."""
+    """Removes compiled programs at the end."""
     if _OURS:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
@@ -79,7 +79,7 @@ def skip_without(name: str | None) -> str | None:
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_what_was_compiled():
-    """Programs of one module are of no use to the next, and fill the memory."""
+    """Clears compiled programs after each module, to save memory."""
     yield
     jax.clear_caches()
 

@@ -138,7 +138,7 @@ def test_run_and_report(run, monkeypatch, tmp_path):
     assert "another configuration" in err
 
 
-def test_a_run_that_breaks_down_ends_with_1(run, monkeypatch):
+def test_a_failed_run_ends_with_1(run, monkeypatch):
     task = small_task()
     task.train.inputs[3] = 3e38
     monkeypatch.setattr(runner, "resolve_task", lambda name, data_dir: task)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "calmoe_jax"
 
-# A module may import those of lower layers and of its own room.
+# A module may import modules of lower layers and of its own namespace.
 LAYERS = [
     {"_checks", "_compilation_cache", "_environment", "_errors", "_files", "_mapping"},
     {"_numerics"},
@@ -57,7 +57,7 @@ def layer(name):
 
 
 def rooms_of(name):
-    """The rooms that an imported name is of; none for the package itself."""
+    """The namespaces that an imported name belongs to; none for the package itself."""
     parts = name.split(".")
     return {parts[1]} if parts[0] == "calmoe_jax" and len(parts) > 1 else set()
 

@@ -1,4 +1,4 @@
-"""What the README tells people to type works, and its API table names what is there."""
+"""The commands in the README run, and its API table lists existing names."""
 
 import re
 from importlib import import_module

@@ -18,7 +18,7 @@ class TaskInfo(NamedTuple):
     Attributes:
         summary: a one-line description.
         load: makes the task from the data folder.
-        source: where the data is from, and its licence.
+        source: origin of the data, and its licence.
         files: files needed below the data folder; none if the data comes with the package.
         shifts: names of its shifts.
     """

@@ -74,7 +74,7 @@ class Task:
         train: examples to train on.
         calibration: examples held out from training, to fit temperatures on.
         evaluation: the id split first, then shifts in their order, then hard subsets.
-        source: where the data is from, and its licence.
+        source: origin of the data, and its licence.
     """
 
     name: str

@@ -55,7 +55,7 @@ def png(figure: Figure) -> bytes:
     """The PNG file of a figure.
 
     Args:
-        figure: what to draw.
+        figure: the figure.
     """
     buffer = io.BytesIO()
     # no metadata: the same numbers give the same file

@@ -34,7 +34,7 @@ def dispatch(
 
     Args:
         x: the experts' inputs, a row for each token.
-        plan: where the slots lie.
+        plan: the plan of dispatch, which gives the rows of the slots.
         implementation: see the module.
 
     Returns:
@@ -68,7 +68,7 @@ def combine(
 
     Args:
         rows: outputs of the experts, a row for each of the plan's.
-        plan: where the slots lie.
+        plan: the plan of dispatch, which gives the rows of the slots.
         combine_weights: weight of each slot.
         implementation: see the module.
 
@@ -108,7 +108,7 @@ def gather_slots(
 
     Args:
         rows: outputs of the experts, a row for each of the plan's.
-        plan: where the slots lie.
+        plan: the plan of dispatch, which gives the rows of the slots.
         implementation: see the module.
 
     Returns:

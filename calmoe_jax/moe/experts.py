@@ -61,12 +61,12 @@ def expert_linear(
 
     Args:
         rows: rows grouped by expert, as from `dispatch`.
-        plan: where the groups lie.
+        plan: the plan of dispatch, which gives the rows of each group.
         w: a matrix for each expert, of the dtype of the rows.
         bias: a bias for each expert, of the same dtype; `None` for none.
         block_size: the plan's, if it has one.
         capacity: the plan's, if it has one.
-        implementation: of the products; see `calmoe_jax.moe.matmul`.
+        implementation: implementation of the products; see `calmoe_jax.moe.matmul`.
 
     Returns:
         The results in the dtype of the rows; 0 for rows that are in no group.
@@ -121,13 +121,13 @@ def expert_mlp(
 
     Args:
         rows: rows grouped by expert, as from `dispatch`.
-        plan: where the groups lie.
+        plan: the plan of dispatch, which gives the rows of each group.
         params: the experts' parameters, of the dtype of the rows.
         activation: `"relu"`, `"gelu"` (the exact one) or `"swiglu"`. It is recomputed in the
             backward pass.
         block_size: the plan's, if it has one.
         capacity: the plan's, if it has one.
-        implementation: of the products; see `calmoe_jax.moe.matmul`.
+        implementation: implementation of the products; see `calmoe_jax.moe.matmul`.
 
     Returns:
         The experts' outputs; 0 for rows that are in no group.

@@ -112,7 +112,7 @@ def preferred_block_size(
 
     Args:
         capacity: capacity of the plan, if it has one; it then needs no blocks.
-        implementation: of the products.
+        implementation: implementation of the products.
 
     Returns:
         A block size for `plan_dispatch` or `route`, and `grouped_matmul`; `None` for none.

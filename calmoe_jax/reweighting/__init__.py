@@ -1,4 +1,4 @@
-"""The adversary: weights over examples, and the objectives built on them."""
+"""Adversarial weights over examples, and the losses built on them."""
 
 from calmoe_jax.reweighting.balance import BalanceSolution as BalanceSolution
 from calmoe_jax.reweighting.balance import entropy_balance as entropy_balance

@@ -19,21 +19,20 @@ from calmoe_jax.reweighting.tilt import tilted_log_weights
 
 
 class BalanceSolution(NamedTuple):
-    """Weights, and how far they can be trusted.
+    """Weights with a certificate of optimality.
 
     Attributes:
         log_weights: `log w`; they sum to one. `-inf` for examples that do not count.
         potentials: `v`, with `log w_i = log q_i + eta s_i - (a_i - b) v - log Z`, in units of log
-            weight per unit of a constraint. `v / eta` is what a unit of the target is worth.
+            weight per unit of a constraint. `v / eta` is the shadow price of the targets.
         eta: inverse temperature: the given one, or the one that meets the radius.
         kl: `KL(w || q)`, in nats.
         effective_sample_size: `1 / sum w^2`.
         residual: largest violation of optimality among the constraints, in standard deviations
-            of their columns under `q`: without ridge, by how much a target is missed beyond its
-            slack.
+            of their columns under `q`; without ridge, the distance from a target beyond its slack.
         duality_gap: dual minus primal value, times `eta`, in nats; 0 at the optimum.
-        feasible: False where it is proved that no weights meet the targets (a hyperplane
-            separates them from the examples), or nothing counts, or the radius is too small.
+        feasible: False if no weights can meet the targets (a hyperplane separates them from the
+            examples), no example counts, or the radius is too small.
         converged: whether the residual is within the tolerance, and the radius met.
         num_steps: passes over the constraints.
     """
@@ -71,13 +70,13 @@ def entropy_balance(
     """Weights that maximise a signal near the base weights, and meet moment constraints exactly.
 
     `max_w <w, s> - (1 / eta) KL(w || q)` over the simplex with `A^T w = b`. Without constraints it
-    is the tilt `w = q exp(eta s) / Z`, to the last bit that of `tilted_log_weights`; with the
+    is the tilt `w = q exp(eta s) / Z`, bit for bit that of `tilted_log_weights`; with the
     indicators of a partition it is a tilt within each part. With a zero signal it is entropy
     balancing. With `radius` it is `max_w <w, s>` over `KL(w || q) <= radius` instead, and `eta` is
     found.
 
     Newton's method on the dual. From 65536 examples on it starts from the solution for every
-    sixteenth; on a CPU it then keeps that Hessian, corrected by secants, as long as it serves.
+    sixteenth; on a CPU it then keeps that Hessian, corrected by secants, while progress is fast.
 
     Args:
         signal: what the adversary maximises, for example a loss. `-inf` gives weight 0.
@@ -85,31 +84,31 @@ def entropy_balance(
         targets: `b`; by default the moments of the base weights, which can always be met.
         eta: inverse temperature, above 0. Either it or `radius` must be given.
         radius: divergence in nats, at least 0.
-        weights: base weights `q`, at least 0, need not sum to one; uniform by default.
+        weights: base weights `q`, at least 0; need not sum to one; uniform by default.
         where: examples that count; all by default.
         ridge: missing a target by `d` standard deviations costs `d^2 / (2 ridge)`; 0 for exact
             balance.
         slack: standard deviations by which a target may be missed at no cost.
-        start: potentials to start from, of a solve before.
-        implicit: whether gradients flow to signal, constraints, targets and weights, as the
-            implicit function theorem has it; else the result is a constant for gradients, which is
+        start: potentials to start from, from a previous solve.
+        implicit: whether gradients flow to signal, constraints, targets and weights, by the
+            implicit function theorem; otherwise the result is a constant for gradients, which is
             right for `<w, loss>` as long as constraints do not depend on the parameters (Danskin;
             see `balanced_robust_loss`).
-        tolerance: of the residual; by default 5e-6 in float32 and 1e-9 in float64. A fifth of it is
-            aimed at, as far as rounding allows.
+        tolerance: tolerance of the residual; by default 5e-6 in float32 and 1e-9 in float64. The
+            search aims at a fifth of it, as far as rounding allows.
         max_steps: Newton steps at most, for each inverse temperature that is tried.
-        axis_name: device axis that the examples are spread over, in `pmap` or `shard_map`: a sum of
-            `1 + m + m^2` numbers a step.
-        implementation: of the passes: `None`, `"xla"` or `"triton"`.
+        axis_name: device axis that the examples are sharded over, in `pmap` or `shard_map`: each
+            step sums `1 + m + m^2` numbers over it.
+        implementation: implementation of the passes: `None`, `"xla"` or `"triton"`.
 
     Returns:
-        A `BalanceSolution`, at least float32. Where nothing counts all log weights are `-inf`. NaN
-        in what counts gives NaN. Above the largest divergence that the signal can reach the
-        solution is that of a large `eta`, and counts as converged.
+        A `BalanceSolution`, at least float32. If no example counts all log weights are `-inf`. NaN
+        in an example that counts gives NaN. For a radius above the largest divergence that the
+        signal can reach, the solution is that of a large `eta`, and counts as converged.
 
     Raises:
-        ValueError: if not exactly one of `eta` and `radius` is given, shapes do not fit, a plain
-            number is out of range, or `implicit` is asked for with a slack.
+        ValueError: if not exactly one of `eta` and `radius` is given, shapes do not match, a plain
+            number is out of range, or `implicit` is set with a nonzero `slack`.
         NotImplementedError: if the implementation declines.
 
     Example:
@@ -186,7 +185,7 @@ class _Options(NamedTuple):
     implementation: str | None
 
 
-# A program of its own, or loops would be compiled anew for each call outside `jit`.
+# Jitted, because outside `jit` the loops would be compiled again at every call.
 @partial(jax.jit, static_argnums=3)
 def _solve(
     inputs: _problem.Inputs,
@@ -342,7 +341,7 @@ def _check(
     if constraints is None:
         for name, given in (("targets", targets), ("start", start)):
             if given is not None:
-                raise ValueError(f"{name} is of constraints, which must be given.")
+                raise ValueError(f"constraints must be given with {name}, got constraints=None.")
     elif constraints.ndim != 2 or len(constraints) != len(signal):
         raise ValueError(
             f"constraints must have the axes [{len(signal)} examples, m], got "
@@ -352,8 +351,8 @@ def _check(
         for name, given in (("targets", targets), ("start", start)):
             if given is not None and given.shape != constraints.shape[1:]:
                 raise ValueError(
-                    f"{name} must have shape {constraints.shape[1:]}, a number for each column of "
+                    f"{name} must have shape {constraints.shape[1:]}, one number per column of "
                     f"constraints, got {name}.shape={given.shape}."
                 )
     if implicit and not (isinstance(slack, int | float) and slack == 0):
-        raise ValueError(f"implicit derivatives need slack to be 0, got slack={slack}.")
+        raise ValueError(f"slack must be 0 with implicit=True, got slack={slack}.")

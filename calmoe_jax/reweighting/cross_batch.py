@@ -1,4 +1,4 @@
-"""An adversary that remembers: weights relative to the whole data set, batch by batch."""
+"""An adversary with state across batches: weights relative to the full data set."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum
 
 
 class CrossBatchState(NamedTuple):
-    """What is remembered of the batches so far.
+    """Running statistics of the batches so far.
 
     Attributes:
         log_partition: running `log mean exp(eta L)` of each stratum.
-        num_updates: batches in which each stratum was seen.
+        num_updates: number of batches with examples of each stratum.
     """
 
     log_partition: Float[Array, " strata"]
@@ -29,8 +29,7 @@ class CrossBatchAdversary(NamedTuple):
     Attributes:
         init: `() -> state`.
         update: `(losses, state, strata=None, where=None, *, axis_name=None) -> (log_weights,
-            state)`. The weights sum to about one over a batch, and exactly so in the mean over
-            batches.
+            state)`. The weights of a batch sum to about one; on average over batches, to one.
     """
 
     init: Callable[[], CrossBatchState]
@@ -38,17 +37,17 @@ class CrossBatchAdversary(NamedTuple):
 
 
 def cross_batch_tilt(*, eta: float, decay: float = 0.9, num_strata: int = 1) -> CrossBatchAdversary:
-    """The tilt `w = exp(eta L) / Z` with the `Z` of the data set instead of the batch's.
+    """The tilt `w = exp(eta L) / Z` with the `Z` of the data set instead of the batch.
 
-    `log Z <- log(decay Z + (1 - decay) mean_batch exp(eta L))`, for each stratum by itself, and
-    `w_i = exp(eta L_i - log Z) / n`. A batch of easy examples then gets less weight in all than one
-    of hard ones; normalised by itself it would not, and its worst case is too mild by an amount
-    that depends on the size of the batch.
+    `log Z <- log(decay Z + (1 - decay) mean_batch exp(eta L))`, for each stratum, and
+    `w_i = exp(eta L_i - log Z) / n`. A batch of easy examples then gets less total weight than one
+    of hard examples. With weights normalised per batch it would not, and the worst case would be
+    underestimated by an amount that depends on the batch size.
 
     Args:
         eta: inverse temperature of the adversary, above 0.
-        decay: of the running mean, in [0, 1); 0 forgets all, which gives the batch's own tilt. The
-            first batches are averaged.
+        decay: decay of the running mean, in [0, 1); with 0 the weights are the batch's own tilt.
+            The first batches are averaged.
         num_strata: number of strata; each keeps its share of a batch.
 
     Returns:

@@ -1,6 +1,6 @@
 """Training objectives whose weights have a closed form: ERM, Robust, Robust Filtered.
 
-They see losses and masks, never a model: one forward pass serves them all.
+They take losses and masks, not a model, so one forward pass is enough for all of them.
 """
 
 import jax
@@ -101,9 +101,9 @@ def routing_relevance(
     Args:
         regret: `(L - min_k L_k)_+`, in nats (see `mixture_losses`).
         disagreement: `sum_k r_k |f_k - F|^2` (see `configuration`).
-        regret_threshold: nats, at least 0. At the paper's 1e-6 nearly every example passes, since
-            a mixture always loses something against its best expert.
-        disagreement_threshold: at least 0.
+        regret_threshold: threshold of the regret, in nats, at least 0. At the paper's 1e-6 nearly
+            every example passes, since a mixture is nearly always worse than its best expert.
+        disagreement_threshold: threshold of the disagreement, at least 0.
 
     Returns:
         A mask of the relevant examples; NaN statistics are not relevant.
@@ -174,15 +174,15 @@ def weighted_loss(
     *,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    """An adversary's mean: `sum_i w_i L_i`, with the weights constant for gradients.
+    """The loss under an adversary's weights: `sum_i w_i L_i`, with constant weights for gradients.
 
     Args:
-        log_weights: log weights that sum to one, as every adversary gives them.
+        log_weights: log weights, whose exponentials sum to one, as from an adversary.
         losses: loss of each example.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
-        The loss, at least float32; an infinite loss of an example without weight does not count.
+        The loss, at least float32; an infinite loss of an example of weight 0 does not count.
 
     Example:
         >>> weighted_loss(jnp.log(jnp.array([0.25, 0.75])), jnp.array([4.0, 0.0]))
@@ -205,15 +205,15 @@ def configuration_robust_loss(
     """The robust loss of an adversary that sees routing configurations, and no label.
 
     `sum_i w_i L_i` with `w = softmax(eta l(S))` and `l` the loss that the configuration predicts
-    (`configuration_signal`): the loss stays proper, and the adversary is among those against which
-    a hard-routed mixture of calibrated experts is safe.
+    (`configuration_signal`): the loss stays proper, and a hard-routed mixture of calibrated experts
+    stays calibrated under such an adversary.
 
     Args:
         losses: loss of each example, in nats.
-        features: of the configuration, as from `configuration_features`.
+        features: features of the configuration, as from `configuration_features`.
         eta: inverse temperature of the adversary, above 0.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
         The loss, at least float32; 0 where no example counts.

@@ -1,4 +1,4 @@
-"""What an adversary may look at: signals of each example, and of its routing configuration."""
+"""Signals for an adversary, from each example and from its routing configuration."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def excess_loss(
 ) -> Float[Array, " examples"]:
     """Loss beyond what the prediction itself expects: `L - H(F)`, in nats.
 
-    Of mean 0 where the aggregate is calibrated in the canonical sense, however hard the examples.
+    Its mean is 0 if the aggregate is calibrated in the canonical sense, however hard the examples.
 
     Args:
         losses: log loss of each example.
@@ -68,7 +68,7 @@ def calibration_witness(
     where: Bool[Array, " examples"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, " examples"]:
-    """Where the calibration is wrong, and which way: `z(c_i) (c_i - y_i)`, in [-1, 1].
+    """Signed calibration error of each example: `z(c_i) (c_i - y_i)`, in [-1, 1].
 
     `z` is the sign of the mean of `c - y` near a confidence (Gaussian kernel), estimated on the
     other folds. For any `z` with values in [-1, 1] the weighted mean of the signal is a lower bound
@@ -77,15 +77,15 @@ def calibration_witness(
     Args:
         confidence: top-label confidence, in [0, 1].
         correct: whether the top label is right.
-        bandwidth: of the kernel, above 0.
+        bandwidth: bandwidth of the kernel, above 0.
         num_folds: folds, by the examples' positions; at least 2.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over: positions are those among the
+        axis_name: device axis that the examples are sharded over: positions are those among the
             examples of all devices, and each device compares its own with all of them.
 
     Returns:
-        The signal, at least float32; 0 for examples that do not count. Quadratic in the examples:
-        for batches.
+        The signal, at least float32; 0 for examples that do not count. The cost is quadratic in the
+        number of examples: meant for batches.
 
     Raises:
         ValueError: if the bandwidth is not above 0, there are fewer than two folds, or `where` has
@@ -119,28 +119,28 @@ def configuration_signal(
     where: Bool[Array, " examples"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, " examples"]:
-    """The loss that the routing configuration predicts, which an example's own label cannot move.
+    """The loss predicted from the routing configuration, independent of the example's own label.
 
-    Ridge regression of the losses on the standardised features, each fold's from the other folds.
+    Ridge regression of the losses on the standardised features, cross-fitted over folds.
     Weights that depend on it alone keep every proper loss proper: with weights that depend on the
     label the best prediction is not the truth (of `exp(eta L)` it is `p ~ pi^(1 / (1 + eta))`).
 
     Args:
         losses: loss of each example.
-        features: of the configuration, as from `configuration_features`.
+        features: features of the configuration, as from `configuration_features`.
         ridge: penalty on standardised coefficients, in units of an example's share; above 0.
         num_folds: folds, by the examples' positions; at least 2.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over: positions are those among the
-            examples of all devices, so that several give what one gives.
+        axis_name: device axis that the examples are sharded over: positions are those among the
+            examples of all devices, so that the result is that of a single device.
 
     Returns:
-        The predicted losses, at least float32, a constant for gradients; the mean loss where there
-        is nothing to learn from.
+        The predicted losses, at least float32, a constant for gradients; the mean loss if there are
+        no other examples to learn from.
 
     Raises:
-        ValueError: if the ridge is not above 0, there are fewer than two folds, the features are
-            of other examples, or `where` has another shape.
+        ValueError: if `ridge` is not above 0, there are fewer than two folds, `features` and
+            `losses` differ in examples, or `where` has another shape.
 
     Example:
         >>> features = jnp.arange(100.0)[:, None]
@@ -152,7 +152,7 @@ def configuration_signal(
     check_where("where", where, losses.shape)
     if len(features) != len(losses):
         raise ValueError(
-            f"features must be of the {len(losses)} examples of losses, got "
+            f"features must have the {len(losses)} examples of losses, got "
             f"features.shape={features.shape}."
         )
     losses = jax.lax.stop_gradient(at_least_float32(losses))

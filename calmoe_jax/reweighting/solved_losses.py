@@ -1,4 +1,4 @@
-"""Training objectives whose weights are solved for: moments that must not move, or a radius."""
+"""Training losses whose weights need a solver: with fixed moments, or with a radius."""
 
 import math
 
@@ -11,7 +11,7 @@ from calmoe_jax._numerics import AxisName, at_least_float32, psum
 from calmoe_jax.reweighting.balance import BalanceSolution, entropy_balance
 from calmoe_jax.reweighting.losses import erm_loss, weighted_loss
 
-# Weights that miss a target by so many standard deviations are not used.
+# Weights that miss a target by more standard deviations than this are not used.
 _USELESS = 0.01
 
 
@@ -26,21 +26,21 @@ def balanced_robust_loss(
     where: Bool[Array, " examples"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    """The robust loss of an adversary that must keep moments: classes, loads of experts.
+    """The robust loss of an adversary that keeps moments fixed (class shares, expert loads).
 
-    `max_w <w, L> - KL(w || q) / eta` over `A^T w = b`, less its divergence. Its gradient is that of
-    the worst case, also where the constraints depend on the parameters, as loads do: with
+    `max_w <w, L> - KL(w || q) / eta` over `A^T w = b`, without the divergence term. Its gradient
+    is that of the worst case, also if the constraints depend on the parameters, as loads do: with
     multipliers `v / eta` it is `sum_i w_i (dL_i - da_i v / eta)`.
 
     Args:
         losses: loss of each example, in nats.
         constraints: columns whose weighted means must not move.
-        targets: what they must be; by default their plain means.
-        eta: inverse temperature of the adversary, above 0; or
-        radius: its divergence in nats.
+        targets: their values; by default the unweighted means.
+        eta: inverse temperature of the adversary, above 0; either it or `radius` must be given.
+        radius: divergence of the weights, in nats.
         ridge: as in `entropy_balance`.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
         The loss, at least float32; 0 where no example counts; else as `danskin_loss`.
@@ -69,7 +69,7 @@ def danskin_loss(
     where: Bool[Array, " examples"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    """The loss of an adversary that was solved for, with the gradient of its worst case.
+    """The loss under the weights of `entropy_balance`, with the gradient of its worst case.
 
     `sum_i w_i L_i`, and to its gradient `- sum_i w_i d(a_i - b) v / eta`, which is not 0 where
     constraints or targets depend on the parameters.
@@ -80,7 +80,7 @@ def danskin_loss(
         constraints: those of the solution.
         targets: those of the solution.
         where: those of the solution; base weights must have been uniform.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
         The loss, at least float32; the plain mean where the targets cannot be met, or are missed
@@ -109,7 +109,7 @@ def danskin_loss(
         off = off - (total / jnp.maximum(number, 1))[None]
     else:
         off = off - targets[None]
-    # of value 0
+    # has value 0
     moved = jnp.where(share[:, None] > 0, off - jax.lax.stop_gradient(off), 0)
     loss = weighted_loss(solution.log_weights, losses, axis_name=axis_name)
     loss -= psum(jnp.sum(share * (moved @ jax.lax.stop_gradient(price))), axis_name)
@@ -118,7 +118,7 @@ def danskin_loss(
 
 
 def radius_of_fraction(fraction: float) -> float:
-    """The divergence at which weights are worth a fraction of the examples: `-log(fraction)`.
+    """The divergence of weights with a given effective fraction of examples: `-log(fraction)`.
 
     Of uniform base weights the perplexity `exp(H(w))` is `n exp(-KL)`; `1 / sum w^2` is no more.
 
@@ -156,7 +156,7 @@ def radius_robust_loss(
         losses: loss of each example, in nats.
         radius: divergence in nats, at least 0.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
         The loss, at least float32, with the gradient of the worst case; 0 where nothing counts.

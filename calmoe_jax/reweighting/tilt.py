@@ -16,7 +16,7 @@ def tilted_log_weights(
     where: Bool[Array, " examples"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, " examples"]:
-    """Log weights of the adversary that maximises the signal at an entropy price.
+    """Log weights of the adversary that maximises the signal with an entropy penalty.
 
     `w = argmax_w <w, s> - (1 / eta) KL(w || q)` over the simplex, which is
     `w_i = q_i exp(eta s_i) / sum_j q_j exp(eta s_j)`.
@@ -24,14 +24,14 @@ def tilted_log_weights(
     Args:
         signal: what the adversary maximises, for example a loss, in nats.
         eta: inverse temperature of the adversary, above 0; towards 0 the weights are uniform.
-        weights: base weights `q`, at least 0, need not sum to one; uniform by default.
+        weights: base weights `q`, at least 0; need not sum to one; uniform by default.
         where: examples that may get weight; all by default.
         axis_name: device axis over which the weights are normalised, in `pmap` or `shard_map`.
 
     Returns:
-        `log w`, at least float32; `-inf` outside `where`, and everywhere where nothing is left.
+        `log w`, at least float32; `-inf` outside `where`, and everywhere if no example is left.
         A NaN signal inside `where` makes all weights NaN. Several signals of `+inf` share the
-        weight as their base weights do.
+        weight in proportion to their base weights.
 
     Raises:
         ValueError: if a plain-number `eta` is not above 0, or `where` has another shape.

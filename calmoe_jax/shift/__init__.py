@@ -1,4 +1,4 @@
-"""Targets without labels: do configurations shift, how confident to be, what can be repaired."""
+"""Unlabelled targets: tests for shift of the configuration, estimated accuracy, repair."""
 
 from calmoe_jax.shift.agreement import Agreement as Agreement
 from calmoe_jax.shift.agreement import agreement_accuracy as agreement_accuracy

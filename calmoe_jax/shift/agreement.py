@@ -14,8 +14,9 @@ class Agreement(NamedTuple):
     """How far models with one training recipe agree.
 
     Attributes:
-        kappa: Cohen's kappa of each model with the others, on average over them.
-        standard_error: of it, for independent examples, as that of one pair: pairs share a model.
+        kappa: Cohen's kappa of each model with the others, averaged over them.
+        standard_error: standard error of kappa for independent examples; that of one pair, since
+            pairs share a model.
     """
 
     kappa: Float[Array, " models"]
@@ -29,24 +30,24 @@ def chance_corrected_agreement(
     where: Bool[Array, " examples"] | None = None,
     axis_name: AxisName = None,
 ) -> Agreement:
-    """Cohen's kappa of each model with the others, on average over them.
+    """Cohen's kappa of each model with the others, averaged over them.
 
     `(a - e) / (1 - e)`, with `a` the share of examples on which two models predict the same class
-    and `e = sum_c q_c q'_c` the share to expect from how often each predicts each class. Models
-    that all fall into one class agree without knowing anything: kappa is 0 there.
+    and `e = sum_c q_c q'_c` the share expected by chance from the class frequencies of their
+    predictions. Kappa is 0 for models that all predict a single class.
 
     Args:
         predicted: class that each model predicts, in `[0, num_classes)`.
         num_classes: number of classes, at least 2.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
-        An `Agreement`. Kappa is at most 1, and 0 where two models predict one and the same class
-        throughout; NaN with fewer than two models, or where nothing counts.
+        An `Agreement`. Kappa is at most 1, and 0 if two models predict one and the same class for
+        all examples; NaN with fewer than two models, or if no example counts.
 
     Raises:
-        ValueError: if `num_classes` is less than 2 or shapes do not fit.
+        ValueError: if `num_classes` is less than 2 or shapes do not match.
 
     Example:
         >>> predicted = jnp.array([[0, 1, 1, 0], [0, 1, 0, 0]])
@@ -87,7 +88,7 @@ def agreement_accuracy(
     growth: float = 3.0,
     margin: float = 1.0,
 ) -> Float[Array, " models"]:
-    """Estimated accuracy on unlabelled examples: what is above chance falls as agreement falls.
+    """Estimated accuracy on unlabelled examples: its excess over chance falls with agreement.
 
     With `rho = (kappa_targets + margin e) / kappa_held_out`, clipped to [0, 1], and `e` the
     standard error of the difference: `chance + (accuracy - chance) rho^(1 + growth (1 - rho)^2)`.
@@ -100,7 +101,7 @@ def agreement_accuracy(
         held_out_accuracy: accuracy on the held-out examples, or mean confidence there after
             calibration, which varies less.
         chance: accuracy of a guess; 1 / classes where classes are equally frequent.
-        growth: of the exponent as agreement is lost, at least 0.
+        growth: growth of the exponent as agreement is lost, at least 0.
         margin: standard errors in favour of the targets, at least 0.
 
     Returns:
@@ -109,7 +110,7 @@ def agreement_accuracy(
         examples: the agreement of such models is no evidence.
 
     Raises:
-        ValueError: if a plain number is below 0.
+        ValueError: if `growth` or `margin` is negative.
 
     Example:
         >>> sure = jnp.zeros(1)

@@ -1,4 +1,4 @@
-"""Weights that make held-out examples look like unlabelled targets, by their configurations."""
+"""Weights that match held-out examples to unlabelled targets, by their configurations."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -22,20 +22,20 @@ def configuration_balance(
     """Weights of held-out examples under which their mean features are those of the targets.
 
     `min_w KL(w || q) + |miss|^2 / (2 ridge)`, with the miss in standard deviations of the held-out
-    features. Give the weights to any calibrator (`weights=jnp.exp(solution.log_weights)`): what is
-    fitted is then fitted for the targets, as far as their labels follow from the routing
-    configuration as they did, and the logarithm of the density ratio is linear in the features.
+    features. Give the weights to any calibrator (`weights=jnp.exp(solution.log_weights)`): it is
+    then fitted for the targets, if their labels depend on the routing configuration as on the
+    held-out examples, and the logarithm of the density ratio is linear in the features.
 
     Args:
         held_out: features of labelled held-out examples, as from `configuration_features`.
-        targets: features of unlabelled examples.
+        targets: features of the unlabelled targets.
         weights: base weights of the held-out examples; uniform by default.
         where: held-out examples that count; all by default.
         target_weights: non-negative weight of each target; 1 by default.
         target_where: targets that count; all by default.
-        ridge: how readily the moments are missed; 0 for exact balance. .3 kept most of the
-            effective sample size on the tasks of this package.
-        axis_name: device axis that the examples and the targets are spread over.
+        ridge: regularisation of the balance; 0 for exact balance. 0.3 kept most of the effective
+            sample size on the tasks of this package.
+        axis_name: device axis that the examples and the targets are sharded over.
 
     Returns:
         A `BalanceSolution`. `effective_sample_size` is the evidence that is left: of the order of

@@ -1,4 +1,4 @@
-"""How confident to be, on average, on unlabelled examples, and the temperature that does it."""
+"""Estimates accuracy on unlabelled examples, and the temperature for a mean confidence."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from calmoe_jax._numerics import (
 # The search for the logarithm of a temperature: its bracket, and how often that is halved.
 _LOG_RANGE = 40.0
 _HALVINGS = 40
-# Of PAD2: by how much separability strengthens the drop of confidence.
+# Exponent of PAD2: how strongly separability amplifies the drop of confidence.
 _STRENGTH = 1.5
 
 _Weights = Float[Array, " examples"] | None
@@ -27,13 +27,13 @@ _Where = Bool[Array, " examples"] | None
 
 
 class ConfidenceMatch(NamedTuple):
-    """A temperature found by its mean confidence.
+    """A temperature found from its mean confidence.
 
     Attributes:
         temperature: T > 0.
         confidence: mean confidence at T.
-        reached: whether that is the wanted one (to 1e-3): it is not where the floor of T, or the
-            logits' ties and impossible classes, keep it away.
+        reached: whether that is the target (to 1e-3); the floor of T, or ties and impossible
+            classes in the logits, can prevent it.
     """
 
     temperature: Float[Array, ""]
@@ -56,7 +56,7 @@ def mean_confidence(
         temperature: T > 0.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
         The mean, in [1 / classes, 1]; NaN where nothing counts.
@@ -87,24 +87,24 @@ def match_confidence(
     where: _Where = None,
     axis_name: AxisName = None,
 ) -> ConfidenceMatch:
-    """Finds the temperature at which the mean confidence is the wanted one.
+    """Finds the temperature at which the mean confidence has a given value.
 
     Mean confidence falls with T, so halving a bracket from exp(-40) to exp(40) finds it, to
     rounding.
 
     Args:
         logits: logits or log probabilities.
-        target: the wanted mean confidence, in [0, 1].
+        target: target mean confidence, in [0, 1].
         at_least: floor of T, for example the temperature fitted in distribution: unlabelled
             examples then never make a model more confident.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
-        A `ConfidenceMatch`. Where no T does it, T stops at a bound of the search or at the floor,
-        and `reached` is False. NaN logits that count, a NaN target, or nothing that counts give
-        T = NaN.
+        A `ConfidenceMatch`. If no T reaches the target, T is a bound of the search or the floor,
+        and `reached` is False. T is NaN for NaN logits that count, for a NaN target, or if no
+        example counts.
 
     Raises:
         ValueError: if `at_least` is negative, or `where` has another shape than the examples.
@@ -116,7 +116,7 @@ def match_confidence(
 
     References:
         Garg et al., Leveraging Unlabeled Data to Predict Out-of-Distribution Performance, 2022,
-        for temperatures by way of estimated accuracy.
+        for temperatures from estimated accuracy.
     """
     check_non_negative("at_least", at_least)
     check_where("where", where, logits.shape[:-1])
@@ -156,7 +156,7 @@ def average_threshold_accuracy(
     target_where: Bool[Array, " targets"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    """Estimated accuracy: the share of confidences above the level that held-out errors suggest.
+    """Estimated accuracy: the share of confidences above a threshold from held-out errors (ATC).
 
     The level is the held-out confidence with as much weight before it, in ascending order, as is
     wrong; the estimate is the share of the targets at or above it.
@@ -167,13 +167,13 @@ def average_threshold_accuracy(
         target_confidence: confidences of unlabelled examples.
         weights: non-negative weight of each held-out example; 1 by default.
         target_where: targets that count; all by default.
-        axis_name: device axis that the examples and the targets are spread over; each device ranks
+        axis_name: device axis that the examples and the targets are sharded over; each device ranks
             the held-out examples of all.
 
     Returns:
         The estimate, in [0, 1]; NaN where nothing counts on either side or a confidence that
-        counts is NaN. Targets with equal confidences stand or fall together; where many held-out
-        ones tie at the level, the estimate is above the held-out accuracy.
+        counts is NaN. Targets with equal confidences are counted together; if many held-out
+        confidences tie at the level, the estimate is above the held-out accuracy.
 
     Raises:
         ValueError: if `target_where` has another shape than the targets.
@@ -200,17 +200,17 @@ def error_threshold(
     weights: _Weights = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    """The level of `average_threshold_accuracy`, which depends on the held-out examples alone.
+    """The threshold of `average_threshold_accuracy`; depends only on the held-out examples.
 
     Args:
         confidence: confidence in the predicted class, in [0, 1].
         correct: whether that class is the true one.
         weights: non-negative weight of each example; 1 by default.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
-        The level; `inf` where all is wrong, NaN where nothing counts or a confidence that counts
-        is NaN.
+        The threshold; `inf` if all predictions are wrong, NaN if no example counts or a confidence
+        that counts is NaN.
 
     Example:
         >>> error_threshold(jnp.array([0.5, 0.6, 0.8]), jnp.array([False, True, True]))
@@ -226,7 +226,7 @@ def error_threshold(
     order = jnp.argsort(jnp.where(weight > 0, confidence, jnp.inf))
     level, ranked = confidence[order], weight[order]
     before = jnp.cumsum(ranked) - ranked
-    # sums of weights are exact to rounding only
+    # sums of weights are exact only up to rounding
     reached = (before >= error * (1 - 1e-6)) & (ranked > 0)
     threshold = jnp.min(jnp.where(reached, level, jnp.inf), initial=jnp.inf)
     unknown = jnp.any(jnp.isnan(confidence) & (weight > 0)) | (total == 0)
@@ -240,13 +240,13 @@ def share_above(
     where: Bool[Array, " targets"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    """Share of confidences at or above a level.
+    """Share of confidences at or above a threshold.
 
     Args:
         confidence: confidences, in [0, 1].
-        threshold: the level, as from `error_threshold`.
+        threshold: the threshold, as from `error_threshold`.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
         The share; NaN where nothing counts, or the level or a confidence that counts is NaN.
@@ -274,7 +274,7 @@ def difference_of_confidences(
     *,
     slope: float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """Estimated accuracy: it falls by as much as the mean confidence does, times a slope.
+    """Estimated accuracy: falls in proportion to the mean confidence.
 
     `accuracy - slope (c_held_out - c_target)`.
 
@@ -282,14 +282,14 @@ def difference_of_confidences(
         held_out_accuracy: accuracy on labelled held-out examples.
         held_out_confidence: mean confidence there.
         target_confidence: mean confidence on the unlabelled examples.
-        slope: loss of accuracy for each loss of confidence, at least 0. 1 as published; 1.5 was
-            the better one on the tasks of this package.
+        slope: loss of accuracy per loss of confidence, at least 0. 1 as published; 1.5 was better
+            on the tasks of this package.
 
     Returns:
         The estimate, clipped to [0, 1].
 
     Raises:
-        ValueError: if the slope is negative.
+        ValueError: if `slope` is negative.
 
     Example:
         >>> values = [jnp.array(x) for x in (0.9, 0.875, 0.75)]
@@ -312,21 +312,21 @@ def separability_confidence(
     *,
     num_classes: int,
 ) -> Float[Array, "*batch"]:
-    """Confidence to aim at where targets can be distinguished from held-out examples (PAD2).
+    """Target confidence if the targets can be distinguished from held-out examples (PAD2).
 
     `g = 1/C + (c_t - 1/C) rho^(1.5 P^2)`, with
-    `rho = min(1, (c_t + e - 1/C) / (c_v - 1/C))`: the drop of confidence counts the more, the
-    better the two samples can be distinguished (`P`), and not at all within its standard error `e`.
+    `rho = min(1, (c_t + e - 1/C) / (c_v - 1/C))`: the better the two samples can be distinguished
+    (`P`), the more the drop of confidence counts; a drop within its standard error `e` is ignored.
 
     Args:
         held_out_confidence: mean confidence `c_v` on held-out examples, after their temperature.
         target_confidence: mean confidence `c_t` on the unlabelled ones at the same temperature.
-        standard_error: of `c_v - c_t`.
+        standard_error: standard error of `c_v - c_t`.
         separability: `P`, in [0, 1] (see `separability`).
         num_classes: number of classes `C`.
 
     Returns:
-        The mean confidence to aim at, at most `c_t`; NaN where an argument is.
+        The target mean confidence, at most `c_t`; NaN if an argument is NaN.
 
     Raises:
         ValueError: if `num_classes` is less than 2.
@@ -337,7 +337,7 @@ def separability_confidence(
         0.571
 
     References:
-        A rule of this project; 1.5 and the square were chosen on tasks that it is evaluated on.
+        A rule of this project; 1.5 and the square were chosen on its own evaluation tasks.
         `P` is the proxy A-distance of Ben-David et al., Analysis of Representations for Domain
         Adaptation, 2007, in units of the area under the curve.
     """

@@ -10,7 +10,7 @@ from calmoe_jax._checks import check_positive, check_same_size, check_where
 from calmoe_jax._numerics import AxisName, all_rows, at_least_float32
 
 _MAX_STEPS = 30
-# Weights below are taken for this one: their logarithm would outweigh everything.
+# Smaller weights are replaced by this one: their logarithm would dominate.
 _LEAST_WEIGHT = 1e-6
 
 
@@ -18,7 +18,7 @@ def configuration_coordinates(
     expert_log_probs: Float[Array, "examples experts classes"],
     routing_weights: Float[Array, "examples experts"],
 ) -> Float[Array, "examples coordinates"]:
-    """The routing configuration itself as columns: log weights and log probabilities, centred.
+    """The routing configuration as coordinates: log weights and log probabilities, centred.
 
     Args:
         expert_log_probs: each expert's log probabilities, in nats.
@@ -58,16 +58,16 @@ def separability(
         targets: rows of the other.
         target_where: targets that count; all by default.
         penalty: `penalty / 2 |beta|^2` is added to the sum of the log losses of a fold; above 0.
-        axis_name: device axis that both samples are spread over; each device works on all rows.
+        axis_name: device axis that both samples are sharded over; each device works on all rows.
 
     Returns:
-        0 where they cannot be separated, or a sample has less than two rows, 1 where they can be
-        with certainty; NaN where a number that counts is NaN. Dependent rows that lie in both folds
-        make it too large.
+        0 if the samples cannot be separated or one has fewer than two rows, 1 if they can be
+        separated perfectly, NaN if a number that counts is NaN. Dependent rows in both folds make
+        it too large.
 
     Raises:
-        ValueError: if the columns differ, the penalty is not above 0, or `target_where` has another
-            shape than the targets.
+        ValueError: if the samples differ in columns, `penalty` is not above 0, or `target_where`
+            has another shape than the targets.
 
     Example:
         >>> a, b = jnp.linspace(0, 1, 50)[:, None], jnp.linspace(2, 3, 50)[:, None]
@@ -137,7 +137,7 @@ def _ridge_logistic(
     def newton(fit: _Fit) -> _Fit:
         probs = jax.nn.sigmoid(design @ fit.beta)
         gradient = design.T @ (weight * (probs - label)) + ridge * fit.beta
-        # at least the curvature of a probability of .1: a full step then never overshoots far
+        # at least the curvature at a probability of 0.1: a full step then never overshoots far
         curvature = weight * jnp.maximum(probs * (1 - probs), 0.09)
         hessian = (design * curvature[:, None]).T @ design + jnp.diag(ridge)
         step = jnp.linalg.solve(hessian, gradient)

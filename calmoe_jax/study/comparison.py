@@ -98,7 +98,7 @@ class Comparator:
         """Replicates the metrics of an evaluation.
 
         Args:
-            evaluation: of all seeds.
+            evaluation: evaluation of all seeds.
         """
         split = evaluation.split
         self._splits[split.name] = split

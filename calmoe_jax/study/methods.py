@@ -15,7 +15,7 @@ class Method(NamedTuple):
 
     Attributes:
         name: name in results and on the command line.
-        objective: what is minimised after the warm-up.
+        objective: objective to minimise after the warm-up.
         title: title in reports; the name by default.
         summary: a one-line description.
         training: name of the training; methods that share one are trained once. The name of the

@@ -94,7 +94,7 @@ class ShiftFinding:
     Attributes:
         method: name of the method.
         split: name of the split.
-        kind: what the split is to the training data.
+        kind: relation of the split to the training data.
         seed: seed of the training.
         p_value: p-value of the permutation test of any difference.
         load: p-value of a difference of the experts' load.
@@ -157,9 +157,9 @@ class Reliability:
 
     Attributes:
         method: name of the method.
-        calibrator: what was done to the probabilities after training.
+        calibrator: calibrator applied after training.
         split: name of the split.
-        kind: what the split is to the training data.
+        kind: relation of the split to the training data.
         weight: number of examples in each bin.
         confidence: sum of their confidences.
         residual: sum of confidence minus correctness.

@@ -184,14 +184,14 @@ def _build_methods(
     train: TrainConfig,
 ) -> tuple[Method, ...]:
     if not methods:
-        raise ValueError("the number of methods must be at least 1, got 0.")
+        raise ValueError("methods must hold at least one method, got none.")
     check_method_names([m for m in methods if isinstance(m, str)])
     single = None
     if "single" in methods:
         if network is not None:
             raise ValueError(
-                "methods must not hold 'single' where network is given, because 'single' is this "
-                "library's classifier; give Method('single', objective, network=...) or omit it."
+                "methods must not hold 'single' if network is given: 'single' is this library's "
+                "classifier; give Method('single', objective, network=...) or omit it."
             )
         single = build_network(model, task.train.inputs, single=True, num_classes=len(task.classes))
     built = tuple(

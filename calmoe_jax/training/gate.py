@@ -20,9 +20,9 @@ def load_balancing_loss(
     As `cm.load_balancing_loss`. If all experts are slots, those of weight 0 do not count as load.
 
     Args:
-        prediction: of a batch.
+        prediction: prediction for a batch.
         where: tokens that count; all by default.
-        axis_name: device axis that the tokens are spread over.
+        axis_name: device axis that the tokens are sharded over.
     """
     chosen = jax.lax.stop_gradient(prediction.routing)
     if where is not None:  # the means in `prediction.gate` are over all tokens
@@ -49,9 +49,9 @@ def router_z_loss(
     As `cm.router_z_loss`.
 
     Args:
-        prediction: of a batch.
+        prediction: prediction for a batch.
         where: tokens that count; all by default.
-        axis_name: device axis that the tokens are spread over.
+        axis_name: device axis that the tokens are sharded over.
     """
     squares = jnp.square(prediction.gate.logsumexp)
     counted = jnp.ones(squares.shape, bool) if where is None else where

@@ -81,7 +81,7 @@ def train_epoch(
         inputs: inputs of all examples.
         labels: labels of all examples.
         network: the classifier.
-        objective: what is minimised.
+        objective: objective to minimise.
         optimizer: gradients to updates.
         batch_size: examples per step, at most the number of examples.
     """

@@ -38,7 +38,7 @@ def train_step(
         batch: inputs of any kind, labels, and which examples count.
         key: random key of the step (for FGR's filter).
         network: the classifier.
-        objective: what is minimised.
+        objective: objective to minimise.
         optimizer: gradients to updates.
         axis_name: device axis that the batch is sharded over: losses, weights and gradients are
             then those of the full batch, and running statistics of the network are averaged.
@@ -143,7 +143,7 @@ def batch_loss(
     """The objective of a batch, its log, and the objective's new state.
 
     Args:
-        objective: what is minimised.
+        objective: objective to minimise.
         prediction: prediction for the batch.
         batch: the batch.
         objective_state: state before the batch.

@@ -36,7 +36,7 @@ class Training(NamedTuple):
     Attributes:
         name: name of the training, of its checkpoints and in the log.
         network: the classifier.
-        objective: what is minimised after the warm-up.
+        objective: objective to minimise after the warm-up.
         optimizer: gradients to updates.
         epochs: passes over the data.
         warmup_epochs: the first of them, which minimise `warm_up`.
@@ -96,11 +96,11 @@ def train(
     seed and epoch, and a checkpoint holds the full state. An interrupt saves a checkpoint.
 
     Args:
-        training: what to train, and how.
+        training: the training to run.
         inputs: inputs of all examples.
         labels: labels of all examples.
         seeds: seed numbers.
-        checkpoints: where to save.
+        checkpoints: store of the checkpoints.
         log: log that gets a line for each seed and epoch.
         checkpoint_every: epochs between checkpoints.
         on_epoch: called after every epoch, with the mean loss over the seeds.

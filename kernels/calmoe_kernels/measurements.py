@@ -1,11 +1,11 @@
-"""What was measured of kernels on a kind of device: the facts that `implementation=None` rests on.
+"""Measurements of kernels on a kind of device, on which `implementation=None` relies.
 
 There is a JSON file for each kind of device, `SLUG.json` for `slug(device_kind)`, written by
 `python -m benchmarks.gpu_check` and committed in `benchmarks/results`, whose README has the schema.
 A wheel holds that folder as `calmoe_kernels/measured`.
 
 A kernel wins a size class of an operation if every measurement of it there was correct and took
-less time than XLA's form. A class that was not measured is not won, also between two that are.
+less time than XLA's form. A class without measurements is not won, even between two that are.
 """
 
 import functools
@@ -26,9 +26,9 @@ class Measurement(NamedTuple):
 
     Attributes:
         operation: a name of `selection.OPERATIONS`.
-        implementation: of the kernel.
-        problem: the operands, in words.
-        size_class: of the operands, see `size_class`.
+        implementation: implementation of the kernel.
+        problem: description of the operands.
+        size_class: size class of the operands, see `size_class`.
         correct: whether the results agree, within the tolerances of `kernels/README.md`.
         kernel_seconds: median time of a call of the kernel.
         xla_seconds: median time of a call of XLA's form.
@@ -44,17 +44,17 @@ class Measurement(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """The kernel's time in units of that of XLA's form; below 1 the kernel is faster."""
+        """The kernel's time over that of XLA's form; below 1 the kernel is faster."""
         return self.kernel_seconds / self.xla_seconds
 
 
 class Measured(NamedTuple):
-    """Everything that is known of a kind of device.
+    """The measurements of a kind of device.
 
     Attributes:
-        path: where it was looked for.
-        entries: the measurements; none where there is a problem.
-        problem: why there are none; empty where the file was read.
+        path: path of the file.
+        entries: the measurements; none if there is a problem.
+        problem: why there are none; empty if the file was read.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class Measured(NamedTuple):
 def size_class(*operands: Any) -> int:
     """The class of a call by the bytes of all its operands: `floor(log2 bytes)`, rounded to even.
 
-    Class `c` holds the sizes from `2^c` up to, and without, `2^(c + 2)` bytes.
+    Class `c` holds the sizes from `2^c` (inclusive) to `2^(c + 2)` (exclusive) bytes.
 
     Args:
         *operands: pytrees of arrays.
@@ -93,7 +93,7 @@ def slug(device_kind: str) -> str:
 
 
 def folder() -> Path:
-    """Where the files are: in the installed package, or in the checkout that is imported."""
+    """The folder of the files: in the installed package, or in the imported checkout."""
     here = Path(__file__).parent
     installed = here / "measured"
     return installed if installed.is_dir() else here.parents[1] / "benchmarks" / "results"
@@ -104,12 +104,12 @@ def read(folder: Path, device_kind: str) -> Measured:
     """The measurements of a kind of device.
 
     Args:
-        folder: where the files are.
-        device_kind: JAX's name of it.
+        folder: the folder of the files.
+        device_kind: JAX's name of the device.
 
     Returns:
-        A `Measured`. A file that is missing, broken or of another device counts as none, for the
-        reason that is given.
+        A `Measured`. If the file is missing, invalid or of another device there are no entries, and
+        `problem` is the reason.
     """
     path = folder / f"{slug(device_kind)}.json"
     try:
@@ -124,14 +124,14 @@ def parse(text: str, device_kind: str) -> tuple[Measurement, ...]:
     """The entries of a file.
 
     Args:
-        text: the file.
-        device_kind: the device that it must be of.
+        text: content of the file.
+        device_kind: expected kind of device.
 
     Returns:
         Its entries.
 
     Raises:
-        ValueError: if it is no JSON, of another schema or device, or an entry is not as it must be.
+        ValueError: if it is not JSON, of another schema or device, or an entry is invalid.
     """
     content = json.loads(text)
     if not isinstance(content, Mapping) or content.get("schema") != SCHEMA:
@@ -166,8 +166,8 @@ def won(
 
     Args:
         entries: measurements.
-        operation: of the operation.
-        implementation: of the kernel.
+        operation: name of the operation.
+        implementation: implementation of the kernel.
 
     Returns:
         Classes in order.

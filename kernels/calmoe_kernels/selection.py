@@ -1,7 +1,7 @@
-"""The one rule by which an implementation is chosen.
+"""The rule that selects an implementation.
 
-A name is obeyed. `None` is a kernel only where a committed measurement shows that it is correct and
-faster than XLA's form, on this kind of device and for operands of this size class
+A name selects that implementation. `None` is a kernel only if a committed measurement shows that it
+is correct and faster than XLA's form, on this kind of device and for operands of this size class
 (`calmoe_kernels.measurements`); everywhere else it is XLA.
 """
 
@@ -34,14 +34,14 @@ _PLATFORM = {"triton": "cuda", "pallas_tpu": "tpu"}
 
 
 class Choice(NamedTuple):
-    """What `None` means for an operation on this machine.
+    """The implementation that `None` selects for an operation on this machine.
 
     Attributes:
-        operation: its name.
-        implementation: a kernel, if one is taken for any size; else `xla`.
-        size_classes: the size classes in which the kernel is taken; it is XLA in the others.
-        status: `measured`, `unmeasured` or `not runnable`: what is known of the kernel here.
-        reason: the same in words.
+        operation: name of the operation.
+        implementation: a kernel, if it is selected for any size; otherwise `xla`.
+        size_classes: the size classes in which the kernel is selected; XLA in the others.
+        status: `measured`, `unmeasured` or `not runnable`: status of the kernel on this machine.
+        reason: the reason, as text.
     """
 
     operation: str
@@ -57,15 +57,15 @@ def run(
     *args: Any,
     operation: str,
 ) -> Any:
-    """Calls the implementation of a name, or for `None` the one that measurements show to be best.
+    """Calls an implementation by name, or for `None` the best one according to measurements.
 
     Args:
         attempts: functions of `args` by the name of their implementation; `xla` is one of them. One
             declines by raising `NotImplementedError`.
-        implementation: a name; `None` for a measured kernel, and XLA where it declines or there is
+        implementation: a name; `None` for a measured kernel, or XLA if it declines or there is
             none.
         *args: arrays, or pytrees of arrays.
-        operation: a name of `OPERATIONS`, by which measurements are found.
+        operation: a name of `OPERATIONS`, to look up measurements.
 
     Returns:
         What the implementation returns.
@@ -90,11 +90,11 @@ def run(
 
 
 def lazy(module: str, name: str) -> Callable[..., Any]:
-    """A function of a module that needs what may not be installed, such as Triton.
+    """A function of a module whose dependencies, such as Triton, may not be installed.
 
     Args:
         module: name of a module within `calmoe_kernels`.
-        name: of a function in it.
+        name: name of a function in it.
 
     Returns:
         A function that imports the module when it is called.
@@ -111,7 +111,7 @@ def lazy(module: str, name: str) -> Callable[..., Any]:
 
 
 def choices() -> tuple[Choice, ...]:
-    """What `None` means here for every operation that has a kernel, and why.
+    """The implementation that `None` selects here, for every operation with a kernel.
 
     Returns:
         A `Choice` for each, in the order of `OPERATIONS`.
@@ -161,5 +161,5 @@ def _choice(operation: str) -> Choice:
 
 
 def _reasons() -> dict[str, str]:
-    """Why implementations do not run here; empty for those that do."""
+    """The reasons why implementations do not run here; empty for those that do."""
     return {each.name: each.reason for each in implementations()}

@@ -150,7 +150,7 @@ def test_what_is_wrong_with_a_file_is_named(folder, edit, message):
         read_logs(write(folder, edit(make())))
 
 
-def test_what_is_no_file_of_logs(folder, capsys):
+def test_invalid_log_files_are_refused(folder, capsys):
     whole = write(folder, make()).read_bytes()
     contents = {"empty": b"", "text": b"no archive", "half": whole[: len(whole) // 2]}
     middle = len(whole) // 3
@@ -199,13 +199,13 @@ def test_logs_that_tell_little_are_described(folder):
     json.dumps(judged.to_json(), allow_nan=False)
 
 
-def test_pictures_are_of_held_out_examples(folder):
+def test_plots_show_held_out_examples(folder):
     logs = read_logs(write(folder, make(sharper=3.0)))
     held_out = take(logs, ~logs.targets)
     assert draw_audit(logs) == draw_audit(held_out)
 
 
-def test_a_parquet_file_says_the_same(folder):
+def test_a_parquet_file_gives_the_same_result(folder):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 

@@ -1,4 +1,4 @@
-"""The benchmarks of dispatch: their problems, byte models, bounds, and that a lie is caught."""
+"""The benchmarks of dispatch: problems, byte models, bounds, and detection of wrong results."""
 
 import json
 import os
@@ -119,14 +119,14 @@ BREAKS = {
 }
 
 
-def test_what_is_right_differs_in_nothing(layer):
+def test_equal_results_have_no_differences(layer):
     got, expected = layer
     assert got.keys() == expected.keys() == BREAKS.keys()
     assert differences(got, expected) == []
 
 
 @pytest.mark.parametrize("name", BREAKS)
-def test_what_is_broken_is_caught(layer, name):
+def test_a_broken_result_is_caught(layer, name):
     got, expected = layer
     (found,) = differences(got | {name: BREAKS[name](got[name])}, expected)
     assert found.startswith(f"{name} differs")
@@ -246,7 +246,7 @@ def test_bounds_of_an_h100():
     assert failing(on_h100([tiny], {"None": 1.0, "fair": 1.0}).values()) == []
 
 
-def test_what_was_not_measured_fails_too():
+def test_a_missing_measurement_fails_too():
     nothing = bounds.Measured({}, {}, 1.0)
     found = bounds.figures([PROBLEMS["tiny"]], nothing, platform="cpu", device="cpu")
     assert failing(found) == ["problems not wholly measured (tiny)"]
@@ -323,7 +323,7 @@ def test_the_command_from_end_to_end(tmp_path):
     assert by_variant["None"] == by_variant["xla"]  # one program, timed once
 
 
-def test_what_cannot_be_collected_is_skipped_and_named(tmp_path, monkeypatch):
+def test_uncollectable_tests_are_skipped_and_named(tmp_path, monkeypatch):
     for name, text in {
         "helpers/helper.py": "import jax, absent_too\n",
         "moe/test_dispatch_plan.py": "import pytest, helper\nfrom absent import x\n",
@@ -404,7 +404,7 @@ def test_a_part_streams_its_lines_and_is_ended_in_time(tmp_path, capsys):
     assert gpu_check.execute(failing_part, [], seconds=20)["exit_code"] == 3
 
 
-def test_hypothesis_has_a_stand_in_that_skips(tmp_path):
+def test_a_replacement_for_hypothesis_skips(tmp_path):
     (tmp_path / "hypothesis").mkdir()
     (tmp_path / "hypothesis" / "__init__.py").write_text(gpu_check._HYPOTHESIS)
     (tmp_path / "hypothesis" / "strategies.py").write_text(gpu_check._HYPOTHESIS)
@@ -425,7 +425,7 @@ def test_hypothesis_has_a_stand_in_that_skips(tmp_path):
     assert "1 passed, 2 skipped" in done.stdout, done.stdout
 
 
-def test_a_turn_begins_rested_and_its_first_run_is_not_timed():
+def test_a_turn_starts_after_a_pause_and_its_first_run_is_not_timed():
     starts = []
 
     def slow_at_first():

@@ -1,4 +1,4 @@
-"""The benchmark of calibration: who is not installed is left out, and it reports and judges."""
+"""The benchmark of calibration: skips missing rivals, reports, and checks bounds."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`check_task` converts what it can, and says what to mend."""
+"""`check_task` converts what it can, and reports what to fix."""
 
 import dataclasses
 import re
@@ -102,7 +102,7 @@ def test_what_needs_no_conversion_is_not_copied():
         assert split.clusters is same.clusters
 
 
-def test_arrays_of_jax_do():
+def test_jax_arrays_are_accepted():
     task = good()
     inputs = {name: jnp.asarray(array) for name, array in task.train.inputs.items()}
     checked = check_task(with_split("train", inputs=inputs))

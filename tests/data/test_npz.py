@@ -67,7 +67,7 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(a.clusters, b.clusters)
 
 
-def test_everything_comes_to_its_place(tmp_path):
+def test_all_arrays_are_read_into_their_fields(tmp_path):
     arrays = everything()
     expected = Task(
         "mine",
@@ -280,7 +280,7 @@ def test_an_array_twice(tmp_path):
         load_npz(path)
 
 
-def test_an_array_that_fits_nowhere(tmp_path):
+def test_an_array_with_an_unknown_name(tmp_path):
     path = write(tmp_path, {k: v for k, v in least().items() if k != "test_inputs"})
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(

@@ -33,7 +33,7 @@ def test_a_new_name_is_known_and_needs_no_files(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "mine.npz", "MINE.NPZ", "module:function"])
-def test_names_that_mean_something_else(name):
+def test_names_that_look_like_files_or_functions(name):
     with pytest.raises(ValueError, match=r"without a colon and not end in \.npz"):
         data.register(name, TaskInfo("a small one", lambda folder: small_task()))
     assert name not in data.TASKS

@@ -1,4 +1,4 @@
-"""A task by whatever names it."""
+"""Tasks by name, file or function."""
 
 import re
 import sys
@@ -47,7 +47,7 @@ def later():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, with modules of a user's own, which are forgotten afterwards."""
+    """The current folder, with a user's modules, which are unloaded afterwards."""
     before = set(sys.modules)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(CODE)
@@ -134,7 +134,7 @@ def test_what_is_wrong_with_a_function_is_said(folder, spec, message):
     assert sys.path == path
 
 
-def test_an_interruption_is_none_of_our_business(folder):
+def test_an_interruption_is_not_caught(folder):
     with pytest.raises(KeyboardInterrupt):
         resolve_task("own:interrupted")
 

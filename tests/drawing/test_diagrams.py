@@ -1,4 +1,4 @@
-"""Pictures of calibration: what is in them, and that nothing covers anything."""
+"""Plots of calibration: their content, and that no texts overlap."""
 
 import doctest
 import io
@@ -97,7 +97,7 @@ def boxes(figure):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_no_words_cover_one_another(name, drawn):
+def test_texts_do_not_overlap(name, drawn):
     figure = drawn[name]
     for (a, first), (b, second) in itertools.combinations(boxes(figure), 2):
         assert not first.overlaps(second), f"{a!r} and {b!r}"
@@ -115,7 +115,7 @@ def test_no_words_cover_one_another(name, drawn):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_diagonals_are_diagonal_and_feet_stand_below(name, drawn):
+def test_panels_are_square_with_histograms_below(name, drawn):
     for ax in drawn[name].axes:
         if (
             ax.get_ylabel().startswith("accuracy")

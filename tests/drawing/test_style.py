@@ -1,4 +1,4 @@
-"""How series and names look."""
+"""The style of series and names."""
 
 import itertools
 

@@ -29,7 +29,7 @@ def a_task(dtype=np.float32):
     return task, (want[train], want[held_out])
 
 
-def test_each_class_is_parted_and_the_largest_part_comes_first():
+def test_each_class_is_split_and_the_largest_part_comes_first():
     task, want = a_task()
     for found, wanted in zip(simulated.subpopulations(task), want, strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -39,7 +39,7 @@ def test_each_class_is_parted_and_the_largest_part_comes_first():
 def test_what_is_left_out_is_seen_in_targets_alone(dtype):
     task, parts = a_task(dtype)
     without, targets = simulated.leave_out(task, parts, 1)
-    # an example is a cluster of its own, which tells which one it is
+    # each example is its own cluster, which identifies it
     part = dict(zip(task.train.clusters, parts[0], strict=True))
     part |= dict(zip(task.calibration.clusters, parts[1], strict=True))
     inside = np.concatenate([without.train.clusters, without.calibration.clusters])
@@ -55,7 +55,7 @@ def test_what_is_left_out_is_seen_in_targets_alone(dtype):
         assert not set(split.clusters) & set(inside)
 
 
-def test_noise_and_fading_are_as_large_as_they_say():
+def test_noise_and_fading_have_the_given_size():
     task, parts = a_task()
     without, targets = simulated.leave_out(task, parts, 0)
     mean, scale = (f(without.train.inputs, axis=0) for f in (np.mean, np.std))
@@ -118,7 +118,7 @@ def test_the_more_cautious_temperature_is_looked_up():
     wanted = np.log(1 / 0.45 - 1) + np.array([1, 2])
     error = np.mean([wanted[0], 2 * wanted[1]])
     np.testing.assert_allclose(choose_rule.errors_of(at, (rule, rule)), error, rtol=1e-3)
-    # neither what says nothing nor what would be bolder changes a temperature
+    # neither an uninformative estimate nor a more confident one changes a temperature
     silent = cm.shift.NeighbourSupport(jnp.full(2, jnp.nan), jnp.full(2, 0.1), sure)
     at = at._replace(
         supports={15: (supports[15][0], silent)},

@@ -1,4 +1,4 @@
-"""The experiment on exact reweightings: its tilts, and what it says of predictions made to fit."""
+"""The experiment on exact reweightings: its tilts, and its results for constructed predictions."""
 
 import jax
 import jax.numpy as jnp

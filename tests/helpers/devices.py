@@ -1,4 +1,4 @@
-"""Functions of examples that are spread over devices against the same on one."""
+"""Functions of examples that are sharded over devices against the same on one device."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What the tests of dispatch share: jitted calls, awkward inputs, comparisons."""
+"""Shared by the tests of dispatch: jitted calls, edge-case inputs, comparisons."""
 
 import functools
 
@@ -15,7 +15,7 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
 
 
 def exhaustive(*cases):
-    """Cases that repeat those beside them in kind: not run by default."""
+    """Cases similar to others: not run by default."""
     return [
         pytest.param(*(c if isinstance(c, tuple) else (c,)), marks=pytest.mark.exhaustive)
         for c in cases

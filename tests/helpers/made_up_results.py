@@ -1,4 +1,4 @@
-"""Results of a run that never was: every number is drawn, every list is complete."""
+"""Results of an imaginary run: every number is random, every list is complete."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Every objective with what the conformance suite must know of it."""
+"""Every objective with its properties for the conformance suite."""
 
 from typing import NamedTuple
 

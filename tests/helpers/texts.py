@@ -1,4 +1,4 @@
-"""Small files in the layout of the text tasks, and tasks spied on while they are made."""
+"""Small files in the layout of the text tasks, and tasks recorded while they are made."""
 
 import dataclasses
 import gzip
@@ -52,7 +52,7 @@ TRAIN, TEST = posts(25, seed=0), posts(8, seed=1)
 
 
 def ratings_of(rng):
-    """Twenty raters, mostly of one mind."""
+    """Twenty raters who mostly agree."""
     sign = rng.randint(-1, 2)
     return [int(sign * rng.randint(1, 5)) if rng.rand() < 0.75 else 0 for _ in range(20)]
 

@@ -213,7 +213,7 @@ def test_routing_by_it(choice):
 
 @pytest.mark.usefixtures("rolled")
 def test_route_by_it(monkeypatch):
-    """The whole of `route`, as on a TPU."""
+    """All of `route`, as on a TPU."""
     logits = jnp.asarray(rows_of(40, 12), jnp.bfloat16)
 
     def routed_by(name):

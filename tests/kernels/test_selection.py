@@ -1,4 +1,4 @@
-"""Which implementation runs, and what measurements say of it."""
+"""Selection of an implementation, from measurements."""
 
 import doctest
 import json
@@ -282,7 +282,7 @@ def test_a_program_for_another_platform_holds_what_runs_there(monkeypatch, measu
 
 
 @pytest.mark.parametrize("name", ["cuda", "XLA", ""])
-def test_unknown_names_are_told_the_known(name):
+def test_unknown_names_list_the_known_ones(name):
     with pytest.raises(ValueError) as error:
         run(attempts("xla"), name, 0)
     known = ", ".join(selection.NAMES)

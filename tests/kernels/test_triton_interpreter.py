@@ -1,4 +1,4 @@
-"""The Triton kernels pass the suites of what they implement, run by Triton's interpreter."""
+"""The Triton kernels pass the tests of their operations, run by Triton's interpreter."""
 
 import os
 import subprocess

@@ -137,7 +137,7 @@ def test_a_nan_weight_is_its_tokens_alone(token, implementation):
 
 
 @pytest.mark.parametrize("layout", [{"capacity": 3}, {"block_size": 4}], ids=["capacity", "blocks"])
-def test_what_lies_in_empty_rows_is_not_seen(layout, implementation):
+def test_values_in_empty_rows_do_not_matter(layout, implementation):
     plan = plan_of(31, 9, 2, 4, **layout, implementation=implementation)
     empty = np.asarray(plan.slot_indices) == 18
     assert empty.any()

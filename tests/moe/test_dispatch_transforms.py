@@ -1,4 +1,4 @@
-"""What JAX's transformations do to dispatch, for every implementation."""
+"""Dispatch under JAX's transformations, for every implementation."""
 
 import functools
 import re

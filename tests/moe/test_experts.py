@@ -202,7 +202,7 @@ def test_expert_mlp_of_rows_of_no_group_is_zero():
 
 
 @pytest.mark.parametrize("capacity", [None, 16])
-def test_xla_means_xla_for_every_part(capacity, monkeypatch):
+def test_xla_is_used_for_every_part(capacity, monkeypatch):
     x, logits, params = problem(12)
     ran = []
     run = selection.run

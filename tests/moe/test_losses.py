@@ -1,4 +1,4 @@
-"""Losses from what `route` computed: those of the gate's own logits, and their constants."""
+"""Losses from the results of `route`: equal to those of the gate's logits, and their constants."""
 
 from functools import partial
 
@@ -80,7 +80,7 @@ def test_no_tokens_and_tokens_that_cannot_be_routed():
     assert np.isnan(from_routed(np.float32([[0, np.nan], [1, 2]]), k=1)[0]).all()
 
 
-def test_shards_of_uneven_load_give_the_loss_of_the_whole(mesh):
+def test_shards_of_uneven_load_give_the_loss_of_the_full_batch(mesh):
     logits = 2 * normal(3, 8 * mesh.size, 6)
     logits[: len(logits) // 2, 0] += 3
 

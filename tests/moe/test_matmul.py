@@ -103,7 +103,7 @@ def test_what_none_picks_equals_loops(layout):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
-def test_what_xla_means_and_the_block_that_it_wants(backend, monkeypatch):
+def test_the_form_that_xla_chooses_and_its_block_size(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
 
     def text(implementation, capacity=None):

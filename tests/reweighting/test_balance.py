@@ -30,7 +30,7 @@ def arrays(*values, dtype=jnp.float32):
 
 
 def check(solution, constraints, targets=None, *, base=None, tolerance=2e-5):
-    """What every solution that says it has converged must fulfil."""
+    """The conditions that every converged solution must fulfil."""
     assert solution.converged
     assert solution.feasible
     w = np.exp(np.asarray(solution.log_weights, np.float64))
@@ -142,7 +142,7 @@ def test_base_weights_may_be_scaled_and_may_mask():
     np.testing.assert_allclose(alone.log_weights, by_weight.log_weights[:45], atol=1e-5)
 
 
-def test_a_ridge_gives_way():
+def test_a_ridge_relaxes_the_targets():
     s, a = problem()
     solution = balance(*arrays(s, a), eta=2.0, ridge=0.3)
     primal, _ = references.entropy_balance(s, a, None, 2.0, ridge=0.3)
@@ -181,7 +181,7 @@ def test_a_radius_is_hit(radius, constrained):
     np.testing.assert_allclose(solution.log_weights, again.log_weights, atol=2e-4)
 
 
-def test_a_radius_that_cannot_be_reached_and_one_of_nothing():
+def test_an_unreachable_radius_and_a_radius_of_0():
     s, a = arrays(*problem())
     beyond = balance(s, radius=100.0)
     assert beyond.converged
@@ -328,7 +328,7 @@ def test_columns_far_from_zero():
 
 @pytest.mark.parametrize("options", [{"eta": 2.0}, {"radius": 0.3}], ids=["eta", "radius"])
 def test_many_examples(options):
-    """The way that leads over a part of the examples, and Hessians that are kept."""
+    """The solver that starts from a subset of the examples, and keeps Hessians."""
     rng = np.random.RandomState(0)
     n = 70_000
     a = rng.randn(n, 3) + np.array([0, 5, -100])
@@ -340,7 +340,7 @@ def test_many_examples(options):
     np.testing.assert_allclose(solution.log_weights, exact, atol=3e-4)
 
 
-def test_many_examples_of_which_the_part_says_nothing():
+def test_many_examples_with_an_uninformative_subset():
     n = 2**16
     rare = np.zeros((n, 1))
     rare[1::1000] = 1

@@ -1,4 +1,4 @@
-"""Estimates and tests on examples that are spread over devices against one device."""
+"""Estimates and tests on examples that are sharded over devices against one device."""
 
 import jax
 import jax.numpy as jnp

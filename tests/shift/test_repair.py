@@ -55,7 +55,7 @@ def test_no_rule_goes_below_the_temperature_in_distribution(fitted):
     assert ((found.separability >= 0) & (found.separability <= 1)).all()
 
 
-def test_no_temperature_is_below_a_high_one_and_none_is_boundless(fitted):
+def test_temperatures_keep_the_floor_and_are_finite(fitted):
     task, split, held_out, _, targets, _ = fitted
     high = fit(task, held_out, jnp.full(SEEDS, 50.0), targets, split)
     for name, value in high.temperatures.items():
@@ -234,7 +234,7 @@ def test_clusters_of_the_test_stay_whole():
 
 
 def test_what_is_known_of_held_out_examples_is_computed_once(fitted, monkeypatch):
-    """One preparation serves several splits, and says what one for each would."""
+    """One preparation for several splits gives the same result as one for each."""
     task, split, held_out, inside, targets, found = fitted
     prepared = repair.prepare(held_out, task.calibration.labels, task.calibration.clusters, inside)
     monkeypatch.setattr(repair.held_out, "_prepare", None)
@@ -248,7 +248,7 @@ def test_what_is_known_of_held_out_examples_is_computed_once(fitted, monkeypatch
     assert record.decision in ("keep", "rebalance", "cannot_repair")
 
 
-def test_one_seed_has_nothing_to_agree_with(fitted):
+def test_one_seed_has_no_agreement(fitted):
     task, split, held_out, inside, targets, _ = fitted
     alone = [repair.Sample(*(x[:1] for x in sample)) for sample in (held_out, targets)]
     found = fit(task, alone[0], inside[:1], alone[1], split)

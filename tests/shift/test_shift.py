@@ -53,7 +53,7 @@ def test_the_standard_error_is_the_spread_over_samples():
     assert 0.8 < claimed / spread < 1.25
 
 
-def test_models_that_fall_into_one_class_know_nothing():
+def test_models_that_predict_one_class_have_kappa_0():
     same = jnp.zeros((3, 20), jnp.int32)
     np.testing.assert_array_equal(cm.shift.chance_corrected_agreement(same, num_classes=5).kappa, 0)
     other = jnp.arange(20) % 5
@@ -402,7 +402,7 @@ def test_a_large_share_of_few_examples_is_no_evidence():
     assert cm.shift.repair_verdict(0.01, 0.9, 40, hard=False).decision == "cannot_repair"
 
 
-def test_too_few_clusters_tell_nothing():
+def test_too_few_clusters_give_no_verdict():
     for own, other in ((3, 3), (2, 3), (1, 1), (0, 5), (1, 9)):
         sides = {frozenset(x) for x in itertools.combinations(range(own + other), own)}
         if own == other:  # the sides have no names

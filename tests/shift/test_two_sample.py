@@ -51,7 +51,7 @@ def test_it_holds_its_level():
     ("shift", "moved"),
     [({"load": 0.5}, "load"), ({"sharpness": 2.5}, "confidence"), ({"disagreement": 2.0}, "all")],
 )
-def test_it_sees_what_moved(shift, moved):
+def test_it_detects_shifts(shift, moved):
     shift = {"load": 0.0, "sharpness": 1.0, "disagreement": 1.0} | shift
     found = p_values(KEYS[0], *shift.values())
     assert np.mean(np.asarray(found.p_value) <= 0.05) > 0.8
@@ -112,7 +112,7 @@ def test_p_values_equal_a_loop_over_the_same_relabellings(clustered):
 
 
 def test_clusters_are_relabelled_whole():
-    """Copies of an example are no further evidence."""
+    """Copies of an example do not add evidence."""
     held_out, targets = draw(jax.random.key(1), 25), draw(jax.random.key(2), 20)
     alone = shift_test(jax.random.key(0), held_out, targets, num_permutations=199)
     copies = [jax.tree.map(lambda x: jnp.repeat(x, 8, axis=0), x) for x in (held_out, targets)]
@@ -140,7 +140,7 @@ def test_no_p_value_is_below_the_smallest():
     assert shift_test(jax.random.key(0), held_out, targets, num_permutations=399).load < 0.01
 
 
-def test_targets_that_do_not_count_are_not_there():
+def test_masked_targets_do_not_matter():
     held_out, targets = draw(jax.random.key(1), 40), draw(jax.random.key(2), 30, load=0.3)
     clusters = jnp.arange(70)
     alone = shift_test(

@@ -95,7 +95,7 @@ def test_intervals_cover_and_clusters_widen_them():
     assert np.mean([a / b for a, b in widths]) > 1.5
 
 
-def test_copies_of_a_split_bring_no_certainty():
+def test_copies_of_a_split_do_not_narrow_intervals():
     """The same examples corrupted in thirty ways are not thirty times as many examples."""
     widths = []
     for copies in (1, 30):

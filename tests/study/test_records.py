@@ -1,4 +1,4 @@
-"""The file of results: what is written is read, and what is wrong is named."""
+"""The file of results: round trips, and errors that name the field."""
 
 import dataclasses
 import json

@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_bytes(finished, tmp_path):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
-def test_a_method_does_not_depend_on_its_company(finished, tmp_path):
+def test_a_method_does_not_depend_on_the_other_methods(finished, tmp_path):
     _, results = finished
     alone = run(tmp_path / "alone", ("robust",))
     assert tuple(r for r in results.records if r.method == "robust") == alone.records
@@ -132,7 +132,7 @@ def test_unusable_folders(tmp_path):
 
 
 def test_a_read_only_folder(tmp_path, monkeypatch):
-    """Root may write anywhere, so that the refusal is played back for it."""
+    """Root may write anywhere, so the refusal is simulated."""
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o555)
     if os.access(folder, os.W_OK):
@@ -150,7 +150,7 @@ def test_a_read_only_folder(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"model": ModelConfig(backbone="resnet18")}, "not images"),
-        ({"methods": ()}, "the number of methods must be at least 1"),
+        ({"methods": ()}, "methods must hold at least one"),
         ({"methods": ("robst",)}, r"got 'robst'\. Did you mean robust\?"),
         ({"methods": ("fgr", "fgr")}, "once each"),
         ({"seeds": 0}, "seeds must be at least 1, got seeds=0"),

@@ -69,7 +69,7 @@ def run(task, methods, out, **changes):
 
 
 @pytest.mark.parametrize("kind", ["module", "functions"])
-def test_a_network_and_an_objective_of_ones_own_get_a_report(tmp_path, kind):
+def test_a_user_defined_network_and_objective_get_a_report(tmp_path, kind):
     task, network = (
         (small_task(name="mine"), nn.from_nnx(Theirs)) if kind == "module"
         else (tree_task(), functions())
@@ -138,7 +138,7 @@ def test_a_network_with_another_number_of_classes(tmp_path):
         ),
     ],
 )
-def test_a_network_that_is_none(tmp_path, change, message):
+def test_an_object_that_is_not_a_network_is_refused(tmp_path, change, message):
     refused(tmp_path, message, network=nn.from_nnx(Theirs)._replace(**change))
 
 
@@ -188,6 +188,6 @@ def test_methods_that_share_a_training_must_be_alike(tmp_path):
 
 def test_the_single_classifier_of_a_given_network(tmp_path):
     refused(
-        tmp_path, "'single' is this library's own classifier", methods=["single"],
+        tmp_path, "'single' is this library's classifier", methods=["single"],
         network=nn.from_nnx(Theirs),
     )  # fmt: skip

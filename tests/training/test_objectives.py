@@ -1,4 +1,4 @@
-"""Laws that every objective keeps, a user's own among them; and each one's oracle."""
+"""Laws that every objective keeps, including a user's; and the oracle of each."""
 
 from functools import cache, partial
 
@@ -82,7 +82,7 @@ def test_eager_is_jit(case):
     )
 
 
-def test_what_does_not_count_might_not_be_there(case):
+def test_masked_examples_do_not_matter(case):
     """Padding at the end, so that positions are the same."""
     where = np.arange(SIZE) < 17
     _, loss, log_weights, state = evaluated(case, where=where)
@@ -93,7 +93,7 @@ def test_what_does_not_count_might_not_be_there(case):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state, alone_state)
 
 
-def test_the_order_of_examples_is_nothing(case):
+def test_the_order_of_examples_does_not_matter(case):
     if case.by_position:
         pytest.skip("its folds are by position")
     order = np.random.RandomState(0).permutation(SIZE)
@@ -104,7 +104,7 @@ def test_the_order_of_examples_is_nothing(case):
 
 
 def test_equal_losses_get_equal_weights(case):
-    """All examples the same: nothing to tell them apart by."""
+    """All examples are equal."""
     _, loss, log_weights, _ = evaluated(case, np.zeros(SIZE, int))
     losses = evaluated(CASES["erm"], np.zeros(1, int))[0]
     np.testing.assert_allclose(loss, case.scale * losses[0], rtol=1e-5)
@@ -210,7 +210,7 @@ def test_gate_losses_are_those_of_the_gate(where):
     assert objectives.with_gate_losses(unchanged) is unchanged
 
 
-def test_a_warm_up_hands_on_what_another_remembers():
+def test_a_warm_up_returns_the_objective_state_unchanged():
     state = CASES["cross_batch_robust"].objective.init()
     assert apply(objectives.erm(), *given(), state)[3] == state
 

@@ -1,4 +1,4 @@
-"""One step: the gradient that the objective says, on any inputs, on any number of devices."""
+"""One step: the gradient of the objective, on any inputs, on any number of devices."""
 
 import dataclasses
 from functools import partial
@@ -69,7 +69,7 @@ def test_a_step_follows_the_objective_written_out(method):
 @pytest.mark.parametrize("driver", ["shard_map", "shard_map unchecked", "pmap"])
 @pytest.mark.parametrize("name", ["erm", "robust_filtered", "balanced_robust", "fgr", "theirs"])
 def test_devices_take_the_step_that_one_takes(name, driver):
-    """Parameters, log and state after three steps; the batch is spread, the state is not."""
+    """Parameters, log and state after three steps; the batch is sharded, the state is not."""
     if len(jax.devices()) < 4:
         pytest.skip("needs four devices")
     network, optimizer, objective = network_of(TASK), optax.adam(1e-2), OBJECTIVES[name]
@@ -112,7 +112,7 @@ def test_the_state_can_be_donated(name):
     assert any(x.is_deleted() for x in jax.tree.leaves(gone))
 
 
-def test_padding_takes_no_part():
+def test_padding_does_not_count():
     network, optimizer = network_of(TASK), optax.sgd(1.0)
     statics = {"network": network, "objective": OBJECTIVES["robust"], "optimizer": optimizer}
     state = start(network, OBJECTIVES["robust"], optimizer)
@@ -218,7 +218,7 @@ def test_regret_is_against_all_experts():
     assert not any(seen)
 
 
-def test_what_is_not_finite_is_said():
+def test_non_finite_values_are_reported():
     network, optimizer = network_of(TASK), optax.sgd(1.0)
 
     def loss(losses, prediction, batch, state, *, axis_name=None):

@@ -1,4 +1,4 @@
-"""Trainings of several seeds: alike however mapped, resumed to the bit, stopped where broken."""
+"""Trainings of several seeds: equal however mapped, resumed bit for bit, stopped on errors."""
 
 import jax
 import numpy as np
@@ -45,7 +45,7 @@ def test_seeds_do_not_depend_on_how_they_are_mapped(method, tmp_path, monkeypatc
 
 
 def test_one_compilation_for_all_seeds_and_epochs(tmp_path, caplog):
-    """One program for the objective and one for the warm-up, which is vanilla's own."""
+    """One program for the objective and one for the warm-up, which is that of vanilla."""
 
     def compiled(method):
         caplog.clear()

@@ -20,22 +20,22 @@ from calmoe_jax.reweighting._solver.linear import solve_semidefinite
 from calmoe_kernels import selection
 from calmoe_kernels.xla import dual
 
-# Up to how much longer than the potentials, and one, a step may be.
+# Largest length of a step, as a multiple of one plus the length of the potentials.
 _LONGEST = 20.0
-# Share of the tolerance that is aimed at.
+# Fraction of the tolerance at which the search stops.
 _AIM = 0.2
-# A kernel of its own pays from this many examples on; fewer are XLA's, also under `vmap`.
+# A kernel is faster from this many examples on; fewer use XLA, also under `vmap`.
 _LEAST_FOR_KERNEL = 2**15
 
 
 class DualProblem(NamedTuple):
-    """What is minimised.
+    """The problem to minimise.
 
     Attributes:
-        columns: constraints, 0 at the targets in units of their own.
-        scores: log of what an example weighs without potentials; -inf for none.
-        ridge: at least 0.
-        slack: by how much each column may miss its target, at least 0.
+        columns: standardised constraints, 0 at the targets.
+        scores: log weight of each example without potentials; -inf for weight 0.
+        ridge: coefficient of the ridge penalty, at least 0.
+        slack: distance by which each column may miss its target, at least 0.
     """
 
     columns: dual.Columns
@@ -45,19 +45,19 @@ class DualProblem(NamedTuple):
 
 
 class DualState(NamedTuple):
-    """Where a search stands.
+    """State of a search.
 
     Attributes:
         potentials: `v`.
         value: `F(v)`.
         mean: `E_w a`.
         residual: largest violation of optimality, in units of the columns.
-        second: Hessian, or what secants have made of one.
-        direction: of the next step.
-        size: share of it to try next, on the way to a start.
-        damping: what is added to the Hessian's diagonal.
+        second: Hessian, or its secant approximation.
+        direction: direction of the next step.
+        size: step size to try next.
+        damping: added to the Hessian's diagonal.
         separated: whether `a_i v` is above 0 for every example: no weights meet the targets.
-        slow: whether the last step brought little; a Hessian from elsewhere is then not enough.
+        slow: whether the last step made little progress; a kept Hessian is then not good enough.
         num_steps: passes over the columns.
     """
 
@@ -92,13 +92,13 @@ def begin(
     *,
     axis_name: AxisName = None,
 ) -> DualState:
-    """A search that stands at 0 and will first go to a start.
+    """A search at 0 that first tries given potentials.
 
     Args:
-        problem: what to minimise.
+        problem: the problem to minimise.
         start: potentials to try first; 0 where they are not finite.
-        second: a Hessian for a search that keeps it.
-        axis_name: device axis that the examples are spread over.
+        second: a Hessian, for a search that keeps it.
+        axis_name: device axis that the examples are sharded over.
     """
     dtype, zeros = problem.scores.dtype, jnp.zeros_like(problem.slack)
     size = zeros.shape[0]
@@ -118,7 +118,7 @@ def begin(
 
 
 class _Search(NamedTuple):
-    """What stays the same in a search; see `minimise`."""
+    """The constants of a search; see `minimise`."""
 
     problem: DualProblem
     keep: bool
@@ -139,17 +139,17 @@ def minimise(
     """Minimises the dual.
 
     Args:
-        problem: what to minimise; at least one example must count.
-        found: where to go on from.
-        keep: whether to go on with its Hessian, which secants correct, so that no second moments
-            are needed; the search ends where that is not good enough.
-        tolerance: of the residual; less is aimed at.
+        problem: the problem to minimise; at least one example must count.
+        found: state to continue from.
+        keep: whether to keep its Hessian, corrected by secants, so that no second moments are
+            needed; the search ends when that is not good enough.
+        tolerance: tolerance of the residual; the search aims below it.
         max_steps: passes over the columns, at most.
-        axis_name: device axis that the examples are spread over.
-        implementation: of the passes.
+        axis_name: device axis that the examples are sharded over.
+        implementation: implementation of the passes.
 
     Returns:
-        Where it ended.
+        The final state.
     """
     search = _Search(problem, keep, axis_name, implementation)
 
@@ -175,7 +175,7 @@ def _evaluate(
         hessian = known
     else:
         covariance = stats.second - stats.mean[:, None] * stats.mean[None]
-        # as much as rounding may have taken away
+        # the rounding error of the value
         lost = 8 * epsilon * jnp.diagonal(stats.second)
         hessian = covariance + jnp.diag(lost + problem.ridge)
     gradient = _subgradient(problem, potentials, stats.mean)
@@ -197,7 +197,7 @@ def _evaluate(
 
 
 def _step(search: _Search, old: DualState) -> DualState:
-    """Tries a step, takes it where it helps, and chooses the next one."""
+    """Tries a step, takes it if it helps, and chooses the next one."""
     problem = search.problem
     epsilon = float(jnp.finfo(problem.scores.dtype).eps)
     gradient = _subgradient(problem, old.potentials, old.mean)
@@ -205,7 +205,7 @@ def _step(search: _Search, old: DualState) -> DualState:
     sign = jnp.where(old.potentials == 0, -jnp.sign(gradient), jnp.sign(old.potentials))
     trial = jnp.where((problem.slack > 0) & (trial * sign < 0), 0, trial)
     new = _evaluate(search, trial, old.second)
-    # nothing is promised of the way from 0 to a start
+    # the step from 0 to the start need not decrease the value steadily
     first = jnp.isinf(old.residual)
     promised = jnp.where(first, 0, jnp.sum(gradient * (trial - old.potentials)))
     noise = 16 * epsilon * (1 + jnp.abs(old.value))
@@ -222,10 +222,10 @@ def _step(search: _Search, old: DualState) -> DualState:
     least = 0.05 * chosen.residual
     damping = jnp.where(taken, old.damping / 8, jnp.maximum(8 * old.damping, least))
     damping = jnp.where(taken & (damping < 0.02 * least), 0, damping)
-    # before anything was taken there is a start to go to, and no direction of Newton's
+    # before the first accepted step the direction leads to the start and is not a Newton step
     still = first & ~taken
     size_left = jnp.where(still, old.size / 4, 1)
-    towards = jnp.where(size_left > 0.01, old.direction, 0)  # else the start is of no use
+    towards = jnp.where(size_left > 0.01, old.direction, 0)  # otherwise the start is discarded
     return chosen._replace(
         direction=jnp.where(still, towards, _direction(problem, chosen, damping)),
         size=size_left,
@@ -258,20 +258,20 @@ def minimise_sparingly(
     axis_name: AxisName = None,
     implementation: str | None = None,
 ) -> DualState:
-    """Minimises the dual with few second moments, where they take most of a pass.
+    """Minimises the dual with few evaluations of the Hessian, for problems where it is expensive.
 
-    A Hessian, corrected by secants, is kept as long as steps take away half of the residual.
+    A Hessian, corrected by secants, is kept as long as steps halve the residual.
 
     Args:
         problem: as for `minimise`.
-        found: where to go on from, with a Hessian to begin with.
+        found: state to continue from, with a Hessian to start with.
         tolerance: as for `minimise`.
         max_steps: as for `minimise`.
         axis_name: as for `minimise`.
         implementation: as for `minimise`.
 
     Returns:
-        Where it ended.
+        The final state.
     """
     go = partial(
         minimise,
@@ -294,10 +294,10 @@ def minimise_sparingly(
 def _secant(
     hessian: Float[Array, "m m"], moved: Float[Array, " m"], change: Float[Array, " m"]
 ) -> Float[Array, "m m"]:
-    """The Hessian of Broyden, Fletcher, Goldfarb and Shanno: right along the last step."""
+    """The BFGS update of the Hessian: exact along the last step."""
     along, expected = jnp.sum(moved * change), hessian @ moved
     energy = jnp.sum(moved * expected)
-    # far enough from rounding that the matrix stays positive
+    # well above rounding errors, so that the matrix stays positive definite
     sound = (along > 1e-3 * energy) & (energy > 0)
     new = change[:, None] * change[None] / jnp.where(sound, along, 1)
     old = expected[:, None] * expected[None] / jnp.where(sound, energy, 1)
@@ -305,9 +305,9 @@ def _secant(
 
 
 def _unfinished(found: DualState, tolerance: float) -> Bool[Array, ""]:
-    # a direction that must be damped so much leads nowhere
+    # with this much damping no step makes progress
     stuck = (found.size < 1e-3) | (found.damping > 1e8 * found.residual)
-    # near enough, and rounding allows no more
+    # close enough, and rounding prevents further progress
     stuck |= found.slow & (found.residual <= tolerance)
     return (found.residual > _AIM * tolerance) & ~found.separated & ~stuck
 

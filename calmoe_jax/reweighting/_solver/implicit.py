@@ -36,7 +36,7 @@ def differentiable_log_weights(
         where: examples that count.
         found: its solution, in standard units.
         eta: the solution's inverse temperature.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
     """
     problem = standardise(inputs, where, axis_name)
     potentials = found.potentials
@@ -53,7 +53,7 @@ def differentiable_log_weights(
         kl = divergence(log_weights, problem.log_base, axis_name)
         return jnp.append(stationary, kl - inputs.radius)
 
-    if inputs.eta is not None:  # of the same value, and it may carry a derivative
+    if inputs.eta is not None:  # the same value, but it may carry a derivative
         tilt = inputs.eta * jax.lax.stop_gradient(problem.signal_scale)
     # forward derivatives: a column for each unknown
     jacobian = jax.jacfwd(violation, argnums=(0, 1))(potentials, jax.lax.stop_gradient(tilt))

@@ -1,4 +1,4 @@
-"""Small symmetric systems that may be singular."""
+"""Solves small symmetric systems that may be singular."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Entropy balancing in units of its own: what the solver works on, and what is read off it."""
+"""Entropy balancing in standard units: the solver's inputs, and quantities of its solution."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ _ONE_IN = 16
 
 
 class Inputs(NamedTuple):
-    """What is given of a problem, in one dtype; see `entropy_balance`."""
+    """The arguments of a problem, in one dtype; see `entropy_balance`."""
 
     signal: Float[Array, " examples"]
     constraints: Float[Array, "examples m"]
@@ -34,8 +34,9 @@ class StandardProblem(NamedTuple):
     Attributes:
         columns: constraints and their units.
         log_base: log of the base weights.
-        signal: at most 0, in units of `signal_scale`; `-inf` for examples that must not count.
-        signal_scale: its unit.
+        signal: signal minus its maximum, in units of `signal_scale`; `-inf` for examples that must
+            not count.
+        signal_scale: unit of the signal.
     """
 
     columns: dual.Columns
@@ -47,19 +48,19 @@ class StandardProblem(NamedTuple):
 def standardise(
     inputs: Inputs, where: Bool[Array, " examples"] | None, axis_name: AxisName
 ) -> StandardProblem:
-    """Brings a problem to standard units.
+    """Converts a problem to standard units.
 
     Args:
         inputs: the problem.
         where: examples that count.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
     """
     signal, columns = inputs.signal, inputs.constraints
     log_base = jnp.zeros_like(signal) if inputs.weights is None else jnp.log(inputs.weights)
     if where is not None:
         log_base = jnp.where(where, log_base, -jnp.inf)
     if where is not None or inputs.weights is not None:
-        # what does not count may be anything
+        # values that do not count may be anything
         columns = jnp.where(jnp.isneginf(log_base)[:, None], 0, columns)
         signal = jnp.where(jnp.isneginf(log_base), -jnp.inf, signal)
     total = _dual.log_sum(log_base, axis_name)
@@ -79,7 +80,7 @@ def standardise(
     centre = inputs.targets
     if centre is None:
         nothing = jnp.zeros(columns.shape[1], columns.dtype)
-        # the shares sum to one but for rounding, which a constant column would show
+        # the shares sum to one up to rounding, which would show in a constant column
         whole = psum(jnp.sum(share), axis_name)
         centre = psum(dual.weighted_sum(share, columns, nothing), axis_name)
         centre /= jnp.where(whole > 0, whole, 1)
@@ -94,10 +95,10 @@ def _units(
     central: bool,
     axis_name: AxisName,
 ) -> Float[Array, " m"]:
-    """Standard deviations of the columns; of a part where there are many, units need not be exact.
+    """Standard deviations of the columns, from a subset if there are many examples.
 
-    A constant column that is at its target gets an infinite one, and so never matters; one that is
-    not, its distance.
+    Units need not be exact. A constant column at its target gets an infinite unit, so it never
+    matters; a constant column elsewhere gets its distance from the target.
 
     Args:
         columns: constraints, 0 where they do not count.
@@ -113,7 +114,7 @@ def _units(
         of_some = of_some / jnp.where(mass > 0, mass, 1)
         mean = centre
         if not known:
-            # from the centre on: a mean that is large against the deviations costs no digits
+            # relative to the centre: a mean much larger than the deviations costs no digits
             mean = centre + psum(dual.weighted_sum(of_some, some, centre), axis_name)
         squares, nothing = (some - mean[None]) ** 2, jnp.zeros_like(mean)
         return mean, psum(dual.weighted_sum(of_some, squares, nothing), axis_name)
@@ -124,7 +125,7 @@ def _units(
     stride = stride_of(len(share))
     mean, variance = moments(columns[::stride], share[::stride], central and stride == 1)
     if stride > 1:
-        # what is constant in the part may not be so elsewhere
+        # a column that is constant in the subset may vary elsewhere
         mean, variance = jax.lax.cond(
             constant(mean, variance).any(),
             lambda: moments(columns, share, central),
@@ -136,7 +137,7 @@ def _units(
 
 
 def stride_of(size: int) -> int:
-    """How many examples there are to one of the part that stands for all."""
+    """Stride of the subset of examples that represents all."""
     return _ONE_IN if size >= _LARGE else 1
 
 
@@ -159,7 +160,7 @@ def log_weights_at(
 
 
 def ridge_of(inputs: Inputs, problem: StandardProblem, eta: Float[Array, ""]) -> Float[Array, ""]:
-    """The dual's ridge, which is the given one over the plain inverse temperature."""
+    """The dual's ridge: the given one over the inverse temperature in the caller's units."""
     plain = eta / jax.lax.stop_gradient(problem.signal_scale)
     return inputs.ridge / jnp.where(plain > 0, plain, 1)
 
@@ -172,7 +173,7 @@ def divergence(
     """`sum q (r exp r - exp r + 1)` with `r = log w / q`: no term is negative, so none cancel."""
     some = ~jnp.isneginf(log_weights) & ~jnp.isneginf(log_base)
     ratio = jnp.where(some, log_weights - log_base, 0)
-    # with w where the ratio is large, which q exp r might overflow to
+    # w instead of q exp r, which may overflow where the ratio is large
     share, base = (jnp.exp(jnp.where(some, x, -jnp.inf)) for x in (log_weights, log_base))
     small = base * (ratio * jnp.exp(jnp.minimum(ratio, 1)) - jnp.expm1(jnp.minimum(ratio, 1)))
     terms = jnp.where(ratio < 1, small, share * ratio - share + base)

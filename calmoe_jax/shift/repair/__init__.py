@@ -1,4 +1,4 @@
-"""Temperatures for a split without its labels: what its routing configurations suggest.
+"""Temperatures for an unlabelled split, from its routing configurations.
 
 Each calibrator here sees labelled held-out examples and unlabelled ones of the split, gives the
 aggregate one temperature, and never one below the temperature fitted in distribution: unlabelled

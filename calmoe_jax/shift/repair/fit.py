@@ -32,16 +32,16 @@ _HARD = 1 - 1e-6
 
 
 class Repair(NamedTuple):
-    """Temperatures of the aggregate, for each seed, and what they rest on.
+    """Temperatures of the aggregate for each seed, and the evidence for them.
 
     Attributes:
-        temperatures: by calibrator.
+        temperatures: temperatures by calibrator.
         effective_share: effective share of the held-out examples under the balancing weights.
-        balanced: whether those were found.
-        separability: of held-out and target configurations.
+        balanced: whether the balancing weights were found.
+        separability: separability of held-out and target configurations, in [0, 1].
         hard: whether each target is routed to one expert.
-        shift: the test of the configuration.
-        smallest_p_value: that the test could have given.
+        shift: the test for a shift of the configuration.
+        smallest_p_value: smallest p-value that the test can give.
     """
 
     temperatures: dict[str, Float[Array, " seeds"]]
@@ -83,8 +83,8 @@ def fit_to_targets(
             out evenly.
 
     Returns:
-        A `Repair`. Where a rule has no aim (NaN), the given temperature; an aim near or below
-        1 / classes makes predictions all but uniform; no `agreement` with one seed.
+        A `Repair`. If a rule's aim is NaN its temperature is the held-out one; an aim near or below
+        1 / classes makes predictions nearly uniform. There is no `agreement` with one seed.
     """
     length = targets.routing_weights.shape[1]
     numbers = np.unique(target_clusters, return_inverse=True)[1]
@@ -126,7 +126,7 @@ def _fit(
     where: Bool[Array, " targets"],
     clusters: Int[Array, " targets"],
 ) -> tuple[_Fits, Configuration]:
-    """Temperatures of all seeds, and the targets' configurations, which the test needs too."""
+    """Temperatures of all seeds, and the targets' configurations for the test."""
 
     def one_seed(own: OfSeed, sample: Sample) -> tuple[_Fits, Observed]:
         theirs = observe(sample)
@@ -144,7 +144,7 @@ def _fit(
     found = dict(fits.temperatures)
     if len(seeds.temperature) > 1:
         by_seeds = _match_agreement(seeds, common, theirs, where)
-        # a maximum leaves out NaN
+        # a maximum would ignore NaN
         found["agreement"] = jnp.fmax(by_seeds, found["neighbours"])
     usable = {
         name: jnp.where(jnp.isfinite(value), value, seeds.temperature)
@@ -161,7 +161,7 @@ def _aims(
     where: Bool[Array, " targets"],
     clusters: Int[Array, " targets"],
 ) -> dict[str, Float[Array, ""]]:
-    """Mean confidence that each rule asks for on the targets of one seed."""
+    """Target confidence of each rule on the targets of one seed."""
     num_classes = theirs.config.log_probs.shape[-1]
     scaled = calibration.calibrators.scale_log_probs(theirs.config.log_probs, own.temperature[None])
     confidence = largest_or_nan(jnp.exp(scaled))
@@ -204,7 +204,7 @@ def _balance(
 def _match_agreement(
     seeds: OfSeed, common: OfAll, theirs: Observed, where: Bool[Array, " targets"]
 ) -> Float[Array, " seeds"]:
-    """Temperatures that the agreement of the seeds with one another suggests."""
+    """Temperatures from the agreement of the seeds with one another."""
     num_classes = theirs.config.log_probs.shape[-1]
     agreement = chance_corrected_agreement(theirs.predicted, num_classes=num_classes, where=where)
     chosen = jax.nn.one_hot(theirs.predicted, num_classes)

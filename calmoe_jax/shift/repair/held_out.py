@@ -1,4 +1,4 @@
-"""What every repair needs of the labelled held-out examples, computed once for all splits."""
+"""Statistics of the labelled held-out examples, computed once for the repairs of all splits."""
 
 from typing import NamedTuple
 
@@ -15,21 +15,21 @@ from calmoe_jax.shift.neighbours import NeighbourSupport, neighbour_support
 from calmoe_jax.shift.repair.sample import Observed, Sample, observe
 from calmoe_jax.shift.repair.sides import Side, side_of
 
-# Examples a side among which neighbours are looked for; the others are left out evenly.
+# Largest number of examples per side for the neighbour search; the others are left out evenly.
 _MOST_NEIGHBOURS = 2000
 
 
 class OfSeed(NamedTuple):
-    """The held-out examples as one seed sees them (of all seeds, along a leading axis).
+    """Statistics of the held-out examples for each seed, with a leading axis of seeds.
 
     Attributes:
-        temperature: of the aggregate, fitted on them.
+        temperature: temperature of the aggregate, fitted on them.
         observed: their configurations.
         confidence: mean confidence at the temperature.
-        variance: of that mean, for independent examples.
-        num_correct: predictions of the aggregate that are right.
-        threshold: confidence that the errors suggest, as from `error_threshold`.
-        support: of the predictions by the labels of neighbours.
+        variance: variance of that mean, for independent examples.
+        num_correct: number of right predictions of the aggregate.
+        threshold: confidence threshold, as from `error_threshold`.
+        support: support of the predictions by the labels of neighbours.
         references: coordinates of those neighbours.
     """
 
@@ -44,13 +44,13 @@ class OfSeed(NamedTuple):
 
 
 class OfAll(NamedTuple):
-    """What all seeds share, and what they are only together.
+    """Statistics that all seeds share, and those of all seeds together.
 
     Attributes:
         labels: classes of the examples.
-        reference_labels: those of the examples among which neighbours are looked for.
+        reference_labels: classes of the examples in the neighbour search.
         class_shares: share of each class among the labels.
-        agreement: of each seed with the others; NaN with one seed.
+        agreement: agreement of each seed with the others; NaN with one seed.
         confidence: mean confidence of each seed at its temperature.
     """
 
@@ -65,10 +65,10 @@ class HeldOut(NamedTuple):
     """Labelled held-out examples, ready to repair for any number of splits.
 
     Attributes:
-        seeds: as each seed sees them.
-        common: what the seeds share.
-        side: of the test for a shift.
-        num_clusters: clusters of the examples.
+        seeds: statistics of each seed.
+        common: statistics that the seeds share.
+        side: the examples' side of the test for a shift.
+        num_clusters: number of clusters of the examples.
     """
 
     seeds: OfSeed
@@ -85,7 +85,7 @@ def prepare(
     *,
     most_examples: int = 1000,
 ) -> HeldOut:
-    """Computes what depends on the held-out examples alone.
+    """Computes everything that depends only on the held-out examples.
 
     Args:
         sample: predictions for them.
@@ -108,11 +108,11 @@ def prepare(
 def spread(
     count: int | Int[Array, ""], size: int
 ) -> tuple[Int[Array, " rows"], Bool[Array, " rows"]]:
-    """Rows of neighbours' examples, evenly over the first `count` of `size`; which are real.
+    """Rows of the examples in the neighbour search, spread evenly; and which of them are real.
 
     Args:
-        count: examples that are real.
-        size: examples, with those that are padding.
+        count: number of real examples.
+        size: number of examples with padding.
     """
     most = min(size, _MOST_NEIGHBOURS)
     step = jnp.maximum(count / most, 1)

@@ -1,4 +1,4 @@
-"""What is known of a split's shift and what to do about it, as plain values."""
+"""The shift of a split and the verdict on its repair, as plain values."""
 
 from typing import NamedTuple
 
@@ -9,19 +9,19 @@ from calmoe_jax.shift.verdict import Decision, repair_verdict
 
 
 class RepairRecord(NamedTuple):
-    """One seed's repair for a split, in plain values.
+    """One seed's repair for a split, as plain values.
 
     Attributes:
-        p_value: that nothing of the configuration shifts.
-        load: that the loads of experts do not.
-        confidence: that confidences do not.
-        disagreement: that the experts' disagreement does not.
+        p_value: p-value of any shift of the configuration.
+        load: p-value of a shift of the experts' loads.
+        confidence: p-value of a shift of confidences.
+        disagreement: p-value of a shift of the experts' disagreement.
         effective_share: effective share of the held-out examples under the balancing weights.
-        balanced: whether those were found.
-        separability: of held-out and target configurations, in [0, 1].
-        temperatures: of the aggregate, by calibrator.
-        decision: what to do.
-        reason: why, in a sentence.
+        balanced: whether the balancing weights were found.
+        separability: separability of held-out and target configurations, in [0, 1].
+        temperatures: temperatures of the aggregate, by calibrator.
+        decision: the remedy.
+        reason: the reason for it, in a sentence.
     """
 
     p_value: float
@@ -37,12 +37,12 @@ class RepairRecord(NamedTuple):
 
 
 def describe(repaired: Repair, seed: int, num_held_out: int) -> RepairRecord:
-    """What is known of the shift, and what to do about it.
+    """Describes the shift and decides on a remedy, for one seed.
 
     Args:
         repaired: as from `fit_to_targets`.
-        seed: which of the seeds, from 0.
-        num_held_out: labelled held-out examples.
+        seed: position of the seed, from 0.
+        num_held_out: number of labelled held-out examples.
     """
     tested = {name: float(np.asarray(x)[seed]) for name, x in repaired.shift._asdict().items()}
     share = float(np.asarray(repaired.effective_share)[seed])

@@ -14,7 +14,7 @@ class Sample(NamedTuple):
     """Predictions of all seeds for a split; experts that were not chosen are uniform.
 
     Attributes:
-        expert_log_probs: log probabilities of every expert, after its own temperature.
+        expert_log_probs: log probabilities of every expert, after its temperature.
         routing_weights: weights of all experts, 0 for those not chosen.
     """
 
@@ -23,12 +23,12 @@ class Sample(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """A sample of one seed (or of all, along a leading axis), as every calibrator sees it.
+    """Statistics of a sample that calibrators use, of one seed or with a leading axis of seeds.
 
     Attributes:
-        config: its routing configurations.
-        features: of them, for the balance.
-        coordinates: of them, for neighbours and separability.
+        config: routing configurations of the examples.
+        features: their features, for the balance.
+        coordinates: their coordinates, for neighbours and separability.
         predicted: the most probable class of each example.
     """
 
@@ -39,10 +39,10 @@ class Observed(NamedTuple):
 
 
 def observe(sample: Sample) -> Observed:
-    """Configurations of one seed's sample, and what is read off them.
+    """Computes the configurations of one seed's sample, their features and coordinates.
 
     Args:
-        sample: of one seed, without the leading axis.
+        sample: sample of one seed, without the leading axis.
     """
     config = mixture.configuration(*sample)
     return Observed(
@@ -60,10 +60,9 @@ def dense_sample(
     *,
     num_experts: int,
 ) -> Sample:
-    """Slots as experts: those that were not chosen get weight 0 and uniform probabilities.
+    """Converts slots to a dense form: experts not chosen get weight 0 and are uniform.
 
-    So a split of which the chosen experts alone were computed and one of which all were can be
-    compared.
+    This makes splits comparable whether all experts or only the chosen ones were computed.
     """
     seeds, examples, slots, classes = expert_log_probs.shape
     chosen = routing_weights > 0

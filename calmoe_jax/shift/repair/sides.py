@@ -1,4 +1,4 @@
-"""The sides of the test for a shift: which examples of a split, and which clusters they are of."""
+"""The sides of the test for a shift: the examples of a split that it uses, and their clusters."""
 
 from functools import partial
 from typing import NamedTuple
@@ -15,11 +15,11 @@ class Side(NamedTuple):
     """One side of the test, on the host.
 
     Attributes:
-        rows: examples of the split that are tested; as many whatever is real, so that splits share
-            a program.
+        rows: examples of the split in the test, padded to a fixed number, so that splits share a
+            compiled program.
         counted: which of them are real.
-        numbers: their clusters, from 0; that of the padding is 0.
-        num_clusters: number of clusters, or a bound of it.
+        numbers: their clusters, from 0; 0 for padding.
+        num_clusters: number of clusters, or an upper bound.
     """
 
     rows: Int[np.ndarray, " rows"]
@@ -34,11 +34,12 @@ def side_of(
     """Chooses the examples of a side, and numbers their clusters.
 
     Args:
-        clusters: of the real examples, which come first.
-        length: examples, with those that are padding.
-        most_examples: where each example is a cluster of its own; the others are left out evenly.
-        least_clusters: bound to give where clusters have several examples and are fewer, so that
-            splits share a program.
+        clusters: clusters of the real examples, which come first.
+        length: number of examples with padding.
+        most_examples: largest number of examples, if each is its own cluster; the others are left
+            out evenly.
+        least_clusters: smallest `num_clusters` to return if clusters hold several examples, so
+            that splits share a compiled program.
     """
     own = len(np.unique(clusters))
     independent = own == len(clusters)
@@ -70,12 +71,13 @@ def shift_of_sides(
 
     Args:
         held_out: configurations of all seeds.
-        targets: those of the unlabelled examples.
-        rows: examples of either that are tested.
+        targets: configurations of the unlabelled examples.
+        rows: rows of each side in the test.
         where: which of the targets' rows count.
-        clusters: of the rows of both; a cluster with examples on both sides is one on each.
+        clusters: clusters of the rows of both; a cluster with examples on both sides counts once
+            on each.
         num_clusters: number of clusters.
-        num_permutations: relabellings.
+        num_permutations: number of permutations.
     """
 
     def one_seed(of_held_out: Configuration, of_targets: Configuration) -> ShiftTest:
@@ -89,5 +91,5 @@ def shift_of_sides(
             num_permutations=num_permutations,
         )
 
-    # the relabellings are the same for all seeds: drawn once
+    # the permutations are the same for all seeds: drawn once
     return jax.vmap(one_seed)(held_out, targets)

@@ -1,4 +1,4 @@
-"""Temperatures: by which calibrators, and what to apply where none is optimal."""
+"""The calibrators' names, and the temperature to apply if none is optimal."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -16,16 +16,16 @@ CALIBRATORS = (
     "difference_of_confidences",
     "average_threshold",
 )
-# An aim is at least so far above the confidence of a uniform prediction, which no T > 0 reaches.
+# Smallest distance of an aim above the confidence of a uniform prediction, which no T > 0 reaches.
 _LEAST_ABOVE = 1e-3
 
 
 def usable_temperature(fit: calibration.calibrators.TemperatureFit) -> Float[Array, "*batch"]:
-    """Temperatures to apply where not all have a finite optimum.
+    """Temperatures to apply if not all have a finite optimum.
 
-    Towards infinity (confidence is never justified) the bound of the search, at which predictions
-    are all but uniform; 1 (as it is) where all held-out examples are right, which does not show
-    that confidence should be boundless, or where there was nothing to fit.
+    If the optimum is at infinity (confidence is never justified), the bound of the search, at which
+    predictions are nearly uniform. If all held-out examples are right, which does not justify
+    unbounded confidence, or there was nothing to fit, 1 (no change).
 
     Args:
         fit: fitted temperatures.
@@ -43,9 +43,9 @@ def match_aim(
     """The temperature at which the mean confidence is the aim, and at least the given one.
 
     Args:
-        log_probs: of the aggregate, of unlabelled examples.
-        aim: mean confidence that a rule asks for; NaN gives NaN.
-        temperature: fitted in distribution.
+        log_probs: log probabilities of the aggregate on unlabelled examples.
+        aim: target mean confidence of a rule; NaN gives NaN.
+        temperature: temperature fitted in distribution.
         where: examples that count.
     """
     aim = jnp.maximum(aim, 1 / log_probs.shape[-1] + _LEAST_ABOVE)

@@ -77,7 +77,7 @@ def table(columns: Iterable[str], rows: Iterable[Row]) -> Html:
 
     Args:
         columns: titles of all columns but the first.
-        rows: in order.
+        rows: the rows, in order.
     """
     head = element("tr", *(element("th", column) for column in ("", *columns)))
     body = [
@@ -97,7 +97,7 @@ def figure(content: bytes, caption: str) -> Html:
 
     Args:
         content: a PNG file.
-        caption: what it shows.
+        caption: text of the caption.
     """
     source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     image = Html(f"<img alt='{escaped(caption)}' src='{source}'>")

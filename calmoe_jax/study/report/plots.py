@@ -44,7 +44,7 @@ def draw_tradeoff(summary: Summary) -> Figure | None:
     """Accuracy against calibration error, in distribution and under shift; up and left is good.
 
     Args:
-        summary: of a run.
+        summary: summary of a run.
 
     Returns:
         The figure; `None` if no split of either kind was evaluated.
@@ -97,7 +97,7 @@ def draw_along_the_shift(summary: Summary) -> Figure | None:
     """Calibration error along the order of the shift: years, severities.
 
     Args:
-        summary: of a run.
+        summary: summary of a run.
 
     Returns:
         The figure; `None` if the splits have no order.
@@ -147,7 +147,7 @@ def draw_reliability(summary: Summary) -> Figure | None:
     The bars below show the distribution of the confidences.
 
     Args:
-        summary: of a run.
+        summary: summary of a run.
 
     Returns:
         The figure; `None` if there is nothing to show.

@@ -21,7 +21,7 @@ def section(summary: Summary, pictures: dict[str, bytes]) -> Html:
     """The section of one run.
 
     Args:
-        summary: of the run.
+        summary: summary of the run.
         pictures: PNG files, as from `draw_all`.
     """
     results = summary.results

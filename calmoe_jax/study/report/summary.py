@@ -44,7 +44,7 @@ class Summary:
         """Indexes the results.
 
         Args:
-            results: of one run.
+            results: results of one run.
         """
         self.results = results
         self.methods = tuple(method.name for method in results.methods)

@@ -45,7 +45,7 @@ def overview(summary: Summary) -> Html:
     """A row for each method, with the main metrics.
 
     Args:
-        summary: of a run.
+        summary: summary of a run.
     """
     inside, shifts, hard = (summary.splits(kind) for kind in ("id", "shift", "hard"))
     columns = [
@@ -84,7 +84,7 @@ def repairs(summary: Summary) -> Html:
     """Calibrators that use unlabelled examples of each split, and their evidence.
 
     Args:
-        summary: of a run.
+        summary: summary of a run.
 
     Returns:
         Empty if there is no shifted split, or nothing was fitted on unlabelled examples.
@@ -164,7 +164,7 @@ def metrics(summary: Summary) -> Html:
     """A table for each metric: every method, calibrator and split.
 
     Args:
-        summary: of a run.
+        summary: summary of a run.
     """
     splits = summary.splits()
     # calibrators that use unlabelled examples have a separate table
@@ -190,7 +190,7 @@ def differences(summary: Summary) -> Html:
     """Paired differences from the reference, with intervals.
 
     Args:
-        summary: of a run.
+        summary: summary of a run.
 
     Returns:
         Empty if nothing was compared.
@@ -246,7 +246,7 @@ def temperatures(summary: Summary) -> Html:
     """All fitted temperatures.
 
     Args:
-        summary: of a run.
+        summary: summary of a run.
 
     Returns:
         Empty if none was fitted.

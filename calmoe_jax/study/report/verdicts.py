@@ -16,7 +16,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         method: name of the method.
-        tone: for the colour of the line.
+        tone: kind of verdict, which sets the colour of the line.
         headline: a few words.
         detail: the numbers behind it.
     """
@@ -31,7 +31,7 @@ def verdicts(summary: Summary) -> list[Verdict]:
     """A verdict for each method, the reference first.
 
     Args:
-        summary: of a run.
+        summary: summary of a run.
     """
     order = sorted(summary.methods, key=lambda name: name != summary.results.reference)
     return [_verdict(summary, method) for method in order]

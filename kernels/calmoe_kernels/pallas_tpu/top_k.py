@@ -1,13 +1,13 @@
-"""Top-k of each row on TPU, in Pallas, without a sort. No TPU has run it yet.
+"""Top-k of each row on TPU, in Pallas, without a sort. It has not run on a TPU yet.
 
-Tokens lie in the lanes of a register and experts below one another, so that the largest entry of
-every row is a running maximum of whole registers, and only at the end eight candidates of a lane
-have to meet. There are `k` such rounds; each strikes out what the one before took. The routers of
-tokamax and sglang-jax for TPU have this layout too, and these rounds in place of a sort.
+Tokens are along the lanes of a register and experts along its rows, so that the largest entry of
+every token is a running maximum of whole registers, with a final reduction of eight candidates per
+lane. There are `k` such rounds; each removes the entry that the previous one took. The routers of
+tokamax and sglang-jax for TPU use this layout and these rounds too.
 
-What is compared are integers in the order of the floats: the lower 31 bits of negative ones are
-flipped, as radix sorts do. That order is total, and its least integer is the key of no number: an
-entry that is struck out is below `-inf`, and rows of `-inf` need no mask.
+The keys are integers in the order of the floats: the lower 31 bits of negative ones are flipped, as
+in radix sorts. That order is total, and no number maps to its smallest integer: a removed entry is
+below `-inf`, and rows of `-inf` need no mask.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,10 @@ from jaxtyping import Array, Float, Float32, Int32
 _SUBLANES, _LANES = 8, 128
 # Below the key of every number.
 _STRUCK = np.int32(-(2**31))
-# The most lanes of a block, and rows of an unrolled loop: by the compiler's schedules for v5e.
+# Largest number of lanes of a block, and rows of an unrolled loop: from the compiler's schedules
+# for v5e.
 _MOST_LANES, _UNROLLED_ROWS = 512, 512
-# Of the 16 MiB that a kernel may use by default on most generations.
+# Memory budget, out of the 16 MiB that a kernel may use by default on most generations.
 _VMEM_BYTES = 14 * 2**20
 
 
@@ -39,14 +40,14 @@ def top_k(
     There is no derivative. With sharded values, call it inside `shard_map`.
 
     Args:
-        values: float32. The kernel reads them transposed: where XLA has computed them itself, it
-            wrote them so.
+        values: float32. The kernel reads them transposed; if XLA computes them in the same program,
+            it writes them in that layout.
         k: number of values, in `[1, experts]`; the time grows with it.
         interpret: whether to emulate the kernel, for tests on other platforms.
 
     Returns:
         The values and their indices. Ties go to the lower index, also among `-inf`; -0 is below 0.
-        NaN has no particular place, but makes no index invalid.
+        The place of NaN is unspecified, but all indices are valid.
 
     Raises:
         ValueError: if `k` is out of range.
@@ -66,7 +67,7 @@ def top_k(
     lanes = _block_lanes(rows, k)
     if tokens == 0:
         return values[:, :k], values[:, :k].astype(jnp.int32)
-    # whole registers; what is in them beyond the values is never chosen, or cut off
+    # padded to whole registers; the padding is never chosen, or is cut off
     columns = pl.cdiv(tokens, _LANES) * _LANES
     padded = jnp.pad(values.T, ((0, rows - experts), (0, columns - tokens)))
     lanes = min(lanes, columns)
@@ -94,7 +95,7 @@ def top_k(
 
 
 def _block_lanes(rows: int, k: int) -> int:
-    """Lanes of a block: input and outputs are held twice, to be copied while others are used."""
+    """Lanes of a block: inputs and outputs are double-buffered."""
     per_lane = 4 * (2 * rows + rows + 2 * 2 * pl.cdiv(k, _SUBLANES) * _SUBLANES)
     lanes = _VMEM_BYTES // per_lane // _LANES * _LANES
     if lanes == 0:
@@ -112,7 +113,7 @@ def _in_order(bits: jax.Array) -> jax.Array:
 def _kernel(
     values_ref: Any, top_ref: Any, indices_ref: Any, keys_ref: Any, *, experts: int
 ) -> None:
-    """Of a block of tokens: `[rows, lanes]` to two of `[k, lanes]`; `keys_ref` is scratch."""
+    """A block of tokens: `[rows, lanes]` to two of `[k, lanes]`; `keys_ref` is scratch."""
     rows, lanes = keys_ref.shape
     sublane = jax.lax.broadcasted_iota(jnp.int32, (_SUBLANES, lanes), 0)
 
@@ -138,7 +139,7 @@ def _kernel(
         def larger(at: Any, row: jax.Array, best: tuple[jax.Array, jax.Array]) -> Any:
             keys = jnp.where(row == last, _STRUCK, keys_ref[at, :])
             keys_ref[at, :] = keys
-            better = keys > best[0]  # so the first of equals stays
+            better = keys > best[0]  # strict, so that the first of equals stays
             return jnp.where(better, keys, best[0]), jnp.where(better, row, best[1])
 
         keys, row = over_rows(larger, (jnp.full_like(sublane, _STRUCK), jnp.zeros_like(sublane)))

@@ -1,7 +1,7 @@
 """A Triton kernel for the moments of tilted examples: the columns are read once.
 
-Each program works through its share of the examples with a running peak, and leaves its sums; XLA
-adds up those of a few hundred programs, in a fixed order.
+Each program sums its part of the examples with a running maximum; XLA adds up the sums of a few
+hundred programs, in a fixed order.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ def _moments_kernel(
     BN: tl.constexpr,
     SECOND: tl.constexpr,
 ):
-    """Sums of a share of the examples, relative to their own peak."""
+    """Sums of a part of the examples, relative to their maximum."""
     program = tl.program_id(0)
     c = tl.arange(0, MP)
     inside = c < M
@@ -56,7 +56,7 @@ def _moments_kernel(
         row = rows + r.to(tl.int64)[:, None] * M + c[None, :]
         values = tl.load(row, mask=live[:, None] & inside[None, :], other=0)
         a = (values - middle[None, :]) / unit[None, :]
-        # what is beyond the end must not count either
+        # rows beyond the end must not count either
         a = tl.where(live[:, None] & inside[None, :], a, 0.0)
         u = tl.load(scores + r, mask=live, other=-float("inf"))
         shift = -tl.sum(a * v[None, :], 1)
@@ -84,7 +84,7 @@ def moments(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
     """`calmoe_kernels.xla.dual.moments` in one launch.
 
     Args:
-        columns: of `[n, m]` in float32, with `m` at most 64.
+        columns: columns of `[n, m]` in float32, with `m` at most 64.
         scores: `[n]`.
         slopes: `[m]`.
 
@@ -112,7 +112,7 @@ def _launch(
         )
     if size == 0 or not 1 <= width <= _MOST_COLUMNS:
         raise NotImplementedError(
-            f"triton takes moments of 1 to {_MOST_COLUMNS} columns and at least one example, got "
+            f"triton needs 1 to {_MOST_COLUMNS} columns and at least one example, got "
             f"{width} columns and {size} examples."
         )
     config = dual_config(size, width)

@@ -11,7 +11,7 @@ _ONE_AT_A_TIME = Lock()
 
 
 class _Storage:
-    """What the interpreter copies to the host and back: here it is there already."""
+    """The storage that the interpreter copies to the host and back; already on the host here."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
@@ -65,7 +65,7 @@ def run_on_host(one: Any, arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
         arrays: its inputs that are arrays.
 
     Returns:
-        The outputs. What the kernel does not write is poison: NaN, or the least integer.
+        The outputs. Entries that the kernel does not write are NaN, or the smallest integer.
     """
     rest = iter(arrays)
     # a copy with its own memory: the interpreter works on addresses

@@ -1,9 +1,9 @@
-"""How a Triton kernel becomes a JAX operation: the only module that knows jax-triton.
+"""Makes a JAX operation of a Triton kernel; the only module that imports jax-triton.
 
 With `TRITON_INTERPRET=1` in the environment, before Triton is imported, kernels run on the host
 through Triton's interpreter, so that their sources can be tested and debugged without a GPU.
 
-jax-triton is of the 0.3 series: 0.4 needs Triton 3.7 and breaks with JAX 0.12.
+jax-triton must be of the 0.3 series: 0.4 needs Triton 3.7 and breaks with JAX 0.12.
 """
 
 import itertools
@@ -26,7 +26,7 @@ class Launch(NamedTuple):
     Attributes:
         kernel: takes arrays and integers, then the outputs, then constants by name.
         inputs: arrays, or integers.
-        outputs: shapes and dtypes of what it writes, all of it.
+        outputs: shapes and dtypes of its outputs; it writes all of their elements.
         grid: number of programs along up to three axes.
         constants: compile-time arguments by name.
         num_warps: warps a program.
@@ -49,8 +49,7 @@ def launch(one: Launch) -> tuple[jax.Array, ...]:
         one: the launch; it must write every element of its outputs.
 
     Returns:
-        The outputs. Under `vmap` it is launched for one example after the other: a batch keeps
-        its own groups.
+        The outputs. Under `vmap` it is launched once per batch element.
 
     Raises:
         ValueError: when a program is compiled in which an operand is sharded outside `shard_map`.
@@ -66,7 +65,9 @@ def launch(one: Launch) -> tuple[jax.Array, ...]:
     @jax.custom_batching.custom_vmap
     def run(*given: jax.Array) -> tuple[jax.Array, ...]:
         whole = _unsharded(lambda *own: bind(with_arrays(own)), one, given)
-        return vary_along(whole(*given), varying_axes(given))  # a kernel cannot tell
+        return vary_along(
+            whole(*given), varying_axes(given)
+        )  # the type of a kernel does not show it
 
     @run.def_vmap
     def _run_one_by_one(
@@ -91,9 +92,9 @@ def launch(one: Launch) -> tuple[jax.Array, ...]:
 def _unsharded(
     function: Callable[..., tuple[jax.Array, ...]], one: Launch, given: Sequence[jax.Array]
 ) -> Callable[..., tuple[jax.Array, ...]]:
-    """The function, which the partitioner refuses to cut where an operand is sharded.
+    """Wraps a function so that compiling it with a sharded operand raises an error.
 
-    Without this, XLA would gather every operand on every device, and say nothing.
+    Without this, XLA would silently gather every operand on every device.
     """
     partitioned = custom_partitioning(function)
 
@@ -117,7 +118,7 @@ def _unsharded(
             jax.tree.map(lambda _: whole, arguments),
         )
 
-    # every axis of every array is a factor of its own: nothing is cut, nothing is propagated
+    # every axis of every array is a separate factor: nothing is sharded, nothing is propagated
     names = (f"a{i}" for i in itertools.count())
     rule = " -> ".join(
         ", ".join(" ".join(next(names) for _ in x.shape) for x in arrays)

@@ -1,9 +1,9 @@
-"""Triton kernels that multiply groups of rows, each by its own matrix.
+"""Triton kernels for grouped matrix products: the rows of each group times its matrix.
 
 A tile of the result belongs to one expert: a program finds which from the sizes of the groups,
 which are device values, so groups may be of any size and start anywhere. Rows of a tile beyond
 its group are computed on repeated rows and not written; rows that no group holds are cleared by
-programs of their own, in the same launch. (`WIDEN` is for Triton's interpreter, which has no
+separate programs, in the same launch. (`WIDEN` is for Triton's interpreter, which has no
 arithmetic of bfloat16.)
 """
 
@@ -170,9 +170,9 @@ def rows(
     Args:
         x: `[rows, d]` in float32, bfloat16 or float16.
         w: `[experts, d, f]`, or `[experts, f, d]` if transposed.
-        groups: where the rows lie.
+        groups: the rows of each expert.
         transposed: whether to multiply by the transposes.
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Returns:
         `[rows, f]`.
@@ -220,8 +220,8 @@ def matrices(x: jax.Array, y: jax.Array, groups: Groups, *, dtype: jnp.dtype) ->
     Args:
         x: `[rows, d]` in float32, bfloat16 or float16.
         y: `[rows, f]`, of the dtype of `x`.
-        groups: where the rows lie.
-        dtype: of the result.
+        groups: the rows of each expert.
+        dtype: dtype of the result.
 
     Returns:
         `[experts, d, f]`.

@@ -3,7 +3,7 @@
 Token-major both ways: a program holds some tokens, reads each of their rows once and writes it to
 its slots, or reads the slots and writes their sum once. So every byte that must move moves once,
 and nothing depends on the order in which programs run. Rows that hold no slot are cleared by
-programs of their own, in the same launch.
+separate programs, in the same launch.
 """
 
 from typing import Any
@@ -120,7 +120,7 @@ def _gather_kernel(
         values = tl.load(rows + source, mask=there[:, None] & inside[None, :], other=0)
         values = values.to(tl.float32)
         if WEIGHTED:
-            # NaN times the zeros of a dropped slot is NaN: it does not pass silently
+            # NaN times the zeros of a dropped slot is NaN, so that NaN weights do not pass silently
             weight = tl.load(weights + slot + j, mask=live, other=0).to(tl.float32)
             values = values * weight[:, None]
         total += values

@@ -143,7 +143,7 @@ def scan_and_place(
     block_size: int | None,
     full: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The last two launches.
+    """Runs the last two launches.
 
     Args:
         expert_indices: `[tokens, k]`.

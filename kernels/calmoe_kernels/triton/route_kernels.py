@@ -4,8 +4,8 @@ Each program takes consecutive tokens, chooses their experts, and numbers its sl
 expert; `triton/route.py` launches them.
 
 The choice is `k` rounds of a maximum and a least index over 32-bit integers ordered as the logits
-are: GPUs reduce integers across a warp in one instruction, and the least integer, which no number
-maps to, marks what was chosen, so that even `-inf` is chosen at most once.
+are: GPUs reduce integers across a warp in one instruction, and the smallest integer, to which no
+number maps, marks chosen entries, so that even `-inf` is chosen at most once.
 """
 
 import triton
@@ -16,14 +16,14 @@ _TAKEN = tl.constexpr(-2147483648)
 
 @triton.jit
 def _key(x):
-    """Integers in the order of floats; the least integer is the key of no number."""
+    """Integers in the order of floats; no number maps to the smallest integer."""
     bits = x.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def _first_largest(key, index, END: tl.constexpr):
-    """In each row, the least index of the largest key."""
+    """In each row, the smallest index of the largest key."""
     largest = tl.max(key, 1)
     return tl.min(tl.where(key == largest[:, None], index[None, :], END), 1)
 
@@ -117,7 +117,7 @@ def _in_best_groups(
     GP: tl.constexpr,
     CHOSEN_GROUPS: tl.constexpr,
 ):
-    """The values of the experts of the best groups, and -inf for those of the others."""
+    """The values of the experts in the best groups, and -inf for the others."""
     SIZE: tl.constexpr = E // GROUPS
     g = tl.arange(0, GP)
     worth = tl.full((BT, GP), float("-inf"), tl.float32)

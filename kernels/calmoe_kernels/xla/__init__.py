@@ -1,1 +1,1 @@
-"""Every operation in XLA: the meaning of the kernels, on every platform."""
+"""Every operation in XLA: the reference for the kernels, on every platform."""

@@ -1,13 +1,13 @@
-"""Moments of exponentially tilted examples, in XLA: what a Newton step on a dual needs.
+"""Moments of exponentially tilted examples, in XLA, for Newton steps on a dual.
 
 With `a_i = (row_i - centre) / scale`, `z_i = u_i - a_i v` and `w = softmax(z)`: the log of the sum,
 the weighted mean and the weighted second moment of `a`, and how far `-a_i v` reaches. Examples with
-`u_i = -inf` do not count; their rows must be finite all the same. The standardised columns are
-never written.
+`u_i = -inf` do not count, but their rows must be finite too. The standardised columns are never
+stored.
 
-For all moments the columns are read once, in blocks that stay in a cache, with a running peak.
-What is summed is in float32 at least, block by block, so errors grow with the number of blocks and
-not with that of the examples.
+For all moments the columns are read once, in blocks that fit in the cache, with a running maximum.
+Sums are in float32 at least, block by block, so errors grow with the number of blocks and not with
+the number of examples.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _NEAR = 2.0
 
 
 class Columns(NamedTuple):
-    """Columns in units of their own.
+    """Columns with the centre and scale that standardise them.
 
     Attributes:
         rows: `[n, m]`, at least float32.
@@ -63,7 +63,7 @@ def moments(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
     """All moments.
 
     Args:
-        columns: of `[n, m]`.
+        columns: columns of `[n, m]`.
         scores: `[n]`, `u`.
         slopes: `[m]`, `v`.
 
@@ -95,10 +95,10 @@ def moments(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
 
 
 def means(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
-    """All but the second moment, which is what takes time on a CPU.
+    """All moments but the second, which takes most of the time on a CPU.
 
     Args:
-        columns: of `[n, m]`.
+        columns: columns of `[n, m]`.
         scores: `[n]`, `u`.
         slopes: `[m]`, `v`.
 
@@ -155,7 +155,7 @@ def weighted_sum(
         weights: `[n]`.
         rows: `[n, m]`.
         centre: `[m]`.
-        panel: rows that are summed as they are, at most, before the centre is taken off.
+        panel: largest number of rows that are summed before the centre is subtracted.
 
     Returns:
         Sums, `[m]`.
@@ -174,9 +174,9 @@ def weighted_sum(
 
 
 def _divide(size: int, most: int) -> int:
-    """Rows of a part: a divisor of their number where there is one of a good size.
+    """Rows of a part: a divisor of their number if there is one of suitable size.
 
-    Otherwise there is a rest, and XLA copies what is not of it.
+    Otherwise there is a remainder, and XLA copies all the other rows.
     """
     for part in range(min(size, most), most // 8, -1):
         if size % part == 0:
@@ -207,5 +207,5 @@ def _tilt(shift: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array, ja
 
 
 def _product(formula: str, *arrays: jax.Array) -> jax.Array:
-    # no TF32, no bfloat16: a residual of 1e-5 would be out of reach
+    # no TF32, no bfloat16: a residual of 1e-5 would be impossible
     return jnp.einsum(formula, *arrays, precision=jax.lax.Precision.HIGHEST)

@@ -1,4 +1,4 @@
-"""Products of groups of rows, each group with a matrix of its own, in XLA.
+"""Grouped matrix products in XLA: the rows of each group times its matrix.
 
 Two operations, each the other's derivative. `rows`: every row times its expert's matrix, or times
 the transpose of it; zeros for rows of no group. `matrices`: for every expert, the sum over its rows
@@ -6,12 +6,11 @@ of outer products; zeros for an empty group. Sums are in float32 at least.
 
 Three forms of each:
 
-* `blocks`: a loop over blocks of rows of one expert. Groups that start at multiples of a block lie
-  so already; others are moved there and back. The fastest on CPU.
-* `batched`: every expert has as many rows (a plan with a capacity), which is one batched product.
-* `ragged`: by a function that multiplies groups without gaps between them: JAX's own, which is made
-  for TPU, or tokamax's. Under `vmap` one after the other: JAX 0.10 has no rule for all of its
-  arguments.
+* `blocks`: a loop over blocks of rows of one expert. Groups that do not start at multiples of a
+  block are moved there and back. The fastest on CPU.
+* `batched`: one batched product, for plans with a capacity, where every expert has as many rows.
+* `ragged`: a function that multiplies groups without gaps: JAX's, which is made for TPU, or that of
+  tokamax. Under `vmap` one after the other: JAX 0.10 has no rule for all of its arguments.
 """
 
 from collections.abc import Callable
@@ -24,12 +23,12 @@ from jax.custom_batching import sequential_vmap
 
 from calmoe_kernels.varying import vary_along, varying_axes
 
-# Rows of a block where groups are not aligned to any.
+# Rows of a block if groups are not aligned.
 _BLOCK = 64
 
 
 class Groups(NamedTuple):
-    """Where the rows of each expert lie; a group starts where the one before ends, or later.
+    """The rows of each expert; a group starts at or after the end of the one before.
 
     Attributes:
         sizes: rows of each expert.
@@ -48,7 +47,7 @@ def blocks_rows(
     Args:
         x: `[rows, d]`.
         w: `[experts, d, f]`, or `[experts, f, d]` if transposed.
-        groups: where the rows lie.
+        groups: the rows of each expert.
         transposed: whether to multiply by the transposes.
         block_size: block whose multiples groups start at, a divisor of the rows; `None` for none.
 
@@ -74,7 +73,7 @@ def blocks_matrices(
     Args:
         x: `[rows, d]`.
         y: `[rows, f]`.
-        groups: where the rows lie.
+        groups: the rows of each expert.
         block_size: as in `blocks_rows`.
 
     Returns:
@@ -187,14 +186,14 @@ def batched_matrices(x: jax.Array, y: jax.Array, groups: Groups) -> jax.Array:
 def ragged_rows(
     x: jax.Array, w: jax.Array, groups: Groups, *, transposed: bool, library: Callable[[], Any]
 ) -> jax.Array:
-    """`rows` by somebody's `ragged_dot`.
+    """`rows` by the `ragged_dot` of a library.
 
     Args:
         x: `[rows, d]`.
         w: `[experts, d, f]`, or `[experts, f, d]` if transposed.
-        groups: where the rows lie.
+        groups: the rows of each expert.
         transposed: whether to multiply by the transposes.
-        library: gives what holds `ragged_dot`: `jax_lax` or `tokamax`.
+        library: returns the module with `ragged_dot`: `jax_lax` or `tokamax`.
 
     Returns:
         `[rows, f]`, at least float32.
@@ -208,13 +207,13 @@ def ragged_rows(
 def ragged_matrices(
     x: jax.Array, y: jax.Array, groups: Groups, *, library: Callable[[], Any]
 ) -> jax.Array:
-    """`matrices` by somebody's ragged product that contracts the rows.
+    """`matrices` by the ragged product of a library that contracts the rows.
 
     Args:
         x: `[rows, d]`.
         y: `[rows, f]`.
-        groups: where the rows lie.
-        library: gives what holds `ragged_dot_general`: `jax_lax` or `tokamax`.
+        groups: the rows of each expert.
+        library: returns the module with `ragged_dot_general`: `jax_lax` or `tokamax`.
 
     Returns:
         `[experts, d, f]`, at least float32.
@@ -236,12 +235,12 @@ def ragged_matrices(
 
 
 def jax_lax() -> Any:
-    """JAX's own ragged products."""
+    """The module of JAX's ragged products."""
     return jax.lax
 
 
 def tokamax() -> Any:
-    """Those of tokamax, which chooses a kernel by itself.
+    """The module of tokamax's ragged products, which selects a kernel.
 
     Raises:
         NotImplementedError: if it is not installed.
@@ -264,13 +263,13 @@ def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
 
 
 def _expert_of(row: jax.Array, groups: Groups) -> jax.Array:
-    """The first expert whose group ends after a row; their number where none does."""
+    """The first expert whose group ends after a row; the number of experts if none does."""
     ends = groups.offsets + groups.sizes
     return jnp.searchsorted(ends, row, side="right").astype(jnp.int32)
 
 
 def _held(groups: Groups, num_rows: int) -> jax.Array:
-    """Which rows are of a group."""
+    """Which rows belong to a group."""
     row = jnp.arange(num_rows, dtype=jnp.int32)
     expert = _expert_of(row, groups)
     inside = row >= groups.offsets[jnp.minimum(expert, groups.sizes.shape[0] - 1)]
@@ -278,13 +277,13 @@ def _held(groups: Groups, num_rows: int) -> jax.Array:
 
 
 def _used(groups: Groups, num_rows: int) -> jax.Array:
-    """Which of the equally many rows of each expert it uses."""
+    """Which of the rows of each expert are used, with equally many rows per expert."""
     experts = groups.sizes.shape[0]
     number = jnp.arange(num_rows // experts, dtype=jnp.int32)
     return number[None] < groups.sizes[:, None]
 
 
 def _spans(groups: Groups, num_rows: int) -> jax.Array:
-    """Sizes of groups that leave no row between them: each reaches to where the next one starts."""
+    """Sizes of groups without gaps: each extends to the start of the next one."""
     bounds = jnp.append(groups.offsets[1:], num_rows)
     return bounds - groups.offsets.at[0].set(0)

@@ -1,4 +1,4 @@
-"""Rows along the permutations of a plan in XLA: the reference, and what runs without a kernel.
+"""Moves rows along the permutations of a plan in XLA: the reference and the default.
 
 Both directions of a permutation are gathers, along `positions` or along `slot_indices`. Nothing is
 repeated `k` times in memory, and no gradient is a scatter-add.
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from calmoe_kernels.varying import vary_along, varying_axes
 
-# Up to this many slots a token the sum over slots is unrolled into one fusion.
+# Up to this many slots per token the sum over slots is unrolled into one fusion.
 _UNROLLED_SLOTS = 16
 
 
 def _take(rows: jax.Array, indices: jax.Array) -> jax.Array:
-    """Rows by number; zeros where the number is outside."""
+    """Rows by index; zeros for indices out of range."""
     if rows.shape[0] == 0:
         return jnp.zeros((*indices.shape, *rows.shape[1:]), rows.dtype)
     return rows.at[indices].get(mode="fill", fill_value=0, wrap_negative_indices=False)
@@ -106,6 +106,6 @@ def _dots_of_rows(
 def _dots_of_slots(
     cotangent: jax.Array, rows: jax.Array, positions: jax.Array, slot_indices: jax.Array
 ) -> jax.Array:
-    """The same token by token: on CPU, where what two sums share is written out in float32."""
+    """The same, token by token: for CPU, where XLA would store the common part in float32."""
     del slot_indices
     return jnp.einsum("td,tkd->tk", _coarse(cotangent), _coarse(_take(rows, positions)))

@@ -1,6 +1,6 @@
-"""A plan of dispatch in XLA: the reference, and what runs where no kernel does.
+"""A plan of dispatch in XLA: the reference and the default.
 
-A plan holds `positions` (where each slot goes) and `slot_indices` (which slot each row holds), each
+A plan holds `positions` (the row of each slot) and `slot_indices` (the slot of each row), each
 the inverse of the other.
 """
 
@@ -27,7 +27,7 @@ def plan(
     tokens, k = expert_indices.shape
     slots, rows = tokens * k, num_rows(tokens, k, num_experts, capacity, block_size)
     flat = expert_indices.reshape(-1)
-    # one group more, the last, for slots that go nowhere
+    # one additional last group, for dropped slots
     expert = jnp.where((flat >= 0) & (flat < num_experts), flat, num_experts).astype(jnp.int32)
     load = jnp.zeros(num_experts + 1, jnp.int32).at[expert].add(1)
     order = _stable_order(expert, num_experts + 1)

@@ -71,7 +71,7 @@ def test_equals_scipy(noise, scale):
         np.testing.assert_allclose(ours, found.fun, atol=2e-6)
 
 
-def test_the_residual_bounds_what_is_lost():
+def test_the_residual_bounds_the_excess_loss():
     logits, labels = problem()
     fit = fit_of(logits, labels)
     parts = parts_of(logits.astype(np.float64), labels, float(fit.temperature))

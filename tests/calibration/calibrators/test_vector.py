@@ -217,7 +217,7 @@ def test_nothing_to_fit_is_the_identity(kind, size, classes):
 
 
 @every_kind
-def test_logits_that_tell_nothing_leave_the_class_frequencies(kind):
+def test_constant_logits_give_the_class_frequencies(kind):
     labels = np.repeat([0, 1, 1, 2, 2, 2], 50)
     fit = fit_of(kind, np.full((300, 3), 5.0, np.float32), labels)
     assert fit.converged
@@ -273,7 +273,7 @@ def test_coarse_logits_are_computed_in_float32():
     assert vector.apply_vector_scaling(fit, rough).dtype == jnp.float32
 
 
-def test_many_classes_are_no_matter_of_memory():
+def test_many_classes_need_little_memory():
     logits, labels = problem(size=3000, classes=40)
     fit = fit_of("dirichlet", jnp.asarray(logits), jnp.asarray(labels))
     assert fit.converged

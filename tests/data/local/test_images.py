@@ -82,11 +82,11 @@ def npz(**arrays):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not an npz", "not a whole npz"),
-        (npz(images=np.zeros((3, 16, 16), np.uint8))[:-30], "not a whole npz"),
+        (b"not an npz", "not a complete npz"),
+        (npz(images=np.zeros((3, 16, 16), np.uint8))[:-30], "not a complete npz"),
         (npz(images=np.zeros((3, 16, 16), np.uint8)), "lacks the array 'labels'"),
         (npz(images=np.zeros((3, 16, 16)), labels=np.zeros(2)), "an image for each label"),
-        (npz(images=np.array([object()]), labels=np.zeros(1)), "not a whole npz"),
+        (npz(images=np.array([object()]), labels=np.zeros(1)), "not a complete npz"),
         (npz(images=np.zeros((0, 16, 16), np.uint8), labels=np.zeros(0, int)), "for each label"),
         (
             npz(images=np.eye(16)[None] - 0.5, labels=np.zeros(1, int)),

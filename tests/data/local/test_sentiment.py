@@ -1,4 +1,4 @@
-"""`sentiment`: labels as people gave them, no leaks, errors that name the file."""
+"""`sentiment`: labels from the ratings, no leaks, errors that name the file."""
 
 import gzip
 import re
@@ -235,9 +235,9 @@ FILM_TEXTS = "movieReviewSnippets_GroundTruth.txt"
     [
         (b"no gzip", "not a complete gzip"),
         (tar(members(rated_rows()))[:-100], "not a complete gzip"),
-        (gzip.compress(b"no tar" * 200), "not a whole tar"),
-        (gzip.compress(b""), "not a whole tar"),
-        (gzip.compress(gzip.decompress(tar(members(rated_rows())))[:30000]), "not a whole tar"),
+        (gzip.compress(b"no tar" * 200), "not a complete tar"),
+        (gzip.compress(b""), "not a complete tar"),
+        (gzip.compress(gzip.decompress(tar(members(rated_rows())))[:30000]), "not a complete tar"),
         (tar(without(FILM_TEXTS)), f"{FILM_TEXTS}"),
         (tar(without(FILM_TEXTS), special(FILM_TEXTS, tarfile.DIRTYPE)), "is not a file"),
         (tar(without(FILM_TEXTS), special(FILM_TEXTS, tarfile.SYMTYPE)), "lacks the file"),

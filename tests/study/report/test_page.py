@@ -120,7 +120,7 @@ def test_what_a_user_names_is_escaped(written):
     ],
     ids=lambda changes: "-".join(changes),
 )
-def test_whatever_is_missing_there_is_a_page(written, changes):
+def test_a_page_is_written_whatever_is_missing(written, changes):
     results = made_up_results.results(**changes)
     parsed = Parsed(written(results))
     assert "Verdicts" in parsed.text

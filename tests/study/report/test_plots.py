@@ -1,4 +1,4 @@
-"""Pictures: which are drawn, and that every method is in them."""
+"""Plots: which are drawn, and that every method is in them."""
 
 import dataclasses
 
