@@ -212,7 +212,7 @@ WRONG = {
     "rows": (bare(test_inputs=features(1, 39)), "test_inputs must hold an example for each"),
     "a wide shift": (
         having(shift_later_inputs=np.zeros((40, 5))),
-        "shift_later_inputs must be float32 [4] an example",
+        "shift_later_inputs must be float32 [4] per example",
     ),
     "NaN": (bare(test_inputs=NAN), "test_inputs must be finite in float32, got NaN or infinity in"),
     "texts": (having(hard_odd_inputs=np.array(list("abcdefghi"))), "hard_odd_inputs must be of"),

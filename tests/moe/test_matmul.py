@@ -286,7 +286,7 @@ OFFSETS = jnp.array([0, 3])
         (ValueError, "capacity=2", lambda: cm.grouped_matmul(X, W, SIZES, OFFSETS, capacity=2)),
         (ValueError, "at most one of block_size and capacity",
          lambda: cm.grouped_matmul(X, W, SIZES, OFFSETS, capacity=3, block_size=3)),
-        (ValueError, "promise about group_offsets",
+        (ValueError, "group_offsets must be given",
          lambda: cm.grouped_matmul(X, W, SIZES, block_size=3)),
         (ValueError, "implementation='cuda'",
          lambda: cm.grouped_matmul(X, W, SIZES, implementation="cuda")),

@@ -497,8 +497,8 @@ def test_semidefinite_systems(size):
         (r"targets must have shape \(2,\)", {"targets": jnp.ones(3)}),
         (r"start must have shape \(2,\)", {"start": jnp.ones(3)}),
         ("5 examples, m", {"constraints": jnp.ones((4, 2))}),
-        ("targets is of constraints", {"constraints": None, "targets": jnp.ones(2)}),
-        ("slack to be 0", {"implicit": True, "slack": 0.1}),
+        ("constraints must be given with targets", {"constraints": None, "targets": jnp.ones(2)}),
+        ("slack must be 0", {"implicit": True, "slack": 0.1}),
         ("implementation='cuda'", {"implementation": "cuda"}),
     ],
 )

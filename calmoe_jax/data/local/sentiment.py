@@ -185,7 +185,7 @@ def _tables(path: Path) -> dict[str, dict[str, str]]:
     except KeyError as error:
         raise CorruptDataError(f"{path} lacks the file {error.args[0]}.") from error
     except tarfile.TarError as error:
-        raise CorruptDataError(f"{path} is not a whole tar archive: {error}.") from error
+        raise CorruptDataError(f"{path} is not a complete tar archive: {error}.") from error
     return tables
 
 

@@ -55,7 +55,7 @@ def test_a_class_without_examples(tmp_path):
     [
         (b"not gzip", "not a complete gzip"),
         (idx(np.zeros((60, 28, 28)))[:-20], "not a complete gzip"),
-        (gzip.compress(b"\x01\x02\x03\x04rubbish"), "no idx file of bytes"),
+        (gzip.compress(b"\x01\x02\x03\x04rubbish"), "not an idx file of bytes"),
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"), "must hold 5 bytes, got 3"),
         (gzip.compress(b"\0\0\x08\x03\0\0"), "must hold"),
         (idx(np.zeros((60, 20, 20))), "28x28 image for each"),
