@@ -168,28 +168,6 @@ def test_histogram_equals_a_loop(num_bins):
 
 
 @every_kind
-def test_weights_repeat_and_masks_leave_out(kind):
-    fit, apply = FITS[kind]
-    confidence, outcome = events()
-    times = np.random.RandomState(1).randint(3, size=200)
-    where = np.arange(200) % 3 != 0
-    rows = np.repeat(np.arange(200), np.where(where, times, 0))
-    assert 60 < len(rows) <= 200
-    rows = jnp.asarray(np.pad(rows, (0, 200 - len(rows)), constant_values=-1))
-    expected = fit(jnp.asarray(confidence)[rows], jnp.asarray(outcome)[rows], where=rows >= 0)
-    weights, mask = jnp.asarray(times, jnp.float32), jnp.asarray(where)
-    for filler in (0.5, np.nan, np.inf):
-        given = jnp.where(mask, jnp.asarray(confidence), filler)
-        strange = jnp.where(mask, jnp.asarray(outcome), filler)
-        masked = fit(given, strange, weights=weights, where=mask)
-        np.testing.assert_allclose(
-            apply(masked, jnp.asarray(confidence)),
-            apply(expected, jnp.asarray(confidence)),
-            atol=1e-4,
-        )
-
-
-@every_kind
 @pytest.mark.parametrize(
     ("confidence", "outcome"), [(np.nan, 0), (0.5, np.nan), (0.5, 2), (0.5, -1)]
 )
@@ -231,20 +209,6 @@ def test_what_is_no_probability_is_nan(kind):
     after = apply(found, jnp.array([-0.1, 1.1, 0.0, 1.0]))
     np.testing.assert_array_equal(jnp.isnan(after), [True, True, False, False])
     assert jnp.isnan(apply(fit(level.at[0].set(1.5), happened), level)).all()
-
-
-@every_kind
-def test_mapped_fits_equal_single_ones(kind):
-    fit, apply = FITS[kind]
-    level, happened = map(
-        lambda x: jnp.asarray(np.stack(x)), zip(*[events(seed) for seed in range(3)], strict=True)
-    )
-    mapped = jax.jit(jax.vmap(RAW[kind]))(level, happened)
-    for i in range(3):
-        one = jax.tree.map(lambda x, i=i: x[i], mapped)
-        np.testing.assert_allclose(
-            apply(one, level[i]), apply(fit(level[i], happened[i]), level[i]), atol=1e-4
-        )
 
 
 def test_double_precision_stays():

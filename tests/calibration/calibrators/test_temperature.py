@@ -97,24 +97,6 @@ def test_equals_scikit_learn():
     np.testing.assert_allclose(ours, theirs.predict_proba(rest), atol=1e-4)
 
 
-def test_weights_repeat_and_masks_leave_out():
-    logits, labels = problem()
-    times = np.random.RandomState(1).randint(4, size=40)
-    where = np.arange(40) % 3 != 0
-    rows = np.repeat(np.arange(40), np.where(where, times, 0))
-    expected = references.temperature(logits[rows], labels[rows])
-    given, weights, mask = jnp.asarray(logits), jnp.asarray(times, jnp.float32), jnp.asarray(where)
-    fit = fit_of(given, jnp.asarray(labels), weights=weights, where=mask)
-    np.testing.assert_allclose(fit.temperature, expected, rtol=1e-4)
-    assert fit.converged
-    assert_same(fit_of(given, jnp.asarray(labels), weights=weights * 1e-12, where=mask), fit)
-    for filler in (np.nan, -np.inf, np.inf, 1e30):
-        garbage = jnp.where(mask[:, None], given, filler)
-        strange = jnp.where(mask, jnp.asarray(labels), -1)
-        masked = fit_of(garbage, strange, weights=weights, where=mask)
-        assert_same(masked, fit, rtol=0)
-
-
 def test_all_examples_right_puts_the_temperature_at_the_lower_bound():
     logits, _ = map(jnp.asarray, problem())
     fit = fit_of(logits, jnp.argmax(logits, axis=-1))

@@ -157,26 +157,6 @@ def test_scaling_the_logits_changes_nothing(kind, factor):
 
 
 @every_kind
-def test_weights_repeat_and_masks_leave_out(kind):
-    logits, labels = problem()
-    times = np.random.RandomState(1).randint(3, size=300)
-    where = np.arange(300) % 3 != 0
-    rows = np.repeat(np.arange(300), np.where(where, times, 0))
-    assert 100 < len(rows) <= 300
-    rows = np.pad(rows, (0, 300 - len(rows)), constant_values=-1)  # always the same shape
-    expected = fit_of(kind, logits[rows], labels[rows], where=rows >= 0)
-    weights, mask = jnp.asarray(times, jnp.float32), jnp.asarray(where)
-    for filler in (0.0, np.nan, np.inf, -np.inf):
-        given = jnp.where(mask[:, None], jnp.asarray(logits), filler)
-        strange = jnp.where(mask, jnp.asarray(labels), -1)
-        fit = fit_of(kind, given, strange, weights=weights * 1e-6, where=mask)
-        assert fit.converged
-        np.testing.assert_allclose(
-            probabilities(kind, fit, logits), probabilities(kind, expected, logits), atol=1e-4
-        )
-
-
-@every_kind
 def test_separable_classes_have_no_optimum(kind):
     logits, _ = problem()
     fit = fit_of(kind, jnp.asarray(logits), np.argmax(logits, axis=-1))
