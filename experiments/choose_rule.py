@@ -253,7 +253,7 @@ def real(task: Task, config: RunConfig, folder: Path) -> dict[str, Shift]:
     }
 
 
-def judge(shifts: dict[str, dict[str, Shift]], kinds: dict[str, str], rule: Constants) -> Any:
+def evaluate(shifts: dict[str, dict[str, Shift]], kinds: dict[str, str], rule: Constants) -> Any:
     """Share of the gap that a rule closes, and the split of each task where it does most harm."""
     means, harms = [], {}
     for task, splits in shifts.items():
@@ -351,7 +351,7 @@ def main() -> None:
     }
     result: dict[str, Any] = {}
     for title, rule in rules.items():
-        found = judge(shifts, kinds, rule)
+        found = evaluate(shifts, kinds, rule)
         simulated_error = float(mean_error(tried)[GRID.index(rule)])
         harms = greatest_harms(tried, rule)
         result[title] = {

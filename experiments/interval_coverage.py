@@ -1,12 +1,12 @@
 """How often 95 % intervals cover the truth, in simulated problems whose truth is known.
 
-    python -m experiments.interval_coverage --problems 1000
+`python -m experiments.interval_coverage [--problems N] [--replicates N] [--studies NAME ...]`
 
 Scores: logits of five classes, labels drawn from their softmax, and a model that divides them by
 a temperature; a second model adds noise. The truth is the mean over two million examples.
 Calibration errors: four densities of confidence and nine ways to spread an error of a given size
-over 15 bins (everywhere alike, tilted, waves, random signs or sizes, half of the bins, two, one),
-in turn. Prints the share of intervals that cover, and that lie above or below the truth.
+over 15 bins (the same everywhere, tilted, waves, random signs or sizes, half of the bins, two,
+one), in turn. Prints the share of intervals that cover, and that lie above or below the truth.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def _population(density: str) -> tuple[np.ndarray, np.ndarray]:
 def _gaps(
     rng: np.random.RandomState, spread: str, share: np.ndarray, level: np.ndarray, error: float
 ) -> np.ndarray | None:
-    """Gaps of the bins with that mean size, and every accuracy inside [0, 1]; `None` if not so."""
+    """Gaps of that mean size with every accuracy inside [0, 1]; `None` where none are found."""
     low = np.arange(BINS) / BINS
     high = low + 1 / BINS
     for _ in range(100):
@@ -246,7 +246,7 @@ STUDIES = {
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints the table of the chosen studies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", type=int, default=1000, help="simulated data sets a line")
     parser.add_argument("--replicates", type=int, default=1000, help="of each bootstrap")
