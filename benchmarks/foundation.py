@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from benchmarks.harness import Figure, ratio, report, time_interleaved
 BATCH_SIZE = 128
 # Rounds of the seeds and of the steps, one after the other.
 SEED_ROUNDS, STEP_ROUNDS = 15, 9
+PROCESSES = 5
 # What a method's step is called, and its most time in units of a step of vanilla.
 STEPS = {
     "robust": ("Robust", 1.05),
@@ -97,12 +99,14 @@ def measure_seeds() -> list[Figure]:
     ]
 
 
-def measure_steps(size: int = 32, stages: int = 3) -> list[Figure]:
+def measure_steps(
+    size: int = 32, backbone: Literal["mlp", "resnet18"] = "resnet18"
+) -> list[Figure]:
     """A step of each objective against a step of the mean loss (ERM).
 
     Args:
         size: height and width of the images.
-        stages: of the ResNet.
+        backbone: as in `ModelConfig`.
     """
     from calmoe_jax import training
     from calmoe_jax.study import ModelConfig, TrainConfig
@@ -115,7 +119,7 @@ def measure_steps(size: int = 32, stages: int = 3) -> list[Figure]:
         jnp.asarray(rng.randint(0, 256, (BATCH_SIZE, size, size, 3)), jnp.uint8),
         jnp.asarray(rng.randint(0, 10, BATCH_SIZE), jnp.int32),
     )
-    model = ModelConfig(backbone="resnet18", stages=stages)
+    model = ModelConfig(backbone=backbone, stages=3)
     config = with_defaults(model, TrainConfig())
     network = build_network(model, batch.inputs, single=False, num_classes=10)
     optimizer, key = optax.adamw(1e-3), jax.random.key(0)
@@ -143,7 +147,7 @@ def measure_import() -> list[Figure]:
     )
     seconds = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-        for _ in range(5)
+        for _ in range(PROCESSES)
     ]
     return [Figure("import calmoe_jax after import jax", median(seconds), 1.0, "s")]
 

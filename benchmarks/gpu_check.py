@@ -1,6 +1,6 @@
 """Everything that a GPU machine can prove, in one command of less than 8 minutes.
 
-`python -m benchmarks.gpu_check [--out FILE] [--results FOLDER] [--wheel PATH ...] [--seconds N]
+`python -m benchmarks.gpu_check [--out FILE] [--results FOLDER] [--wheel PATH] [--seconds N]
 [--commit SHA]`
 
 Needs jax, flax, optax, numpy, scipy, jaxtyping, pytest and triton; jax-triton may be given as a

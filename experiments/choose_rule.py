@@ -33,12 +33,12 @@ from experiments.repair_without_labels import errors, fit
 from experiments.simulated import NO_SHIFT, SUBPOPULATIONS, leave_out, subpopulations
 from experiments.trained import experiment_parser, sample, train_vanilla, write_json
 
-_SEEDS = 3
+SEEDS = 3
 _MOST_NEIGHBOURS = 2000
 # Calibration error above that of the temperature in distribution: without a shift, and with one.
-_ALLOWED_WITHOUT, _ALLOWED_HARM = 0.005, 0.01
-_LOG_TEMPERATURES = np.linspace(np.log(0.25), np.log(60), 110)
-_NUM_NEIGHBOURS = (5, 10, 15, 25, 40)
+ALLOWED_WITHOUT, ALLOWED_HARM = 0.005, 0.01
+LOG_TEMPERATURES = np.linspace(np.log(0.25), np.log(60), 110)
+NUM_NEIGHBOURS = (5, 10, 15, 25, 40)
 
 
 class Constants(NamedTuple):
@@ -55,7 +55,7 @@ SHIPPED = Constants(15, 5.0, 2.0, 3.0, 1.0)
 GRID = tuple(
     Constants(*values)
     for values in itertools.product(
-        _NUM_NEIGHBOURS, (0, 1, 2, 3, 4, 5, 6, 8, 10, 15), (0, 1, 2, 3), (0, 1, 2, 3, 4, 6, 10),
+        NUM_NEIGHBOURS, (0, 1, 2, 3, 4, 5, 6, 8, 10, 15), (0, 1, 2, 3), (0, 1, 2, 3, 4, 6, 10),
         (0, 1, 2),
     )
 )  # fmt: skip
@@ -119,7 +119,7 @@ def _supports(
         points, others = (shift.configuration_coordinates(*x) for x in (ours, theirs))
         log_probs, other_log_probs = (mixture.mix_log_probs(*x) for x in (ours, theirs))
         result = {}
-        for number in _NUM_NEIGHBOURS:
+        for number in NUM_NEIGHBOURS:
             own = shift.neighbour_support(
                 points, jnp.argmax(log_probs, axis=-1), points, labels,
                 num_classes=log_probs.shape[-1], clusters=clusters, num_clusters=len(labels),
@@ -143,7 +143,7 @@ def _curves(log_probs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Arr
         confidence = jax.vmap(shift.mean_confidence)(log_probs, temperatures)
         return errors(log_probs, labels, temperatures), confidence
 
-    return jax.lax.map(at, jnp.asarray(_LOG_TEMPERATURES, jnp.float32))
+    return jax.lax.map(at, jnp.asarray(LOG_TEMPERATURES, jnp.float32))
 
 
 def observe(held_out: Side, targets: Side) -> Shift:
@@ -177,9 +177,7 @@ def _temperatures(at: Shift, aims: np.ndarray) -> np.ndarray:
     """Logarithms of the temperatures that give each seed its mean confidence."""
     inside = np.log(at.inside)
     aims = np.maximum(aims, 1 / at.num_classes + 1e-3)
-    found = [
-        np.interp(-aim, -at.confidences[:, i], _LOG_TEMPERATURES) for i, aim in enumerate(aims)
-    ]
+    found = [np.interp(-aim, -at.confidences[:, i], LOG_TEMPERATURES) for i, aim in enumerate(aims)]
     return np.where(np.isnan(aims), inside, np.maximum(found, inside))
 
 
@@ -214,7 +212,7 @@ def errors_of(at: Shift, grid: tuple[Constants, ...]) -> np.ndarray:
     values = []
     for constants in grid:
         logs = np.maximum(by_neighbours[constants[:3]], by_seeds[constants[3:]])
-        seeds = [np.interp(x, _LOG_TEMPERATURES, at.errors[:, i]) for i, x in enumerate(logs)]
+        seeds = [np.interp(x, LOG_TEMPERATURES, at.errors[:, i]) for i, x in enumerate(logs)]
         values.append(np.mean(seeds))
     return np.array(values)
 
@@ -317,7 +315,7 @@ def choose(tried: dict[str, dict[str, Tried]], *, watched: Callable[[str], bool]
     for of_task in tried.values():
         for name, at in of_task.items():
             if watched(name):
-                allowed = _ALLOWED_WITHOUT if name == NO_SHIFT else _ALLOWED_HARM
+                allowed = ALLOWED_WITHOUT if name == NO_SHIFT else ALLOWED_HARM
                 harmless &= at.errors - at.inside <= allowed
     if not harmless.any():
         raise ValueError("all constants of the grid do harm on simulated shifts.")
@@ -340,7 +338,7 @@ def main() -> None:
     simulated, kinds, shifts = {}, {}, {}
     for name in tqdm(arguments.tasks, unit="task", disable=None):
         task = resolve_task(name, arguments.data_dir)
-        simulated[task.name] = simulate(task, RunConfig(seeds=_SEEDS), arguments.runs)
+        simulated[task.name] = simulate(task, RunConfig(seeds=SEEDS), arguments.runs)
         shifts[task.name] = real(task, RunConfig(), arguments.runs / task.name)
         kinds |= {f"{task.name}/{split.name}": split.kind for split in task.evaluation}
     tried = try_all(simulated)

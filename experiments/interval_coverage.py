@@ -70,7 +70,7 @@ def _population(density: str) -> tuple[np.ndarray, np.ndarray]:
     return count / POPULATION, mean
 
 
-def _gaps(
+def make_gaps(
     rng: np.random.RandomState, spread: str, share: np.ndarray, level: np.ndarray, error: float
 ) -> np.ndarray | None:
     """Gaps of that mean size with every accuracy inside [0, 1]; `None` where none are found."""
@@ -92,7 +92,7 @@ def _gaps(
     return None
 
 
-def _error_problems(
+def error_problems(
     rng: np.random.RandomState, size: int, error: float, problems: int
 ) -> Iterator[tuple[np.ndarray, float, float]]:
     """Sums of bins, and the true error in both norms."""
@@ -103,7 +103,7 @@ def _error_problems(
         density, spread = kinds[tried % len(kinds)]
         tried += 1
         share, level = populations[density]
-        gaps = _gaps(rng, spread, share, level, error) if error else np.zeros(BINS)
+        gaps = make_gaps(rng, spread, share, level, error) if error else np.zeros(BINS)
         if gaps is None:  # one bin may be too small to hold the error
             continue
         made += 1
@@ -196,7 +196,7 @@ def calibration_errors(problems: int, replicates: int, seed: int) -> None:
     run = _mapped(one)
     for size in tqdm(SIZES, desc="calibration errors"):
         for error in ERRORS:
-            tables, *truths = zip(*_error_problems(rng, size, error, problems), strict=True)
+            tables, *truths = zip(*error_problems(rng, size, error, problems), strict=True)
             found = run(seed, jnp.asarray(np.stack(tables), jnp.float32))
             for norm, interval, truth in zip(("l1", "l2"), found, truths, strict=True):
                 line = _covered(interval, np.array(truth))

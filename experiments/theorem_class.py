@@ -30,6 +30,7 @@ from calmoe_jax.shift import repair
 from calmoe_jax.study import RunConfig
 from experiments.trained import experiment_parser, sample, train_vanilla, write_json
 
+NUM_REPLICATES = 100
 # Columns of `configuration_features`, and which way they move.
 TILTS = {
     "less confident": (0, -1.0),
@@ -75,7 +76,7 @@ def compare(
     targets: Side,
     tilt: jax.Array,
     *,
-    num_replicates: int = 100,
+    num_replicates: int,
 ) -> Comparison:
     """Compares the temperatures of one seed under one tilt.
 
@@ -155,7 +156,7 @@ def measure(
     *,
     partitions: int = 1,
     share: float = 0.5,
-    num_replicates: int = 100,
+    num_replicates: int,
 ) -> list[dict[str, Any]]:
     """One line for each seed, partition and tilt, of predictions for in-distribution examples."""
     lines = []
@@ -208,7 +209,7 @@ def main() -> None:
         outputs = sample(trained, split.inputs)
         lines = measure(
             task, outputs, split.labels, split.clusters, partitions=arguments.partitions,
-            share=arguments.share,
+            share=arguments.share, num_replicates=NUM_REPLICATES,
         )  # fmt: skip
         everything[task.name] = lines
         for tilt in TILTS:
