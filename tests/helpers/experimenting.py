@@ -16,8 +16,8 @@ def tiny_task():
     Splits of one size share programs.
     """
     evaluation = (
-        split("test", "id", 60, 2, clusters=12),
-        split("late", "shift", 60, 4, noise=1.5, clusters=12, series="year", position=2.0),
+        split("test", "id", 60, 2),
+        split("late", "shift", 60, 4, noise=1.5, series="year", position=2.0),
     )
     return dataclasses.replace(small_task(), evaluation=evaluation)
 
