@@ -1,12 +1,12 @@
 """Everything that a GPU machine can prove, in one command of less than 8 minutes.
 
-`python -m benchmarks.gpu_check [--out FILE] [--results FOLDER] [--wheel PATH ...] [--seconds N]
+`python -m benchmarks.gpu_check [--out FILE] [--results FOLDER] [--wheel PATH] [--seconds N]
 [--commit SHA]`
 
 Needs jax, flax, optax, numpy, scipy, jaxtyping, pytest and triton; jax-triton may be given as a
 wheel, which is unpacked and not installed. Runs the tests of dispatch, compute-sanitizer over a
-small problem where it is on the PATH, and the benchmarks with their bounds. Without a GPU it says
-so, and proves the command itself: the tests with the implementations that run here, and the
+small problem where it is on the PATH, and the benchmarks with their bounds. Without a GPU it prints
+that, and tests the command itself: the tests with the implementations that run here, and the
 benchmarks of two problems. The tests are shared among processes; those that would begin too late
 are skipped and counted. One JSON file holds everything, and is written after each stage.
 
@@ -59,7 +59,7 @@ _PYTEST = (
 )  # fmt: skip
 
 # Stands in for hypothesis where it is missing: its tests are skipped, those beside them run.
-_HYPOTHESIS = """
+HYPOTHESIS = """
 import pytest
 
 class _Anything:
@@ -97,7 +97,7 @@ class Stage(NamedTuple):
     """Parts that run side by side.
 
     Attributes:
-        parts: which.
+        parts: commands.
         share: share of the time that is left when they start.
     """
 
@@ -106,7 +106,7 @@ class Stage(NamedTuple):
 
 
 def missing_modules(path: Path) -> set[str]:
-    """Modules that are not installed among those that a test, or its helpers, import first."""
+    """Modules that a test or its helpers import at the top and that are not installed."""
     names = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
@@ -166,8 +166,8 @@ def import_path(wheels: Sequence[Path]) -> Iterator[list[str]]:
         if find_spec("hypothesis") is None:
             stand_in = folder / "stand_in" / "hypothesis"
             stand_in.mkdir(parents=True)
-            (stand_in / "__init__.py").write_text(_HYPOTHESIS)
-            (stand_in / "strategies.py").write_text(_HYPOTHESIS)
+            (stand_in / "__init__.py").write_text(HYPOTHESIS)
+            (stand_in / "strategies.py").write_text(HYPOTHESIS)
             paths.append(str(stand_in.parent))
         yield paths
 
@@ -239,8 +239,8 @@ def _read(path: Path | None) -> Any:
     return json.loads(path.read_text())
 
 
-def ask_device(paths: Sequence[str]) -> dict[str, Any]:
-    """Backend, device and versions, asked in a process of its own, which frees the GPU again."""
+def find_device(paths: Sequence[str]) -> dict[str, Any]:
+    """Backend, device and versions, from another process, which frees the GPU when it ends."""
     code = (
         "import json, jax; from benchmarks.harness import environment; "
         "print(json.dumps({'backend': jax.default_backend(), **environment()}))"
@@ -361,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path[:0] = paths
         from benchmarks.harness import write_json  # imports the library, which may be in `paths`
 
-        device = ask_device(paths)
+        device = find_device(paths)
         print(f"{device['devices'][0]}, versions {device['versions']}", flush=True)
         if device["backend"] != "gpu":
             print("No GPU here: this proves the command, and what runs on this machine.")
@@ -389,7 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     codes = {name: part["exit_code"] for name, part in content["parts"].items()}
     failed = [name for name, code in codes.items() if code != 0]
     for part_name, part in content["parts"].items():
-        print(f"{part_name}: {part['output'][-1] if part['output'] else 'said nothing'}")
+        print(f"{part_name}: {part['output'][-1] if part['output'] else 'printed nothing'}")
     verdict = f"FAILED {', '.join(failed)}" if failed else "ok"
     print(f"{verdict}: {codes} in {content['seconds']} s, {options.out}", flush=True)
     return 1 if failed else 0

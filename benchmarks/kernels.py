@@ -30,8 +30,8 @@ from calmoe_kernels.measurements import Measurement
 from calmoe_kernels.xla.dual import Columns
 
 CLASSES = tuple(range(30, 12, -2))
-# Experts, slots a token and width: of few large experts, and of many small ones.
-_LAYERS = {"8 experts": (8, 2, 4096), "128 experts": (128, 8, 2048)}
+# Experts, k and width of a layer: few large experts, and many small ones.
+LAYERS = {"8 experts": (8, 2, 4096), "128 experts": (128, 8, 2048)}
 _COLUMNS = 16
 
 
@@ -63,7 +63,7 @@ def cases(size_class: int) -> Iterator[Case]:
         Cases, one after the other: their arrays may fill a device.
     """
     size = 2 ** (size_class + 1)
-    for layer, (experts, k, width) in _LAYERS.items():
+    for layer, (experts, k, width) in LAYERS.items():
         yield from _of_routing(size, layer, experts, k)
         yield from _of_rows(size, layer, experts, k, width)
         yield from _of_products(size, layer, experts)
@@ -71,7 +71,7 @@ def cases(size_class: int) -> Iterator[Case]:
 
 
 def _direct(module: str, name: str) -> Callable[..., Any]:
-    """A function that is of the same name in the folders of the implementations."""
+    """A function that has the same name in each implementation's folder."""
 
     def run(implementation: str, *arrays: Any, **statics: Any) -> Any:
         return selection.lazy(f"{implementation}.{module}", name)(*arrays, **statics)

@@ -8,8 +8,6 @@ import pytest
 from benchmarks import gpu_check, kernels
 from calmoe_kernels import measurements, selection
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def timed(monkeypatch):
@@ -20,7 +18,13 @@ def timed(monkeypatch):
     )
 
 
-def test_every_operation_is_measured_in_its_class_and_read_again(timed, tmp_path):
+@pytest.mark.parametrize(
+    "layer", ["8 experts", pytest.param("128 experts", marks=pytest.mark.exhaustive)]
+)
+def test_every_operation_is_measured_in_its_class_and_read_again(
+    layer, timed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(kernels, "LAYERS", {layer: kernels.LAYERS[layer]})
     out = tmp_path / "kernels.json"
     arguments = kernels.parse(["--classes", "16", "--out", str(out), "--commit", "abc"])
     assert kernels.run(arguments, "xla") == 0
