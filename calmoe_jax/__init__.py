@@ -7,8 +7,8 @@ data in `calmoe_jax.data`, training in `calmoe_jax.training`; importing this pac
 of them.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+import typing as _typing
 
 from calmoe_jax import fgr as fgr
 from calmoe_jax import moe as moe
@@ -44,7 +44,7 @@ from calmoe_jax.routing import routing_weights as routing_weights
 from calmoe_jax.routing import straight_through_weights as straight_through_weights
 from calmoe_jax.routing import top_k_routing as top_k_routing
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from calmoe_jax import calibration as calibration
     from calmoe_jax import shift as shift
 
@@ -52,9 +52,9 @@ if TYPE_CHECKING:
 _LATER = ("calibration", "shift")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     if name in _LATER:
-        return import_module(f"calmoe_jax.{name}")
+        return _importlib.import_module(f"calmoe_jax.{name}")
     raise AttributeError(f"module 'calmoe_jax' has no attribute {name!r}")
 
 

@@ -152,7 +152,7 @@ def test_a_read_only_folder(tmp_path, monkeypatch):
         ({"model": ModelConfig(backbone="resnet18")}, "not images"),
         ({"methods": ()}, "methods must hold at least one"),
         ({"methods": ("robst",)}, r"got 'robst'\. Did you mean robust\?"),
-        ({"methods": ("fgr", "fgr")}, "once each"),
+        ({"methods": ("fgr", "fgr")}, "methods must have different names"),
         ({"seeds": 0}, "seeds must be at least 1, got seeds=0"),
         ({"task": "portl"}, r"Did you mean portal\?"),
     ],

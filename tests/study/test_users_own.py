@@ -85,6 +85,7 @@ def test_a_user_defined_network_and_objective_get_a_report(tmp_path, kind):
     assert again == results
 
 
+@pytest.mark.exhaustive  # README's example does the same
 def test_a_file_and_a_function_name_a_task(tmp_path, monkeypatch):
     task = small_task()
     arrays = {

@@ -66,7 +66,10 @@ def test_a_step_follows_the_objective_written_out(method):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-6)
 
 
-@pytest.mark.parametrize("driver", ["shard_map", "shard_map unchecked", "pmap"])
+@pytest.mark.parametrize(
+    "driver",
+    ["shard_map", pytest.param("shard_map unchecked", marks=pytest.mark.exhaustive), "pmap"],
+)
 @pytest.mark.parametrize("name", ["erm", "robust_filtered", "balanced_robust", "fgr", "theirs"])
 def test_devices_take_the_step_that_one_takes(name, driver):
     """Parameters, log and state after three steps; the batch is sharded, the state is not."""

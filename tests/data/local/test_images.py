@@ -108,9 +108,8 @@ def test_corrupt_npz_files_name_the_file(tmp_path, content, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["digits16", pytest.param("fashion_c", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["digits16", "fashion_c"])
 def test_real_files(name, shared_data, monkeypatch):
     monkeypatch.setattr(_images, "SEVERITIES", (5,))  # the others take long and add nothing
     loaded = data.load_task(name, shared_data)
