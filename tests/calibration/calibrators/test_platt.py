@@ -30,17 +30,6 @@ def compiled(fit, static=()):
 fit_platt = compiled(platt.fit_platt)
 fit_beta = compiled(beta.fit_beta)
 fit_histogram = compiled(histogram.fit_histogram_binning, ("num_bins",))
-FITS = {
-    "platt": (fit_platt, platt.apply_platt),
-    "beta": (fit_beta, beta.apply_beta),
-    "histogram": (fit_histogram, histogram.apply_histogram_binning),
-}
-RAW = {
-    "platt": platt.fit_platt,
-    "beta": beta.fit_beta,
-    "histogram": histogram.fit_histogram_binning,
-}
-every_kind = pytest.mark.parametrize("kind", FITS)
 
 
 def events(seed=0, size=200, power=1.7):
@@ -165,86 +154,6 @@ def test_histogram_equals_a_loop(num_bins):
         else:
             assert fit.probability[b] == np.float32((b + 0.5) / num_bins)
             assert fit.weight[b] == 0
-
-
-@every_kind
-def test_weights_repeat_and_masks_leave_out(kind):
-    fit, apply = FITS[kind]
-    confidence, outcome = events()
-    times = np.random.RandomState(1).randint(3, size=200)
-    where = np.arange(200) % 3 != 0
-    rows = np.repeat(np.arange(200), np.where(where, times, 0))
-    assert 60 < len(rows) <= 200
-    rows = jnp.asarray(np.pad(rows, (0, 200 - len(rows)), constant_values=-1))
-    expected = fit(jnp.asarray(confidence)[rows], jnp.asarray(outcome)[rows], where=rows >= 0)
-    weights, mask = jnp.asarray(times, jnp.float32), jnp.asarray(where)
-    for filler in (0.5, np.nan, np.inf):
-        given = jnp.where(mask, jnp.asarray(confidence), filler)
-        strange = jnp.where(mask, jnp.asarray(outcome), filler)
-        masked = fit(given, strange, weights=weights, where=mask)
-        np.testing.assert_allclose(
-            apply(masked, jnp.asarray(confidence)),
-            apply(expected, jnp.asarray(confidence)),
-            atol=1e-4,
-        )
-
-
-@every_kind
-@pytest.mark.parametrize(
-    ("confidence", "outcome"), [(np.nan, 0), (0.5, np.nan), (0.5, 2), (0.5, -1)]
-)
-def test_what_cannot_be_fitted_is_nan(kind, confidence, outcome):
-    fit, apply = FITS[kind]
-    level, happened = map(jnp.asarray, events())
-    found = fit(level.at[3].set(confidence), happened.at[3].set(outcome))
-    assert jnp.isnan(apply(found, level)).all()
-    if kind != "histogram":
-        assert not found.converged
-    assert jnp.isnan(apply(fit(level, happened), jnp.array([np.nan]))).all()
-
-
-@every_kind
-def test_without_weight_the_map_is_the_identity(kind):
-    fit, apply = FITS[kind]
-    level, happened = map(jnp.asarray, events())
-    for found in (
-        fit(level, happened, weights=jnp.zeros(200)),
-        fit(level[:0], happened[:0], weights=jnp.zeros(0)),
-    ):
-        if kind == "platt":
-            expected = jax.nn.sigmoid(level)
-        elif kind == "beta":
-            expected = level
-        else:
-            expected = (jnp.floor(level * 15) + 0.5) / 15
-        np.testing.assert_allclose(apply(found, level), expected, atol=1e-6)
-        if kind != "histogram":
-            assert not found.converged
-            assert found.residual == 0
-
-
-@pytest.mark.parametrize("kind", ["beta", "histogram"])
-def test_what_is_no_probability_is_nan(kind):
-    fit, apply = FITS[kind]
-    level, happened = map(jnp.asarray, events())
-    found = fit(level, happened)
-    after = apply(found, jnp.array([-0.1, 1.1, 0.0, 1.0]))
-    np.testing.assert_array_equal(jnp.isnan(after), [True, True, False, False])
-    assert jnp.isnan(apply(fit(level.at[0].set(1.5), happened), level)).all()
-
-
-@every_kind
-def test_mapped_fits_equal_single_ones(kind):
-    fit, apply = FITS[kind]
-    level, happened = map(
-        lambda x: jnp.asarray(np.stack(x)), zip(*[events(seed) for seed in range(3)], strict=True)
-    )
-    mapped = jax.jit(jax.vmap(RAW[kind]))(level, happened)
-    for i in range(3):
-        one = jax.tree.map(lambda x, i=i: x[i], mapped)
-        np.testing.assert_allclose(
-            apply(one, level[i]), apply(fit(level[i], happened[i]), level[i]), atol=1e-4
-        )
 
 
 def test_double_precision_stays():
