@@ -51,32 +51,12 @@ def test_each_level_keeps_its_mean():
         np.testing.assert_allclose(outcome[after == level].mean(), level, atol=1e-6)
 
 
-def test_masks_leave_out():
-    confidence, outcome = map(jnp.asarray, events())
-    where = jnp.arange(300) % 3 != 0
-    expected = isotonic.fit_isotonic(confidence[where], outcome[where])
-    fit = isotonic.fit_isotonic(
-        jnp.where(where, confidence, np.nan), jnp.where(where, outcome, 7), where=where
-    )
-    np.testing.assert_array_equal(fit.knots, expected.knots)
-    np.testing.assert_array_equal(fit.values, expected.values)
-
-
 def test_edges():
     confidence, outcome = map(jnp.asarray, events())
-    for fit in (
-        isotonic.fit_isotonic(confidence[:0], outcome[:0]),
-        isotonic.fit_isotonic(confidence, outcome, weights=jnp.zeros(300)),
-    ):
-        np.testing.assert_allclose(apply(fit, confidence), confidence, atol=1e-7)
+    fit = isotonic.fit_isotonic(confidence[:0], outcome[:0])
+    np.testing.assert_allclose(apply(fit, confidence), confidence, atol=1e-7)
     one = isotonic.fit_isotonic(confidence[:1], jnp.ones(1))
     assert (apply(one, confidence) == 1).all()
-    for strange in (np.nan, 1.5, -0.5):
-        fit = isotonic.fit_isotonic(confidence.at[3].set(strange), outcome)
-        assert jnp.isnan(apply(fit, confidence)).all()
-        fit = isotonic.fit_isotonic(confidence, outcome.at[3].set(strange))
-        assert jnp.isnan(apply(fit, confidence)).all()
-        assert jnp.isnan(apply(one, jnp.array([strange])))
 
 
 def test_classwise_equals_a_loop_and_sums_to_one():
@@ -98,8 +78,6 @@ def test_classwise_equals_a_loop_and_sums_to_one():
     np.testing.assert_allclose(ours.sum(-1), 1, rtol=1e-6)
     strange = isotonic.apply_classwise_isotonic(fit, given.at[0, 0].set(np.nan))
     np.testing.assert_array_equal(jnp.isnan(strange).all(-1), np.arange(200) == 0)
-    wrong = isotonic.fit_classwise_isotonic(given, jnp.asarray(labels).at[0].set(3))
-    assert jnp.isnan(isotonic.apply_classwise_isotonic(wrong, given)).all()
 
 
 def test_labels_are_integers(unchecked):

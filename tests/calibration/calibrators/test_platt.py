@@ -30,17 +30,6 @@ def compiled(fit, static=()):
 fit_platt = compiled(platt.fit_platt)
 fit_beta = compiled(beta.fit_beta)
 fit_histogram = compiled(histogram.fit_histogram_binning, ("num_bins",))
-FITS = {
-    "platt": (fit_platt, platt.apply_platt),
-    "beta": (fit_beta, beta.apply_beta),
-    "histogram": (fit_histogram, histogram.apply_histogram_binning),
-}
-RAW = {
-    "platt": platt.fit_platt,
-    "beta": beta.fit_beta,
-    "histogram": histogram.fit_histogram_binning,
-}
-every_kind = pytest.mark.parametrize("kind", FITS)
 
 
 def events(seed=0, size=200, power=1.7):
@@ -165,50 +154,6 @@ def test_histogram_equals_a_loop(num_bins):
         else:
             assert fit.probability[b] == np.float32((b + 0.5) / num_bins)
             assert fit.weight[b] == 0
-
-
-@every_kind
-@pytest.mark.parametrize(
-    ("confidence", "outcome"), [(np.nan, 0), (0.5, np.nan), (0.5, 2), (0.5, -1)]
-)
-def test_what_cannot_be_fitted_is_nan(kind, confidence, outcome):
-    fit, apply = FITS[kind]
-    level, happened = map(jnp.asarray, events())
-    found = fit(level.at[3].set(confidence), happened.at[3].set(outcome))
-    assert jnp.isnan(apply(found, level)).all()
-    if kind != "histogram":
-        assert not found.converged
-    assert jnp.isnan(apply(fit(level, happened), jnp.array([np.nan]))).all()
-
-
-@every_kind
-def test_without_weight_the_map_is_the_identity(kind):
-    fit, apply = FITS[kind]
-    level, happened = map(jnp.asarray, events())
-    for found in (
-        fit(level, happened, weights=jnp.zeros(200)),
-        fit(level[:0], happened[:0], weights=jnp.zeros(0)),
-    ):
-        if kind == "platt":
-            expected = jax.nn.sigmoid(level)
-        elif kind == "beta":
-            expected = level
-        else:
-            expected = (jnp.floor(level * 15) + 0.5) / 15
-        np.testing.assert_allclose(apply(found, level), expected, atol=1e-6)
-        if kind != "histogram":
-            assert not found.converged
-            assert found.residual == 0
-
-
-@pytest.mark.parametrize("kind", ["beta", "histogram"])
-def test_what_is_no_probability_is_nan(kind):
-    fit, apply = FITS[kind]
-    level, happened = map(jnp.asarray, events())
-    found = fit(level, happened)
-    after = apply(found, jnp.array([-0.1, 1.1, 0.0, 1.0]))
-    np.testing.assert_array_equal(jnp.isnan(after), [True, True, False, False])
-    assert jnp.isnan(apply(fit(level.at[0].set(1.5), happened), level)).all()
 
 
 def test_double_precision_stays():

@@ -157,17 +157,6 @@ def test_scaling_the_logits_changes_nothing(kind, factor):
 
 
 @every_kind
-def test_separable_classes_have_no_optimum(kind):
-    logits, _ = problem()
-    fit = fit_of(kind, jnp.asarray(logits), np.argmax(logits, axis=-1))
-    assert fit.at_bound
-    assert not fit.converged
-    probs = probabilities(kind, fit, logits)
-    assert np.isfinite(probs).all()
-    assert loss(probs, np.argmax(logits, axis=-1)) < 1e-3
-
-
-@every_kind
 def test_a_class_without_examples_has_no_optimum(kind):
     logits, labels = problem()
     fit = fit_of(kind, jnp.asarray(logits), jnp.asarray(np.minimum(labels, 1)))
@@ -179,21 +168,13 @@ def test_a_class_without_examples_has_no_optimum(kind):
     assert probabilities(kind, only, logits)[:, 0].min() > 0.99
 
 
-@pytest.mark.parametrize(
-    ("kind", "size", "classes"), [("vector", 300, 3), ("dirichlet", 0, 3), ("dirichlet", 300, 1)]
-)
-def test_nothing_to_fit_is_the_identity(kind, size, classes):
+def test_one_class_is_the_identity():
     logits, labels = problem()
-    weights = np.full(size, 0.0 if size * classes == 900 else 1.0)
-    truth = np.minimum(labels[:size], classes - 1)
-    fit = fit_of(kind, logits[:size, :classes], truth, weights)
+    fit = fit_of("dirichlet", logits[:, :1], 0 * labels)
     assert not fit.converged
     assert not fit.at_bound
     assert fit.residual == 0
-    shown = logits[:, :classes]
-    np.testing.assert_allclose(
-        probabilities(kind, fit, shown), references.softmax(shown), rtol=1e-5
-    )
+    assert (probabilities("dirichlet", fit, logits[:, :1]) == 1).all()
 
 
 @every_kind
@@ -206,12 +187,9 @@ def test_constant_logits_give_the_class_frequencies(kind):
 
 
 @every_kind
-@pytest.mark.parametrize(
-    ("logit", "label"), [(-np.inf, 0), (np.nan, 1), (np.inf, 1), (0, 3), (0, -1)]
-)
-def test_what_cannot_be_fitted_is_nan(kind, logit, label):
+def test_a_true_class_that_is_impossible_is_nan(kind):
     logits, labels = map(jnp.asarray, problem())
-    fit = fit_of(kind, logits.at[3, 0].set(logit), labels.at[3].set(label))
+    fit = fit_of(kind, logits.at[3, 0].set(-jnp.inf), labels.at[3].set(0))
     assert not fit.converged
     assert not fit.at_bound
     assert np.isnan(probabilities(kind, fit, logits)).all()
@@ -229,31 +207,7 @@ def test_impossible_classes_stay_so():
     np.testing.assert_allclose(probs[:, :3], probabilities(kind, without, logits), atol=1e-4)
 
 
-@every_kind
-def test_transforms_agree(kind):
-    logits, labels = map(np.stack, zip(*[problem(seed) for seed in range(3)], strict=True))
-    labels[2] = np.argmax(logits[2], axis=-1)  # one without an optimum
-    mapped = jax.jit(jax.vmap(KINDS[kind][0]))(jnp.asarray(logits), jnp.asarray(labels))
-    np.testing.assert_array_equal(mapped.at_bound, [False, False, True])
-    for i in range(3):
-        one = jax.tree.map(lambda x, i=i: x[i], mapped)
-        alone = fit_of(kind, logits[i], labels[i])
-        assert one.converged == alone.converged
-        assert one.at_bound == alone.at_bound
-        np.testing.assert_allclose(
-            probabilities(kind, one, logits[i]), probabilities(kind, alone, logits[i]), atol=1e-4
-        )
-
-
-def test_coarse_logits_are_computed_in_float32():
-    logits, labels = map(jnp.asarray, problem())
-    rough = logits.astype(jnp.bfloat16)
-    fit = fit_of("vector", rough, labels)
-    assert fit.converged
-    assert vector.apply_vector_scaling(fit, rough).dtype == jnp.float32
-
-
-def test_many_classes_need_little_memory():
+def test_many_classes_are_no_matter_of_memory():
     logits, labels = problem(size=3000, classes=40)
     fit = fit_of("dirichlet", jnp.asarray(logits), jnp.asarray(labels))
     assert fit.converged
