@@ -7,10 +7,10 @@ import pytest
 import references
 import scipy.optimize
 
-from calmoe_jax.calibration.calibrators import ensemble
+from calmoe_jax.calibration.calibrators import ensemble, fit_temperature
 
 compiled = jax.jit(ensemble.fit_ensemble_temperature)
-temperature_of = jax.jit(cm.calibration.calibrators.fit_temperature)
+temperature_of = jax.jit(fit_temperature)
 
 
 def fit_of(logits, labels, weights=None, where=None):
