@@ -147,7 +147,7 @@ KEEP_ORDER = ("temperature", "ensemble", "experts", "gate", *EVENTS)
 every = pytest.mark.parametrize("name", TABLE)
 TRACED = [name for name, row in TABLE.items() if not row.host]
 SEARCHED = [name for name in TRACED if name != "histogram"]
-# the others share their code with one of these
+# a hundred programs each
 EAGER = [
     name if name in ("temperature", "vector", "gate", "histogram")
     else pytest.param(name, marks=pytest.mark.exhaustive)
@@ -365,7 +365,7 @@ def test_applying_gives_distributions(name):
 
 
 @every
-@pytest.mark.parametrize("empty", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("empty", [False, True])
 def test_nothing_to_fit_is_the_identity(name, empty):
     arrays = TABLE[name].draw()
     shown = arrays[0]
@@ -438,6 +438,14 @@ def test_what_cannot_be_fitted_is_nan(name):
     assert_no_fit(name, fit_of(name, arrays, negative), arrays[0])
 
 
+@pytest.mark.parametrize("name", [n for n, row in TABLE.items() if row.draw is logits_and_labels])
+def test_a_true_class_that_is_impossible_is_nan(name):
+    logits, labels = TABLE[name].draw()
+    strange = logits.copy()
+    strange[3, labels[3]] = -np.inf
+    assert_no_fit(name, fit_of(name, (strange, labels)), logits)
+
+
 def assert_no_fit(name, fit, given):
     assert np.isnan(applied(name, fit, given)).all()
     assert not np.any(getattr(fit, "converged", False))
@@ -453,7 +461,9 @@ def test_an_event_without_a_level_is_nan(name):
 
 
 @every
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float64])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.exhaustive), jnp.float64]
+)
 def test_computed_in_at_least_float32(name, dtype):
     row = TABLE[name]
     wanted = jnp.promote_types(dtype, jnp.float32)
