@@ -2,8 +2,8 @@
 
 Integers must be equal, and so must dispatched rows, which are copies. Sums may differ: by one
 rounding of their dtype, and `1e-5` of the largest number for the order of summation. For the
-gradient to the logits that is the largest gradient to the weights: where weights are near 0 or 1
-it is a small difference of such numbers.
+gradient to the logits that number is of the gradient to the weights: where weights are near 0 or 1
+the former is a small difference of the latter.
 """
 
 from collections.abc import Mapping, Sequence

@@ -41,7 +41,7 @@ def figures(
     """The figures that a device must keep, and of how many problems one is missing.
 
     Args:
-        problems: the problems that were asked for.
+        problems: the requested problems.
         measured: what was measured of them.
         platform: JAX's name of the platform: other bounds hold on a CPU.
         device: kind of device; absolute times are those of an H100.
@@ -86,7 +86,7 @@ def figures(
     found += _worst("memory of dispatch and combine / needed", memory, bound=_MEMORY)
     absent = list(dict.fromkeys(missing))
     listed = f" ({', '.join(absent)})" if absent else ""
-    return [*found, Figure(f"problems not wholly measured{listed}", len(absent), 0)]
+    return [*found, Figure(f"problems not fully measured{listed}", len(absent), 0)]
 
 
 def _worst(

@@ -3,11 +3,11 @@
 `python -m benchmarks.calibration [--check] [--problems NAME ...] [--size N] [--classes C]
 [--rounds N] [--seconds N] [--out FILE] [--commit SHA]`
 
-Everybody starts from the same float32 numbers, in the dtype, layout and library of arrays of their
-own choice, made before the clock starts, without validation where it can be left out. Values must
+All libraries start from the same float32 numbers, in the dtype, layout and kind of array that suits
+them best, made before the clock starts, without validation where it can be left out. Values must
 agree before anything is timed. Then each has turns of a few runs, after a rest; a figure is the
-median over the rounds of a peer's time in units of ours. A peer that is not installed is said to be
-absent, and its bound is not judged.
+median over the rounds of a peer's time in units of ours. A peer that is not installed is named, and
+its bound is not checked.
 
 * expected: top-label error, 15 bins, from probabilities. Also against JAX: bayes-hdc's, and a plain
   argmax, max and scatter without any check, which takes its place where it is absent.
@@ -62,7 +62,7 @@ MOST = {
 
 
 class Given(NamedTuple):
-    """Logits whose labels want a temperature of 1.6, and their probabilities; float32."""
+    """Logits whose best temperature is 1.6, and their probabilities; float32."""
 
     logits: np.ndarray
     probs: np.ndarray
@@ -96,7 +96,7 @@ def make(size: int, classes: int) -> Given:
 def _absent(name: str, module: str) -> bool:
     missing = find_spec(module) is None
     if missing:
-        print(f"{name} is not installed: not judged", flush=True)
+        print(f"{name} is not installed: not compared", flush=True)
     return missing
 
 
@@ -177,9 +177,11 @@ def measure_expected(given: Given, rounds: int) -> Found:
 def measure_smooth(given: Given, rounds: int) -> Found:
     """Smooth error, from probabilities and from pairs."""
     probs, labels = jnp.asarray(given.probs), jnp.asarray(given.labels)
-    whole = jax.jit(lambda p, y: smooth_calibration_error(*top_label(p, y)).value)
+    of_probs = jax.jit(lambda p, y: smooth_calibration_error(*top_label(p, y)).value)
     pairs = jax.block_until_ready(jax.jit(top_label)(probs, labels))
-    part = jax.jit(lambda confidence, correct: smooth_calibration_error(confidence, correct).value)
+    of_pairs = jax.jit(
+        lambda confidence, correct: smooth_calibration_error(confidence, correct).value
+    )
     from_probs: dict[str, Peer] = {}
     from_pairs: dict[str, Peer] = {}
     if not _absent("relplot", "relplot"):
@@ -196,8 +198,8 @@ def measure_smooth(given: Given, rounds: int) -> Found:
         # it rounds its bandwidth to 2^-10, and averages over 200 points
         from_probs["relplot"] = Peer(by_relplot, 1e-3)
         from_pairs["relplot"] = Peer(lambda: relplot.smECE(confidence, correct), 1e-3)
-    figures, details = compare("smooth", lambda: whole(probs, labels), from_probs, rounds)
-    found, less = compare("smooth of pairs", lambda: part(*pairs), from_pairs, rounds)
+    figures, details = compare("smooth", lambda: of_probs(probs, labels), from_probs, rounds)
+    found, less = compare("smooth of pairs", lambda: of_pairs(*pairs), from_pairs, rounds)
     return figures + found, {"probabilities": details, "pairs": less}
 
 
@@ -210,7 +212,7 @@ def measure_temperature(given: Given, rounds: int) -> Found:
 
     scaling = getattr(sklearn.calibration, "_TemperatureScaling", None)
     if scaling is None:
-        print("scikit-learn has no temperature scaling: not judged", flush=True)
+        print("scikit-learn has no temperature scaling: not compared", flush=True)
     else:
         fine = given.logits.astype(np.float64)
         peers["scikit-learn"] = Peer(lambda: 1 / scaling().fit(fine, given.labels).beta_, 1e-5)

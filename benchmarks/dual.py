@@ -30,7 +30,7 @@ import scipy.special
 import calmoe_jax as cm
 from benchmarks import clocks
 from benchmarks.harness import Figure, benchmark_parser, report, time_in_turns
-from calmoe_kernels import dual as passes
+from calmoe_kernels.xla import dual as passes
 
 _TOLERANCE = 1e-6
 
@@ -97,7 +97,7 @@ def make(problem: Problem) -> Given:
 
 
 def standardise(given: Given) -> tuple[np.ndarray, np.ndarray]:
-    """Signal and columns for the solvers in float64, which get them so."""
+    """Signal and columns in float64, as SciPy and NumPy get them."""
     columns = given.columns.astype(np.float64)
     off = columns - given.targets[:, None]
     return given.signal.astype(np.float64), off / columns.std(axis=1, keepdims=True)
@@ -145,16 +145,17 @@ def by_numpy(eta: float, signal: np.ndarray, off: np.ndarray) -> tuple[np.ndarra
     return v, float(np.abs(mean).max(initial=0))
 
 
-def _loop(
+def solve_all(
     solver: Callable[..., tuple[np.ndarray, float]], eta: float, signal: np.ndarray, off: np.ndarray
 ) -> Outcome:
+    """Solves the problems of a batch one after the other."""
     found = [solver(eta, s, a) for s, a in zip(signal, off, strict=True)]
     z = eta * signal[0] - off[0] @ found[0][0]
     return Outcome(z - scipy.special.logsumexp(z), max(residual for _, residual in found))
 
 
 def by_empirical_calibration(given: Given) -> Outcome:
-    """By the package of that name, which has no signal and one problem at a time."""
+    """By the package of that name, which takes no signal and one problem at a time."""
     import empirical_calibration
 
     off = given.columns[0] - given.targets[0]
@@ -193,7 +194,7 @@ def measure(name: str, problem: Problem, *, on_cpu: bool) -> tuple[list[Figure],
     signal, off = standardise(given)
     outcomes = {}
     for rival, solver in (("scipy", by_scipy), ("numpy", by_numpy)):
-        run = partial(_loop, solver, eta, signal, off)
+        run = partial(solve_all, solver, eta, signal, off)
         outcomes[rival], solvers[rival] = run(), run
     plain = problem.batch == 1 and problem.eta == 0 and not problem.large
     if plain and find_spec("empirical_calibration"):
@@ -239,7 +240,7 @@ def _on_device(
         slopes, scores = 0.1 * unit, jnp.zeros(problem.size)
         function = passes.moments
         if find_spec("jax_triton"):
-            from calmoe_kernels.gpu import dual as kernels
+            from calmoe_kernels.triton import dual as kernels
 
             function = kernels.moments
         programs["pass"] = clocks.Program(function, (columns, scores, slopes))

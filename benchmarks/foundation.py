@@ -5,7 +5,7 @@
 * run: `calmoe run` without arguments in a process of its own, report included.
 * seeds: the compiled epoch of five seeds against that of one, `portal`, vanilla.
 * steps: one training step of each objective against one of ERM; ResNet-18 with 3 stages, 128
-  images of 32x32x3. Medians over interleaved rounds in one process.
+  images of 32x32x3. Medians over rounds in which all take turns, in one process.
 * import: what `import calmoe_jax` adds to `import jax`, median of five processes.
 """
 
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,20 +27,18 @@ import numpy as np
 import optax
 
 from benchmarks.harness import Figure, ratio, report, time_interleaved
-from calmoe_jax import training
-from calmoe_jax.data import load_task
-from calmoe_jax.study.networks import build_network
-from calmoe_jax.training.loop import over_seeds
-from calmoe_jax.training.step import Objective, TrainState, make_epoch
 
-_OBJECTIVE = Objective(
-    eta=2.0,
-    regret_threshold=1e-6,
-    disagreement_threshold=0.01,
-    filter_share=0.05,
-    load_balancing=0.0,
-    z_loss=0.0,
-)
+BATCH_SIZE = 128
+# Rounds of the seeds and of the steps, one after the other.
+SEED_ROUNDS, STEP_ROUNDS = 15, 9
+PROCESSES = 5
+# What a method's step is called, and its most time in units of a step of vanilla.
+STEPS = {
+    "robust": ("Robust", 1.05),
+    "robust_released": ("Robust (released)", 1.05),
+    "robust_filtered": ("Robust Filtered", 1.10),
+    "fgr": ("FGR", 2.2),
+}
 
 
 def measure_run() -> list[Figure]:
@@ -61,26 +60,26 @@ def measure_run() -> list[Figure]:
 
 def measure_seeds() -> list[Figure]:
     """Five seeds against one, an epoch each, compiled."""
+    # training and study need more packages than the other benchmarks: imported where used
+    from calmoe_jax import training
+    from calmoe_jax._mapping import over_seeds
+    from calmoe_jax.data import load_task
+    from calmoe_jax.study import ModelConfig
+    from calmoe_jax.study.networks import build_network
+
     task = load_task("portal")
     inputs, labels = jnp.asarray(task.train.inputs), jnp.asarray(task.train.labels)
     network = build_network(
-        training.ModelConfig(),
-        single=False,
-        input_shape=task.input_shape,
-        num_classes=len(task.classes),
+        ModelConfig(), task.train.inputs, single=False, num_classes=len(task.classes)
     )
-    optimizer = optax.adamw(1e-3)
-    one_seed = make_epoch(
-        network,
-        training.METHODS["vanilla"].recipe,
-        _OBJECTIVE,
-        optimizer,
-        batch_size=128,
-    )
+    objective, optimizer = training.objectives.erm(), optax.adamw(1e-3)
+    one_seed = partial(
+        training.train_epoch, network=network, objective=objective, optimizer=optimizer,
+        batch_size=BATCH_SIZE,
+    )  # fmt: skip
 
-    def init(seed: jax.Array) -> TrainState:
-        params, statistics = network.init(jax.random.key(seed))
-        return TrainState(params, statistics, optimizer.init(params))
+    def init(seed: jax.Array) -> training.TrainState:
+        return training.init_state(network, objective, optimizer, jax.random.key(seed))
 
     def epochs(number: int, mapped: Callable[..., Callable[..., object]]) -> Callable[[], object]:
         seeds = jnp.arange(number)
@@ -93,43 +92,51 @@ def measure_seeds() -> list[Figure]:
         "five": epochs(5, over_seeds),
         "five by vmap": epochs(5, jax.vmap),
     }
-    seconds = time_interleaved(variants, rounds=15)
+    seconds = time_interleaved(variants, rounds=SEED_ROUNDS)
     return [
         Figure("five seeds / one seed", ratio(seconds, "five", "one"), 5.5),
         Figure("five seeds by vmap / one seed", ratio(seconds, "five by vmap", "one")),
     ]
 
 
-def measure_steps() -> list[Figure]:
-    """A step of each objective against a step of ERM."""
+def measure_steps(
+    size: int = 32, backbone: Literal["mlp", "resnet18"] = "resnet18"
+) -> list[Figure]:
+    """A step of each objective against a step of the mean loss (ERM).
+
+    Args:
+        size: height and width of the images.
+        backbone: as in `ModelConfig`.
+    """
+    from calmoe_jax import training
+    from calmoe_jax.study import ModelConfig, TrainConfig
+    from calmoe_jax.study.config import with_defaults
+    from calmoe_jax.study.methods import build_method
+    from calmoe_jax.study.networks import build_network
+
     rng = np.random.RandomState(0)
-    inputs = jnp.asarray(rng.randint(0, 256, (128, 32, 32, 3)), jnp.uint8)
-    labels = jnp.asarray(rng.randint(0, 10, 128), jnp.int32)
-    optimizer = optax.adamw(1e-3)
+    batch = training.Batch(
+        jnp.asarray(rng.randint(0, 256, (BATCH_SIZE, size, size, 3)), jnp.uint8),
+        jnp.asarray(rng.randint(0, 10, BATCH_SIZE), jnp.int32),
+    )
+    model = ModelConfig(backbone=backbone, stages=3)
+    config = with_defaults(model, TrainConfig())
+    network = build_network(model, batch.inputs, single=False, num_classes=10)
+    optimizer, key = optax.adamw(1e-3), jax.random.key(0)
     variants = {}
-    for method in ("vanilla", "robust", "robust_released", "robust_filtered", "fgr"):
-        recipe = training.METHODS[method].recipe
-        config = training.ModelConfig(backbone="resnet18", stages=3)
-        network = build_network(config, single=False, input_shape=(32, 32, 3), num_classes=10)
-        epoch = make_epoch(network, recipe, _OBJECTIVE, optimizer, batch_size=128)
-        params, statistics = jax.jit(network.init)(jax.random.key(0))
-        state = TrainState(params, statistics, optimizer.init(params))
-        # an epoch of one batch is one step
-        variants[method] = partial(
-            jax.jit(epoch), state, jnp.int32(0), jnp.int32(0), inputs, labels
+    for name in ("vanilla", *STEPS):
+        objective = build_method(name, config, None).objective
+        step = partial(
+            training.train_step, network=network, objective=objective, optimizer=optimizer
         )
-    seconds = time_interleaved(variants, rounds=9)
-    return [
-        Figure("ERM step", median(seconds["vanilla"]), unit="s"),
-        Figure("Robust step / ERM step", ratio(seconds, "robust", "vanilla"), 1.05),
-        Figure(
-            "Robust (released) step / ERM step", ratio(seconds, "robust_released", "vanilla"), 1.05
-        ),
-        Figure(
-            "Robust Filtered step / ERM step", ratio(seconds, "robust_filtered", "vanilla"), 1.10
-        ),
-        Figure("FGR step / ERM step", ratio(seconds, "fgr", "vanilla"), 2.2),
+        state = training.init_state(network, objective, optimizer, key)
+        variants[name] = partial(jax.jit(step), state, batch, key)
+    seconds = time_interleaved(variants, rounds=STEP_ROUNDS)
+    ratios = [
+        Figure(f"{title} step / ERM step", ratio(seconds, name, "vanilla"), bound)
+        for name, (title, bound) in STEPS.items()
     ]
+    return [Figure("ERM step", median(seconds["vanilla"]), unit="s"), *ratios]
 
 
 def measure_import() -> list[Figure]:
@@ -140,9 +147,9 @@ def measure_import() -> list[Figure]:
     )
     seconds = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-        for _ in range(5)
+        for _ in range(PROCESSES)
     ]
-    return [Figure("import calmoe_jax after import jax", median(seconds), 1.0, "s")]
+    return [Figure("import calmoe_jax after import jax", median(seconds), 0.1, "s")]
 
 
 PARTS = {
@@ -154,7 +161,7 @@ PARTS = {
 
 
 def main() -> int:
-    """Measures the parts that are asked for."""
+    """Measures the chosen parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="exit 1 where a bound is exceeded")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))

@@ -1,13 +1,17 @@
 """Everything that a GPU machine can prove, in one command of less than 8 minutes.
 
-`python -m benchmarks.gpu_check [--out FILE] [--wheel PATH ...] [--seconds N] [--commit SHA]`
+`python -m benchmarks.gpu_check [--out FILE] [--results FOLDER] [--wheel PATH] [--seconds N]
+[--commit SHA]`
 
 Needs jax, flax, optax, numpy, scipy, jaxtyping, pytest and triton; jax-triton may be given as a
 wheel, which is unpacked and not installed. Runs the tests of dispatch, compute-sanitizer over a
-small problem where it is on the PATH, and the benchmarks with their bounds. Without a GPU it says
-so, and proves the command itself: the tests with the implementations that run here, and the
+small problem where it is on the PATH, and the benchmarks with their bounds. Without a GPU it prints
+that, and tests the command itself: the tests with the implementations that run here, and the
 benchmarks of two problems. The tests are shared among processes; those that would begin too late
 are skipped and counted. One JSON file holds everything, and is written after each stage.
+
+On a GPU the measurements of the kernels go to `benchmarks/results` too, in a file for this kind of
+device: once committed, it is what `implementation=None` rests on. The README there has its schema.
 """
 
 import argparse
@@ -33,9 +37,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+HELPERS = ROOT / "tests" / "helpers"
 TESTS = (
-    "test_dispatch_*.py", "test_matmul.py", "test_experts.py", "test_routing.py",
-    "test_selection.py", "test_dual.py", "test_balance.py",
+    "moe/test_*.py", "routing/test_routing.py", "kernels/test_selection.py",
+    "kernels/test_layout.py", "reweighting/test_dual.py", "reweighting/test_balance.py",
 )  # fmt: skip
 _CPU_PROBLEMS = ("tiny", "v_moe")
 _RAGGED = ("64 groups", "qwen3_moe")
@@ -49,11 +54,12 @@ _SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "0"}
 # pytest as pyproject.toml has it, without the plugins that may be missing
 _PYTEST = (
     "-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", "-p", "benchmarks.shards",
-    "-o", "addopts=", "-o", "filterwarnings=default", "-m", "not slow",
+    "-o", "addopts=", "-o", "filterwarnings=default", "--import-mode=importlib",
+    "-m", "not slow and not exhaustive",
 )  # fmt: skip
 
 # Stands in for hypothesis where it is missing: its tests are skipped, those beside them run.
-_HYPOTHESIS = """
+HYPOTHESIS = """
 import pytest
 
 class _Anything:
@@ -91,7 +97,7 @@ class Stage(NamedTuple):
     """Parts that run side by side.
 
     Attributes:
-        parts: which.
+        parts: commands.
         share: share of the time that is left when they start.
     """
 
@@ -100,7 +106,7 @@ class Stage(NamedTuple):
 
 
 def missing_modules(path: Path) -> set[str]:
-    """Modules that are not installed among those that a file, or one beside it, imports first."""
+    """Modules that a test or its helpers import at the top and that are not installed."""
     names = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
@@ -109,8 +115,9 @@ def missing_modules(path: Path) -> set[str]:
             names.add(node.module.split(".")[0])
     missing = set()
     for name in names:
-        if (path.parent / f"{name}.py").is_file():
-            missing |= missing_modules(path.parent / f"{name}.py")
+        helper = HELPERS / f"{name}.py"
+        if helper.is_file():
+            missing |= missing_modules(helper)
         elif not (ROOT / name).is_dir() and not (ROOT / "kernels" / name).is_dir():
             missing |= {name} if find_spec(name) is None else set()
     return missing
@@ -129,11 +136,15 @@ def choose_tests(folder: Path, *, stood_in: Sequence[str]) -> tuple[list[str], d
     chosen, skipped = [], {}
     names: list[str] = []
     for pattern in TESTS:
-        found = sorted(path.name for path in folder.glob(pattern))
+        found = sorted(str(path.relative_to(folder)) for path in folder.glob(pattern))
         names += found
         if not found:
             skipped[pattern] = "there is no such file"
-    names += [p.name for p in sorted(folder.glob("test_*.py")) if "mark.gpu" in p.read_text()]
+    names += [
+        str(p.relative_to(folder))
+        for p in sorted(folder.rglob("test_*.py"))
+        if "mark.gpu" in p.read_text()
+    ]
     for name in dict.fromkeys(names):
         missing = sorted(missing_modules(folder / name).difference(stood_in))
         if missing:
@@ -151,12 +162,12 @@ def import_path(wheels: Sequence[Path]) -> Iterator[list[str]]:
         for wheel in wheels:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(folder / "wheels")
-        paths = [str(ROOT), str(ROOT / "kernels"), str(folder / "wheels")]
+        paths = [str(ROOT), str(ROOT / "kernels"), str(HELPERS), str(folder / "wheels")]
         if find_spec("hypothesis") is None:
             stand_in = folder / "stand_in" / "hypothesis"
             stand_in.mkdir(parents=True)
-            (stand_in / "__init__.py").write_text(_HYPOTHESIS)
-            (stand_in / "strategies.py").write_text(_HYPOTHESIS)
+            (stand_in / "__init__.py").write_text(HYPOTHESIS)
+            (stand_in / "strategies.py").write_text(HYPOTHESIS)
             paths.append(str(stand_in.parent))
         yield paths
 
@@ -228,8 +239,8 @@ def _read(path: Path | None) -> Any:
     return json.loads(path.read_text())
 
 
-def ask_device(paths: Sequence[str]) -> dict[str, Any]:
-    """Backend, device and versions, asked in a process of its own, which frees the GPU again."""
+def find_device(paths: Sequence[str]) -> dict[str, Any]:
+    """Backend, device and versions, from another process, which frees the GPU when it ends."""
     code = (
         "import json, jax; from benchmarks.harness import environment; "
         "print(json.dumps({'backend': jax.default_backend(), **environment()}))"
@@ -273,6 +284,10 @@ def plan_stages(
     elif on_gpu:
         print("skipped: compute-sanitizer is not on the PATH", flush=True)
     stages.append(Stage((part,), 0.2))
+    out = folder / "kernels.json"
+    named = ("--commit", commit) if commit else ()
+    kernels = (sys.executable, "-m", "benchmarks.kernels", "--seconds", "{seconds}", *named)
+    stages.append(Stage((Part("kernels", (*kernels, "--out", str(out)), out=out),), 0.5))
     out = folder / "dispatch.json"
     timed = ["--check", "--seconds", "{seconds}", *(["--commit", commit] if commit else [])]
     command = [*benchmark, *timed, "--out", str(out)]
@@ -308,6 +323,26 @@ def _test_parts(tests: Sequence[str]) -> tuple[Part, ...]:
     )
 
 
+def keep_measurements(measured: Mapping[str, Any] | None, folder: Path) -> Path | None:
+    """Writes the measurements of a device's kernels where the library reads them.
+
+    Args:
+        measured: what `benchmarks.kernels` has written; `None` where it wrote nothing.
+        folder: where the files are.
+
+    Returns:
+        The file; `None` where nothing was measured.
+    """
+    from benchmarks.harness import write_json
+    from calmoe_kernels.measurements import slug
+
+    if measured is None or not measured["entries"]:
+        return None
+    path = folder / f"{slug(measured['device_kind'])}.json"
+    write_json(path, measured)
+    return path
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the parts.
 
@@ -316,6 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("gpu_check.json"))
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--wheel", type=Path, action="append", default=[], dest="wheels")
     parser.add_argument("--seconds", type=float, default=470, help="time for everything")
     parser.add_argument("--commit", help="commit of a tree without its repository")
@@ -325,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path[:0] = paths
         from benchmarks.harness import write_json  # imports the library, which may be in `paths`
 
-        device = ask_device(paths)
+        device = find_device(paths)
         print(f"{device['devices'][0]}, versions {device['versions']}", flush=True)
         if device["backend"] != "gpu":
             print("No GPU here: this proves the command, and what runs on this machine.")
@@ -346,12 +382,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for part, result in zip(stage.parts, pool.map(run, stage.parts), strict=True):
                     content["parts"][part.name] = result
             write_json(options.out, content)
+        kept = keep_measurements(content["parts"]["kernels"]["result"], options.results)
+        print(f"measurements of kernels: {kept or 'none'}", flush=True)
         content |= {"complete": True, "seconds": round(time.perf_counter() - start, 1)}
         write_json(options.out, content)
     codes = {name: part["exit_code"] for name, part in content["parts"].items()}
     failed = [name for name, code in codes.items() if code != 0]
     for part_name, part in content["parts"].items():
-        print(f"{part_name}: {part['output'][-1] if part['output'] else 'said nothing'}")
+        print(f"{part_name}: {part['output'][-1] if part['output'] else 'printed nothing'}")
     verdict = f"FAILED {', '.join(failed)}" if failed else "ok"
     print(f"{verdict}: {codes} in {content['seconds']} s, {options.out}", flush=True)
     return 1 if failed else 0

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turn, machine facts, one line of figures."""
+"""What the benchmarks share: timing in turns, facts about the machine, figures with bounds."""
 
 import argparse
 import os
@@ -43,7 +43,7 @@ class Figure(NamedTuple):
 def time_interleaved(
     variants: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each variant in each round, in turn so that a slow minute hits all alike."""
+    """Seconds of each variant in each round, in turn, so that a slow minute slows them all."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_number in range(warmup + rounds):
         for name, call in variants.items():
@@ -146,7 +146,7 @@ def report(
 ) -> int:
     """Prints the figures, writes them as JSON, and returns the exit code.
 
-    The code is 1 with `check` where a figure breaks its bound; the last line then says all.
+    With `check` the code is 1 where a figure breaks its bound, and the last line has all figures.
     """
     for figure in figures:
         bound = "" if figure.bound is None else f"   at most {figure.bound:g}"

@@ -124,8 +124,8 @@ def measure_products(problem: Products, seconds: Callable[..., dict[str, list[fl
         return cm.grouped_matmul(x, w, sizes, implementation="ragged_dot")
 
     def batched(x: jax.Array, w: jax.Array) -> jax.Array:
-        parts = x.reshape(problem.experts, -1, problem.d)
-        return jnp.einsum("erd,edf->erf", parts, w).reshape(problem.rows, problem.f)
+        groups = x.reshape(problem.experts, -1, problem.d)
+        return jnp.einsum("erd,edf->erf", groups, w).reshape(problem.rows, problem.f)
 
     def to_x(f: Any, x: jax.Array, w: jax.Array, dy: jax.Array) -> Any:
         return jax.vjp(lambda x: f(x, w), x)[1](dy)
@@ -191,7 +191,7 @@ def layers(problem: Layer) -> dict[str, Callable[..., jax.Array]]:
 
 
 def dropless_rivals() -> list[str]:
-    """Layers other than ours with the same result that are built on somebody's product."""
+    """Layers with the same result as ours, built on other grouped products."""
     return ["ragged_dot"] + (["tokamax"] if find_spec("tokamax") else [])
 
 

@@ -138,7 +138,7 @@ def programs(
     problem: Problem,
     inputs: Inputs,
     *,
-    whole: Collection[str] = (),
+    composed_only: Collection[str] = (),
 ) -> dict[str, dict[str, Program]]:
     """Each part of each variant, with its arguments; a backward pass starts from its residuals.
 
@@ -146,7 +146,7 @@ def programs(
         variants: which.
         problem: sizes.
         inputs: arrays.
-        whole: names of variants of which only the composed parts are wanted.
+        composed_only: names of variants of which only the composed parts are made.
 
     Returns:
         Programs by part and by variant.
@@ -158,7 +158,7 @@ def programs(
     def prepared(variant: Variant, inputs: Inputs) -> Passes:
         return passes(variant, problem, inputs)._replace(rows=None, y=None)
 
-    single = [variant for variant in variants if variant.name not in whole]
+    single = [variant for variant in variants if variant.name not in composed_only]
     compiled = compile_all([(jax.jit(partial(prepared, v)), (inputs,)) for v in single])
     found: dict[str, dict[str, Program]] = {part: {} for part in PARTS}
     for variant in variants:

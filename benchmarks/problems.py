@@ -155,7 +155,7 @@ def _make(problem: Problem, key: jax.Array) -> Inputs:
     logits = (jnp.round(logits * 64) + (jnp.arange(experts) / experts)[None]) / 64
     x = jax.random.normal(keys[2], (tokens, problem.d))
     d_y = jax.random.normal(keys[3], (tokens, problem.d))
-    # cheaper than as many random numbers, and still no two rows are alike
+    # cheaper than as many random numbers, and still no two rows are equal
     factors = (1 + jnp.arange(k) / k)[:, None, None]
     dtype = problem.x_dtype
     return Inputs(

@@ -1,17 +1,18 @@
 """Calibrated mixture-of-experts classifiers under distribution shift, in JAX.
 
 The pure core: arrays in, arrays and NamedTuples out, under `jit`, `vmap`, `grad`, `pmap` and
-`shard_map`. At the top are the names of a sparse layer and of a mixture of experts; the rest is in
-namespaces: `calibration`, `reweighting`, `shift`, `fgr`, `moe`. Models are in `calmoe_jax.nn`, data
-in `calmoe_jax.data`, training in `calmoe_jax.training`: importing this package imports none of
-them.
+`shard_map`. The top level has the names of a sparse layer and of a mixture of experts; the rest is
+in namespaces: `calibration`, `reweighting`, `shift`, `fgr`, `moe`. Models are in `calmoe_jax.nn`,
+data in `calmoe_jax.data`, training in `calmoe_jax.training`; importing this package imports none
+of them.
 """
 
-from calmoe_jax import calibration as calibration
+import importlib as _importlib
+import typing as _typing
+
 from calmoe_jax import fgr as fgr
 from calmoe_jax import moe as moe
 from calmoe_jax import reweighting as reweighting
-from calmoe_jax import shift as shift
 from calmoe_jax.mixture import Configuration as Configuration
 from calmoe_jax.mixture import MixtureLosses as MixtureLosses
 from calmoe_jax.mixture import configuration as configuration
@@ -42,3 +43,20 @@ from calmoe_jax.routing import router_z_loss as router_z_loss
 from calmoe_jax.routing import routing_weights as routing_weights
 from calmoe_jax.routing import straight_through_weights as straight_through_weights
 from calmoe_jax.routing import top_k_routing as top_k_routing
+
+if _typing.TYPE_CHECKING:
+    from calmoe_jax import calibration as calibration
+    from calmoe_jax import shift as shift
+
+# The two largest namespaces are imported when they are first used.
+_LATER = ("calibration", "shift")
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name in _LATER:
+        return _importlib.import_module(f"calmoe_jax.{name}")
+    raise AttributeError(f"module 'calmoe_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

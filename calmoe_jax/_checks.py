@@ -15,7 +15,7 @@ def is_concrete_number(value: Any) -> bool:
 def check_positive(name: str, value: Any) -> None:
     """Raises `ValueError` unless a plain number is finite and above zero.
 
-    Arrays pass: their values may be traced, and are the caller's business.
+    Arrays pass unchecked, because their values may be traced.
     """
     if is_concrete_number(value) and not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be positive and finite, got {name}={value}.")
@@ -53,20 +53,28 @@ def check_same_size(name: str, array: jax.Array, axis: int, size: int, rule: str
         )
 
 
+def check_where(name: str, where: jax.Array | None, shape: tuple[int, ...]) -> None:
+    """Raises `ValueError` if a mask is given and its shape is not that of the array it masks."""
+    if where is not None and where.shape != shape:
+        raise ValueError(
+            f"{name} must have the shape {shape} of what it masks, got {name}.shape={where.shape}."
+        )
+
+
 def check_floats(name: str, array: jax.Array) -> None:
-    """Raises `TypeError` unless an array is of floats."""
+    """Raises `TypeError` unless an array has a floating dtype."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must be of floats, got {name}.dtype={array.dtype}.")
 
 
 def check_integers(name: str, array: jax.Array) -> None:
-    """Raises `TypeError` unless an array is of integers."""
+    """Raises `TypeError` unless an array has an integer dtype."""
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} must be of integers, got {name}.dtype={array.dtype}.")
 
 
 def check_axes(name: str, array: jax.Array, number: int, axes: str) -> None:
-    """Raises `ValueError` unless an array has so many axes, whose names are `axes`."""
+    """Raises `ValueError` unless an array has `number` axes; `axes` are their names."""
     if array.ndim != number:
         raise ValueError(
             f"{name} must have the axes [{axes}] (reshape and vmap others), got "

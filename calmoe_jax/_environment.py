@@ -1,4 +1,4 @@
-"""What a result depends on besides its configuration."""
+"""The environment of a result: versions, devices, commit."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ _PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """What a result depends on besides its configuration: versions, devices, commit."""
+    """Describes what a result depends on besides its configuration: versions, devices, commit."""
     devices = jax.devices()
     return {
         "python": platform.python_version(),
@@ -37,7 +37,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that the package runs from, `+` where it has changes; else None."""
+    """Commit of the checkout the package runs from, with `+` if it has changes; None outside."""
     folder = Path(__file__).parent
     try:
         commit = _git(folder, "rev-parse", "HEAD")

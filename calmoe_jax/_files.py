@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes: a file appears completely or not at all."""
 
 import contextlib
 import json
@@ -9,11 +9,10 @@ from typing import Any
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Writes a file so that a reader sees the old content or the new one, never a part.
+    """Writes a file atomically: a reader sees the old content or the new, never a part.
 
-    The content goes to a temporary file beside it, is flushed to the disk, and takes the name in
-    one step. Where anything fails (a full disk, say) the old file stays, and the temporary one is
-    removed.
+    The content goes to a temporary file in the same folder, is flushed to disk, and is renamed in
+    one step. On failure (a full disk, say) the old file stays and the temporary one is removed.
     """
     data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -31,12 +30,12 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def _umask() -> int:
-    """The permissions that this process leaves out of new files."""
+    """The umask of this process: the permissions that new files do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def to_json(value: Any, *, indent: int | None = 1) -> str:
-    """JSON text with sorted nothing and no NaN: a NaN or infinity that got here is a bug."""
+    """JSON text with keys in their order; raises on NaN or infinity, which would be a bug."""
     return json.dumps(value, indent=indent, allow_nan=False) + "\n"

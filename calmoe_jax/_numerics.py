@@ -1,4 +1,4 @@
-"""Small numerical helpers whose edge cases (empty, masked, zero) are decided once, here."""
+"""Small numerical helpers that define the edge cases (empty, masked, zero) in one place."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,45 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from calmoe_jax._checks import check_where
+
 AxisName = str | Sequence[str] | None
 
 
 def at_least_float32(x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Promotes to float32 what is coarser, and leaves float64 as it is."""
+    """Promotes integers and coarser floats to float32, and leaves float64 as it is."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def psum(tree: Shaped[Array, "..."], axis_name: AxisName) -> Shaped[Array, "..."]:
-    """Sums over a named device axis; the identity where `axis_name` is `None`."""
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+def psum(x: Shaped[Array, "..."], axis_name: AxisName) -> Shaped[Array, "..."]:
+    """Sum over a named device axis; the identity where `axis_name` is `None`."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+def pmax(x: Shaped[Array, "..."], axis_name: AxisName) -> Shaped[Array, "..."]:
+    """Maximum over a named device axis; the identity where `axis_name` is `None`."""
+    return x if axis_name is None else jax.lax.pmax(x, axis_name)
+
+
+def pmin(x: Shaped[Array, "..."], axis_name: AxisName) -> Shaped[Array, "..."]:
+    """Minimum over a named device axis; the identity where `axis_name` is `None`."""
+    return x if axis_name is None else jax.lax.pmin(x, axis_name)
+
+
+def all_rows(x: Shaped[Array, "rows ..."], axis_name: AxisName) -> Shaped[Array, "_ ..."]:
+    """Gathers the rows of all devices, in order, on each; the identity if `axis_name` is `None`.
+
+    For statistics of ranks or pairs of examples, which are not sums over examples.
+    """
+    if axis_name is None:
+        return x
+    return jax.lax.all_gather(x, axis_name, tiled=True, to="invarying")
+
+
+def row_positions(size: int, axis_name: AxisName) -> Int[Array, " size"]:
+    """Position of each row among the rows of all devices, with `size` rows on each."""
+    positions = jnp.arange(size)
+    return positions if axis_name is None else positions + size * jax.lax.axis_index(axis_name)
 
 
 def safe_divide(
@@ -36,16 +64,16 @@ def entropy(probs: Float[Array, "*shape categories"]) -> Float[Array, "*shape"]:
 
 
 def largest_or_nan(values: Float[Array, "*shape categories"]) -> Float[Array, "*shape"]:
-    """Largest value along the last axis; NaN where one of them is.
+    """Largest value along the last axis; NaN if any value is NaN.
 
     `jnp.max` promises the same, but XLA's CPU compiler loses NaN in maxima of long rows (60 or
-    more numbers in 384 rows, jax 0.10.2 and 0.12): all NaN gives -inf.
+    more numbers in 384 rows, jax 0.10.2 and 0.12): a row of NaN gives -inf.
     """
     return jnp.where(jnp.isnan(values).any(axis=-1), jnp.nan, jnp.max(values, axis=-1))
 
 
 def top_two_margin(values: Float[Array, "*shape categories"]) -> Float[Array, "*shape"]:
-    """Largest minus second largest value along the last axis; the largest where there is one."""
+    """Largest minus second largest value along the last axis; the value itself if it is alone."""
     if values.shape[-1] == 1:
         return values[..., 0]
     top = jax.lax.top_k(values, 2)[0]
@@ -71,7 +99,16 @@ def example_weights(
     """Weights of examples after masking: `weights` (default 1), and 0 outside `where`.
 
     A negative one that counts is NaN, and so makes NaN of what is made of it.
+
+    Raises:
+        ValueError: if weights or mask have not exactly the shape, which would broadcast.
     """
+    check_where("where", where, shape)
+    if weights is not None and weights.shape != shape:
+        raise ValueError(
+            f"weights must have the shape {shape}, one for each example, got "
+            f"weights.shape={weights.shape}."
+        )
     if weights is None:
         result = jnp.ones(shape, dtype)
     else:
@@ -82,5 +119,5 @@ def example_weights(
 def weighted_sum(
     values: Float[Array, "*shape"], weights: Float[Array, "*shape"]
 ) -> Float[Array, ""]:
-    """Sum of `weights * values`; a value of weight 0 does not count even if it is NaN."""
+    """Sum of `weights * values`; values of weight 0 do not count, even if they are NaN."""
     return jnp.sum(jnp.where(weights == 0, 0, values) * weights)

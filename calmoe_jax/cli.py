@@ -1,7 +1,7 @@
-"""The command `calmoe`: parses, calls, and turns errors into a line and an exit code.
+"""The command `calmoe`: parses, calls, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a run failed, 2 wrong usage or unusable input; an interrupt (Ctrl-C, or a
-SIGTERM) ends with 130 and leaves a run that the same command continues.
+Exit codes: 0 done, 1 a run failed, 2 wrong usage or unusable input, 130 interrupted (Ctrl-C or
+SIGTERM). The same command resumes an interrupted run.
 """
 
 import os
@@ -9,26 +9,29 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import tyro
 
+from calmoe_jax._errors import RunError, UserError
 from calmoe_jax.study.config import RunConfig
 
 _DATA_DIR = "CALMOE_DATA_DIR"
 
 
-class UsageError(Exception):
-    """Arguments that make no sense; the message says which."""
+class UsageError(UserError):
+    """Arguments that are invalid; the message names them."""
 
 
 @dataclass(frozen=True)
 class Run:
     """Train, calibrate and evaluate methods on a task, and write a report.
 
-    The same configuration on an existing folder continues it; another one is refused.
+    The task is one of `calmoe tasks`, an npz file, or `module:function` for a function that
+    returns one. The same configuration on an existing folder continues it; another is refused.
     """
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
@@ -37,19 +40,40 @@ class Run:
     """The run's folder; runs/TASK by default."""
     data_dir: Path | None = None
     """Folder with the data sets that do not come with the package; CALMOE_DATA_DIR by default."""
+    cache: bool = False
+    """Keep compiled programs in the user's cache folder, or in CALMOE_CACHE_DIR, so that the next
+    run starts sooner. On by default if CALMOE_CACHE_DIR is set."""
 
     def __call__(self) -> int:
-        """Runs it."""
-        from calmoe_jax.study.report import verdicts
-        from calmoe_jax.study.report.summary import title_of
-        from calmoe_jax.study.run import run_experiment
+        """Runs the command."""
+        from calmoe_jax import _compilation_cache as compilation_cache
+        from calmoe_jax.study.report import Summary, verdicts
+        from calmoe_jax.study.runner import run
 
-        out = self.out or Path("runs") / self.config.task
-        results = run_experiment(self.config, out, data_dir=_data_dir(self.data_dir))
-        for verdict in verdicts(results):
-            print(f"\n{title_of(results, verdict.method)}: {verdict.headline}.\n  {verdict.detail}")
+        if self.cache or os.environ.get(compilation_cache.VARIABLE):
+            compilation_cache.keep_compiled_programs(compilation_cache.user_cache_dir())
+        config = self.config
+        out = self.out or Path("runs") / _name_of(config.task)
+        results = run(
+            config.task,
+            config.methods,
+            out=out,
+            model=config.model,
+            train=config.train,
+            seeds=config.seeds,
+            first_seed=config.first_seed,
+            data_dir=_data_dir(self.data_dir),
+        )
+        summary = Summary(results)
+        for verdict in verdicts(summary):
+            print(f"\n{summary.title(verdict.method)}: {verdict.headline}.\n  {verdict.detail}")
         print(f"\nReport: {out / 'report.html'}")
         return 0
+
+
+def _name_of(task: str) -> str:
+    """The name of a task's run folder; for a file or a function, the last part of its name."""
+    return Path(task).stem if task.endswith(".npz") else task.rpartition(":")[2]
 
 
 @dataclass(frozen=True)
@@ -62,8 +86,9 @@ class Report:
     """Where to write; the run's folder by default, the current one for several runs."""
 
     def __call__(self) -> int:
-        """Renders it."""
-        from calmoe_jax.study.report import read_results, write_report
+        """Runs the command."""
+        from calmoe_jax.study.records import read_results
+        from calmoe_jax.study.report import write_report
 
         if not self.folders:
             raise UsageError("folders must name at least one run, got none.")
@@ -76,13 +101,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Tasks:
-    """List every task: its splits, where its data comes from, whether it is here."""
+    """List every task: its splits, the source of its data, and whether the data is present."""
 
     data_dir: Path | None = None
     """Folder with the data sets that do not come with the package; CALMOE_DATA_DIR by default."""
 
     def __call__(self) -> int:
-        """Lists them."""
+        """Runs the command."""
         from calmoe_jax.data import TASKS
 
         folder = _data_dir(self.data_dir)
@@ -104,7 +129,7 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Audit:
-    """Judge a deployed model's logs: calibration, shift, and what can be repaired without labels.
+    """Judge a deployed model's logs: calibration, shift, and repair without labels.
 
     The file holds, for each example, the router's weights, the experts' probabilities and the
     label where it is known: an npz file with arrays routing_weights [n, experts], expert_probs
@@ -113,23 +138,23 @@ class Audit:
     """
 
     file: tyro.conf.Positional[Path]
-    """The logs."""
+    """File with the logs."""
     out: Path | None = None
-    """Where to write everything as JSON."""
+    """File to write all results to, as JSON."""
     plots: Path | None = None
-    """Folder for pictures of the labelled examples: reliability, experts, gaps."""
+    """Folder for plots of the labelled examples: reliability, experts, gaps."""
 
     def __call__(self) -> int:
-        """Judges them."""
+        """Runs the command."""
         from calmoe_jax._files import to_json, write_whole
-        from calmoe_jax.audit.judge import audit, describe_audit, read_logs
+        from calmoe_jax.audit import audit, describe_audit, read_logs
         from calmoe_jax.audit.pictures import draw_audit
 
         logs = read_logs(self.file)
         found = audit(logs)
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.out, to_json(found))
+            write_whole(self.out, to_json(found.to_json()))
         if self.plots is not None:
             self.plots.mkdir(parents=True, exist_ok=True)
             for name, content in draw_audit(logs).items():
@@ -140,26 +165,31 @@ class Audit:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Tell versions, devices, and which kernel implementations run here and why others do not."""
+    """Show versions, devices, which kernels run here, and why the others do not."""
 
     def __call__(self) -> int:
-        """Tells."""
+        """Shows them."""
         from calmoe_jax._environment import describe_environment
-        from calmoe_kernels import implementations
+        from calmoe_kernels import choices, implementations
 
         env = describe_environment()
         print(f"python {env['python']} on {env['platform']}, {env['cores']} cores")
-        for package, version in env["versions"].items():
-            print(f"{package} {version or 'not installed'}")
+        for package, number in env["versions"].items():
+            print(f"{package} {number or 'not installed'}")
         print(f"devices: {', '.join(env['devices'])}")
         for implementation in implementations():
             state = "runs here" if implementation.runs else f"does not: {implementation.reason}"
             print(f"implementation {implementation.name}: {state}")
+        for choice in choices():
+            print(
+                f"operation {choice.operation}: None means {choice.implementation}; "
+                f"kernel {choice.status}: {choice.reason}"
+            )
         return 0
 
 
 def _abbreviated(names: Sequence[str]) -> str:
-    """Names one by one; `blur_1` to `blur_5` as `blur_1..5`."""
+    """Abbreviates numbered names: `blur_1` to `blur_5` become `blur_1..5`."""
     stems: dict[str, list[str]] = {}
     for name in names:
         stem, _, last = name.rpartition("_")
@@ -182,21 +212,29 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "run": Run,
+    "report": Report,
+    "tasks": Tasks,
+    "audit": Audit,
+    "doctor": Doctor,
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line and runs the command; returns the exit code."""
-    commands: dict[str, Callable[..., Any]] = {
-        "run": Run,
-        "report": Report,
-        "tasks": Tasks,
-        "audit": Audit,
-        "doctor": Doctor,
-    }
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given in ([], ["-h"], ["--help"]):
+        print(_overview())
+        return 0 if given else 2
+    if given == ["--version"]:
+        print(f"calmoe_jax {version('calmoe_jax')}")
+        return 0
     try:
-        command: Run | Report | Tasks | Audit | Doctor = tyro.extras.subcommand_cli_from_dict(
-            commands,
+        command: Callable[[], int] = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
             prog="calmoe",
-            description="Calibrated mixture-of-experts classifiers under distribution shift.",
-            args=arguments,
+            args=given,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
     except ValueError as error:  # a rule of the configuration
@@ -204,22 +242,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _call(command)
 
 
-def _call(command: Callable[[], int]) -> int:
-    from calmoe_jax.audit.judge import LogError
-    from calmoe_jax.data import DataError
-    from calmoe_jax.study.report import ResultsError
-    from calmoe_jax.study.run import RunFolderError, RunInputError
-    from calmoe_jax.training import NonFiniteLossError
+def _overview() -> str:
+    """The overview of all commands that `calmoe --help` prints."""
+    lines = [
+        "Calibrated mixture-of-experts classifiers under distribution shift.",
+        "",
+        "usage: calmoe COMMAND [OPTIONS]     calmoe COMMAND --help     calmoe --version",
+        "",
+    ]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:<8}{(command.__doc__ or '').splitlines()[0]}")
+    codes = "0 done, 1 a run failed, 2 wrong usage or unusable input, 130 interrupted (resumable)"
+    return "\n".join([*lines, "", f"Exit codes: {codes}."])
 
+
+def _call(command: Callable[[], int]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return command()
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
+        print("\nInterrupted. Run the same command again to resume.", file=sys.stderr)
         return 130
-    except (DataError, LogError, RunInputError, RunFolderError, ResultsError, UsageError) as error:
+    except UserError as error:
         return _fail(error, 2)
-    except (NonFiniteLossError, OSError) as error:
+    except (RunError, OSError) as error:
         return _fail(error, 1)
 
 

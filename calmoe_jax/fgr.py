@@ -1,4 +1,4 @@
-"""FGR: images as a coarse JPEG gives them back, and no gradient step against calibration.
+"""FGR: low-quality JPEG filtering of images, and gradients that do not oppose calibration.
 
 Zhang et al., Frequency-aware Gradient Rectification, arXiv 2508.19830, 2025.
 """
@@ -55,7 +55,8 @@ def dct_filter(
 
     Args:
         images: values in [0, 1]; 1 channel (grey) or 3 (RGB).
-        quality: of each image, in [1, 101]: lower removes more. FGR draws it from {15, 18, 25}.
+        quality: quality of each image, in [1, 101]: lower removes more. FGR draws it from
+            {15, 18, 25}.
 
     Returns:
         Filtered images in [0, 1], at least float32. Rows and columns beyond the last whole block
@@ -127,12 +128,12 @@ def rectify_gradient(main: PyTree, calibration: PyTree) -> PyTree:
     plane orthogonal to `c`; elsewhere it is `g`.
 
     Args:
-        main: gradient of the training loss `g`: any pytree of float arrays.
+        main: gradient of the training loss `g`; any pytree of float arrays.
         calibration: gradient of a calibration loss `c`, of the same structure and shapes.
 
     Returns:
-        The rectified gradient, with the dtypes of `main`. A zero calibration gradient changes
-        nothing. NaN or infinity in either tree never gives a result that is all finite.
+        The rectified gradient, with the dtypes of `main`; `main` itself if `calibration` is zero.
+        NaN or infinity in either tree never gives a result that is all finite.
 
     Raises:
         ValueError: if the trees differ in structure or in a leaf's shape.
@@ -153,9 +154,10 @@ def rectify_gradient(main: PyTree, calibration: PyTree) -> PyTree:
     for g, c in zip(jax.tree.leaves(main), jax.tree.leaves(calibration), strict=True):
         if g.shape != c.shape:
             raise ValueError(
-                f"calibration must have the shapes of main, got {c.shape} where main has {g.shape}."
+                f"calibration must have the shapes of main, got a leaf of shape {c.shape} where "
+                f"main has {g.shape}."
             )
-    # in units of its largest entry, the calibration gradient's square cannot under- or overflow
+    # scaled by its largest entry, the calibration gradient's square cannot under- or overflow
     largest = jax.tree.reduce(
         jnp.maximum, jax.tree.map(_largest, calibration), jnp.zeros((), jnp.float32)
     )

@@ -1,4 +1,4 @@
-"""Experts' predictions and a routing to the aggregate, and the statistics of the configuration.
+"""Aggregates experts' predictions by a routing, and computes statistics of the configuration.
 
 The *routing configuration* of an example is `S = (r, f)`: all routing weights and all experts'
 predictive distributions. The aggregate is `F = sum_k r_k f_k`. One function serves dense, top-k
@@ -19,17 +19,18 @@ from calmoe_jax._numerics import (
     pick_label,
     top_two_margin,
 )
+from calmoe_jax.routing import GateStatistics, Routing, dense_routing, gate_statistics
 
-# An expert of weight 0 may be exp(100) times as likely as the aggregate: the derivative of log F
-# with respect to its weight is that ratio. exp(80) is still a finite float32.
+# An expert of weight 0 may give a class exp(100) times the aggregate's probability. The derivative
+# of log F with respect to its weight is that ratio, so it is capped: exp(80) is a finite float32.
 _MAX_LOG_RATIO = 80.0
 
 
 class Configuration(NamedTuple):
-    """What is known of an example's routing configuration without its label.
+    """Statistics of an example's routing configuration that need no label.
 
     Attributes:
-        log_probs: the aggregate, `log F`.
+        log_probs: log probabilities of the aggregate, `log F`, in nats.
         confidence: `max_c F_c`, in [0, 1].
         margin: largest minus second largest class probability of F, in [0, 1].
         entropy: Shannon entropy of F, in nats.
@@ -51,13 +52,33 @@ class Configuration(NamedTuple):
     routing_weights: Float[Array, "*examples experts"]
 
 
+class Prediction(NamedTuple):
+    """Predictions of a mixture for a batch; a single classifier is a mixture of one expert.
+
+    Attributes:
+        expert_log_probs: log probabilities of each slot's expert, in nats.
+        gate_logits: the router's logits, before any choice; 0 for a single classifier.
+        routing: expert and weight of each slot; a token's weights sum to one. Where all experts
+            were computed a slot is an expert, in their order, and the weight of those that were
+            not chosen is 0.
+        log_probs: log probabilities of the aggregate, `log F`.
+        gate: statistics of the gate logits, for the losses of the gate.
+    """
+
+    expert_log_probs: Float[Array, "tokens slots classes"]
+    gate_logits: Float[Array, "tokens experts"]
+    routing: Routing
+    log_probs: Float[Array, "tokens classes"]
+    gate: GateStatistics
+
+
 class MixtureLosses(NamedTuple):
     """Log losses of the aggregate and of each expert, in nats.
 
     Attributes:
         loss: `L = -log F_y`.
         expert_losses: `L_k = -log f_ky`.
-        regret: `(L - min_k L_k)_+`: what the mixture loses against its best expert.
+        regret: `(L - min_k L_k)_+`: excess loss of the mixture over its best expert.
     """
 
     loss: Float[Array, "*examples"]
@@ -97,8 +118,8 @@ def mix_log_probs(
         routing_weights: non-negative weight of each expert.
 
     Returns:
-        The aggregate's log probabilities, at least float32, without underflow however unlikely
-        the class; `-inf`, with zero gradient, where every expert of positive weight has `-inf`.
+        The aggregate's log probabilities, at least float32, without underflow for unlikely
+        classes; `-inf`, with zero gradient, where every expert of positive weight has `-inf`.
         The gradient to a weight is `f_kc / F_c`, also where the weight is 0 (a straight-through
         router needs it), capped at `exp(80)`. Rows with NaN weights are NaN.
 
@@ -117,15 +138,61 @@ def mix_log_probs(
     return log_total + peak[..., 0, :]
 
 
+def predict(
+    expert_log_probs: Float[Array, "tokens slots classes"],
+    gate_logits: Float[Array, "tokens experts"],
+    routing: Routing | None = None,
+    gate: GateStatistics | None = None,
+) -> Prediction:
+    """Makes a `Prediction` from the outputs of a network; mixes the experts once.
+
+    `log F_c = log sum_s r_s exp(l_sc)` over a token's slots.
+
+    Args:
+        expert_log_probs: log probabilities of each slot's expert, in nats.
+        gate_logits: the router's logits; `-inf` masks an expert.
+        routing: expert and weight of each slot, for all experts or for the chosen ones;
+            `dense_routing(gate_logits)` by default.
+        gate: `gate_statistics(gate_logits)`, if already computed.
+
+    Returns:
+        A `Prediction`. Tokens that cannot be routed have NaN log probabilities.
+
+    Raises:
+        ValueError: if the routing has other tokens or slots than the experts.
+
+    Example:
+        >>> prediction = predict(jnp.log(jnp.array([[[0.5, 0.5], [0.25, 0.75]]])), jnp.zeros((1, 2)))
+        >>> jnp.exp(prediction.log_probs)
+        Array([[0.375, 0.625]], dtype=float32)
+    """  # noqa: E501
+    if routing is None:
+        routing = dense_routing(gate_logits)
+    if routing.expert_indices.shape != expert_log_probs.shape[:-1]:
+        raise ValueError(
+            f"routing must have the tokens and slots {expert_log_probs.shape[:-1]} of "
+            f"expert_log_probs, got routing.expert_indices.shape={routing.expert_indices.shape}."
+        )
+    return Prediction(
+        expert_log_probs=expert_log_probs,
+        gate_logits=gate_logits,
+        routing=routing,
+        log_probs=mix_log_probs(expert_log_probs, routing.combine_weights),
+        gate=gate_statistics(gate_logits) if gate is None else gate,
+    )
+
+
 def configuration(
     expert_log_probs: Float[Array, "*examples experts classes"],
     routing_weights: Float[Array, "*examples experts"],
+    log_probs: Float[Array, "*examples classes"] | None = None,
 ) -> Configuration:
     """Computes the label-free statistics of the routing configuration.
 
     Args:
         expert_log_probs: each expert's log probabilities, in nats.
         routing_weights: weight of each expert, summing to one.
+        log_probs: the aggregate, as from `mix_log_probs`, if already computed.
 
     Returns:
         A `Configuration`. With one expert the disagreement and the routing entropy are 0 and the
@@ -140,7 +207,8 @@ def configuration(
         Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
     """
     weights = at_least_float32(routing_weights)
-    log_probs = mix_log_probs(expert_log_probs, weights)
+    if log_probs is None:
+        log_probs = mix_log_probs(expert_log_probs, weights)
     probs = jnp.exp(log_probs)
     expert_probs = jnp.exp(at_least_float32(expert_log_probs))
     squares = jnp.sum(jnp.square(expert_probs - probs[..., None, :]), axis=-1)
@@ -158,7 +226,7 @@ def configuration(
 
 
 def configuration_features(config: Configuration) -> Float[Array, "examples features"]:
-    """Statistics of the routing configuration as columns: what weights may depend on.
+    """Statistics of the routing configuration as columns: features that weights may depend on.
 
     Confidence and its square, entropy, margin, disagreement and its root, routing entropy and
     margin, routing weights, and the experts' confidences.
@@ -195,6 +263,7 @@ def mixture_losses(
     expert_log_probs: Float[Array, "*examples experts classes"],
     routing_weights: Float[Array, "*examples experts"],
     labels: Int[Array, "*examples"],
+    log_probs: Float[Array, "*examples classes"] | None = None,
 ) -> MixtureLosses:
     """Computes the log loss of the aggregate and of every expert, and the regret.
 
@@ -202,10 +271,11 @@ def mixture_losses(
         expert_log_probs: each expert's log probabilities, in nats.
         routing_weights: weight of each expert, summing to one.
         labels: class of each example, in `[0, classes)`.
+        log_probs: the aggregate, as from `mix_log_probs`, if already computed.
 
     Returns:
         A `MixtureLosses`. The regret compares with the best of *all* experts given, chosen or
-        not: for hard routing it says what a better choice would have gained. Labels outside the
+        not: for hard routing it is what a better choice would have gained. Labels outside the
         classes give NaN.
 
     Example:
@@ -216,7 +286,9 @@ def mixture_losses(
     References:
         Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
     """
-    loss = -pick_label(mix_log_probs(expert_log_probs, routing_weights), labels)
+    if log_probs is None:
+        log_probs = mix_log_probs(expert_log_probs, routing_weights)
+    loss = -pick_label(log_probs, labels)
     experts = at_least_float32(expert_log_probs)
     expert_labels = jnp.broadcast_to(labels[..., None], experts.shape[:-1])
     expert_losses = -pick_label(experts, expert_labels)

@@ -5,9 +5,9 @@
 The constants of the rule of `calmoe_jax.shift.repair` (`agreement`: the more cautious of seeds' and
 neighbours') were chosen by calibration error on the tasks' own shifts. Here they are chosen on
 shifts of every severity that are made of training and held-out examples alone
-(`experiments.simulated`). The constants with the least calibration error there are judged on the
-real shifts: of those that raise a task's error by at most .005 without a shift, and of those that
-also raise it by at most .01 under any simulated one.
+(`experiments.simulated`). Two choices are evaluated on the real shifts: the constants with the
+least simulated error of those that raise a task's error by at most .005 without a shift, and of
+those that also raise it by at most .01 under any simulated shift.
 
 Temperatures are looked up on a grid, so errors differ from those of `repair_without_labels`: a
 task's mean by up to .002.
@@ -25,25 +25,24 @@ import numpy as np
 from tqdm import tqdm
 
 from calmoe_jax import mixture, shift
-from calmoe_jax._files import to_json, write_whole
-from calmoe_jax._mapping import over_seeds
-from calmoe_jax.data import Split, Task, load_task
+from calmoe_jax.data import Split, Task, resolve_task
 from calmoe_jax.shift import repair
-from calmoe_jax.training import RunConfig
+from calmoe_jax.study import RunConfig
+from calmoe_jax.training import TrainedSeeds
 from experiments.repair_without_labels import errors, fit
-from experiments.simulated import NO_SHIFT, PARTS, leave_out, subpopulations
-from experiments.trained import experiment_parser, sample, train_vanilla
+from experiments.simulated import NO_SHIFT, SUBPOPULATIONS, leave_out, subpopulations
+from experiments.trained import experiment_parser, sample, train_vanilla, write_json
 
-_SEEDS = 3
+SEEDS = 3
 _MOST_NEIGHBOURS = 2000
 # Calibration error above that of the temperature in distribution: without a shift, and with one.
-_ALLOWED_WITHOUT, _ALLOWED_HARM = 0.005, 0.01
-_LOG_TEMPERATURES = np.linspace(np.log(0.25), np.log(60), 110)
-_NUM_NEIGHBOURS = (5, 10, 15, 25, 40)
+ALLOWED_WITHOUT, ALLOWED_HARM = 0.005, 0.01
+LOG_TEMPERATURES = np.linspace(np.log(0.25), np.log(60), 110)
+NUM_NEIGHBOURS = (5, 10, 15, 25, 40)
 
 
 class Constants(NamedTuple):
-    """Of a rule: neighbours, then growth and margin of theirs and of the seeds' agreement."""
+    """Constants of a rule: neighbours, then growth and margin for them and for the seeds."""
 
     num_neighbours: int
     growth: float
@@ -56,7 +55,7 @@ SHIPPED = Constants(15, 5.0, 2.0, 3.0, 1.0)
 GRID = tuple(
     Constants(*values)
     for values in itertools.product(
-        _NUM_NEIGHBOURS, (0, 1, 2, 3, 4, 5, 6, 8, 10, 15), (0, 1, 2, 3), (0, 1, 2, 3, 4, 6, 10),
+        NUM_NEIGHBOURS, (0, 1, 2, 3, 4, 5, 6, 8, 10, 15), (0, 1, 2, 3), (0, 1, 2, 3, 4, 6, 10),
         (0, 1, 2),
     )
 )  # fmt: skip
@@ -71,7 +70,7 @@ class Shift(NamedTuple):
         error_best: that at the temperature fitted to the targets' labels.
         confidence: mean confidence of the held-out examples at their temperature.
         supports: of held-out examples and of targets, by number of neighbours.
-        agreements: likewise.
+        agreements: of held-out examples and of targets.
         chance: of the seeds' predictions.
         errors: calibration error by temperature.
         confidences: mean confidence of the targets by temperature.
@@ -91,7 +90,7 @@ class Shift(NamedTuple):
 
 
 class Side(NamedTuple):
-    """What was said of examples, their labels and clusters."""
+    """Predictions for examples, their labels and clusters."""
 
     sample: repair.Sample
     labels: np.ndarray
@@ -120,7 +119,7 @@ def _supports(
         points, others = (shift.configuration_coordinates(*x) for x in (ours, theirs))
         log_probs, other_log_probs = (mixture.mix_log_probs(*x) for x in (ours, theirs))
         result = {}
-        for number in _NUM_NEIGHBOURS:
+        for number in NUM_NEIGHBOURS:
             own = shift.neighbour_support(
                 points, jnp.argmax(log_probs, axis=-1), points, labels,
                 num_classes=log_probs.shape[-1], clusters=clusters, num_clusters=len(labels),
@@ -134,7 +133,7 @@ def _supports(
             result[number] = own, other
         return result
 
-    return over_seeds(one_seed)(held_out, targets)
+    return jax.lax.map(lambda sides: one_seed(*sides), (held_out, targets))
 
 
 @jax.jit
@@ -144,7 +143,7 @@ def _curves(log_probs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Arr
         confidence = jax.vmap(shift.mean_confidence)(log_probs, temperatures)
         return errors(log_probs, labels, temperatures), confidence
 
-    return jax.lax.map(at, jnp.asarray(_LOG_TEMPERATURES, jnp.float32))
+    return jax.lax.map(at, jnp.asarray(LOG_TEMPERATURES, jnp.float32))
 
 
 def observe(held_out: Side, targets: Side) -> Shift:
@@ -178,9 +177,7 @@ def _temperatures(at: Shift, aims: np.ndarray) -> np.ndarray:
     """Logarithms of the temperatures that give each seed its mean confidence."""
     inside = np.log(at.inside)
     aims = np.maximum(aims, 1 / at.num_classes + 1e-3)
-    found = [
-        np.interp(-aim, -at.confidences[:, i], _LOG_TEMPERATURES) for i, aim in enumerate(aims)
-    ]
+    found = [np.interp(-aim, -at.confidences[:, i], LOG_TEMPERATURES) for i, aim in enumerate(aims)]
     return np.where(np.isnan(aims), inside, np.maximum(found, inside))
 
 
@@ -215,30 +212,25 @@ def errors_of(at: Shift, grid: tuple[Constants, ...]) -> np.ndarray:
     values = []
     for constants in grid:
         logs = np.maximum(by_neighbours[constants[:3]], by_seeds[constants[3:]])
-        seeds = [np.interp(x, _LOG_TEMPERATURES, at.errors[:, i]) for i, x in enumerate(logs)]
+        seeds = [np.interp(x, LOG_TEMPERATURES, at.errors[:, i]) for i, x in enumerate(logs)]
         values.append(np.mean(seeds))
     return np.array(values)
 
 
-def _side(trained: Any, inputs: np.ndarray, labels: np.ndarray, clusters: np.ndarray) -> Side:
-    return Side(sample(trained, inputs), labels, clusters)
+def _of_split(trained: TrainedSeeds, split: Split) -> Side:
+    return Side(sample(trained, split.inputs), split.labels, split.clusters)
 
 
-def _of_split(trained: Any, split: Split) -> Side:
-    return _side(trained, split.inputs, split.labels, split.clusters)
-
-
-def simulate(task: Task, folder: Path) -> list[dict[str, Shift]]:
-    """For each part that is left out, the shifts to it."""
-    parts = subpopulations(task)
-    config = RunConfig(task=task.name, methods=("vanilla",), seeds=_SEEDS)
-    made = [leave_out(task, parts, part) for part in range(PARTS)]
-    # of one size, so that the parts share programs
+def simulate(task: Task, config: RunConfig, folder: Path) -> list[dict[str, Shift]]:
+    """For each subpopulation that is left out, the shifts to it."""
+    numbers = subpopulations(task)
+    made = [leave_out(task, numbers, number) for number in range(SUBPOPULATIONS)]
+    # of one size, so that all share programs
     most = min(len(without.calibration) for without, _ in made)
     size = min(len(split) for _, targets in made for split in targets.values())
     found = []
-    for part, (without, targets) in enumerate(made):
-        trained = train_vanilla(without, config, folder / f"{task.name}-without-{part}")
+    for number, (without, targets) in enumerate(made):
+        trained = train_vanilla(without, config, folder / f"{task.name}-without-{number}")
         held_out = _of_split(trained, without.calibration).evenly(most)
         found.append(
             {
@@ -249,9 +241,9 @@ def simulate(task: Task, folder: Path) -> list[dict[str, Shift]]:
     return found
 
 
-def real(task: Task, folder: Path) -> dict[str, Shift]:
+def real(task: Task, config: RunConfig, folder: Path) -> dict[str, Shift]:
     """The shifts of a task itself, for the mixtures of `calmoe run`."""
-    trained = train_vanilla(task, RunConfig(task=task.name, methods=("vanilla",)), folder)
+    trained = train_vanilla(task, config, folder)
     held_out = _of_split(trained, task.calibration)
     return {
         split.name: observe(held_out, _of_split(trained, split))
@@ -259,8 +251,8 @@ def real(task: Task, folder: Path) -> dict[str, Shift]:
     }
 
 
-def judge(shifts: dict[str, dict[str, Shift]], kinds: dict[str, str], rule: Constants) -> Any:
-    """Share of the gap closed over the tasks, and the greatest harm of a split by task."""
+def evaluate(shifts: dict[str, dict[str, Shift]], kinds: dict[str, str], rule: Constants) -> Any:
+    """Share of the gap that a rule closes, and the split of each task where it does most harm."""
     means, harms = [], {}
     for task, splits in shifts.items():
         found = {name: errors_of(at, (rule,))[0] for name, at in splits.items()}
@@ -286,7 +278,7 @@ def judge(shifts: dict[str, dict[str, Shift]], kinds: dict[str, str], rule: Cons
 
 
 class Tried(NamedTuple):
-    """Calibration errors on a simulated shift, means over the parts that were left out.
+    """Calibration errors on a simulated shift, means over what was left out.
 
     Attributes:
         inside: of the temperature in distribution.
@@ -300,13 +292,13 @@ class Tried(NamedTuple):
 def try_all(simulated: dict[str, list[dict[str, Shift]]]) -> dict[str, dict[str, Tried]]:
     """All constants of the grid on every simulated shift, by task and name."""
     found: dict[str, dict[str, Tried]] = {}
-    for task, parts in tqdm(simulated.items(), unit="task", disable=None, desc="grid"):
+    for task, made in tqdm(simulated.items(), unit="task", disable=None, desc="grid"):
         found[task] = {
             name: Tried(
-                float(np.mean([part[name].error_inside for part in parts])),
-                np.mean([errors_of(part[name], GRID) for part in parts], axis=0),
+                float(np.mean([shifts[name].error_inside for shifts in made])),
+                np.mean([errors_of(shifts[name], GRID) for shifts in made], axis=0),
             )
-            for name in parts[0]
+            for name in made[0]
         }
     return found
 
@@ -323,7 +315,7 @@ def choose(tried: dict[str, dict[str, Tried]], *, watched: Callable[[str], bool]
     for of_task in tried.values():
         for name, at in of_task.items():
             if watched(name):
-                allowed = _ALLOWED_WITHOUT if name == NO_SHIFT else _ALLOWED_HARM
+                allowed = ALLOWED_WITHOUT if name == NO_SHIFT else ALLOWED_HARM
                 harmless &= at.errors - at.inside <= allowed
     if not harmless.any():
         raise ValueError("all constants of the grid do harm on simulated shifts.")
@@ -341,14 +333,14 @@ def greatest_harms(tried: dict[str, dict[str, Tried]], rule: Constants) -> dict[
 
 
 def main() -> None:
-    """Chooses on simulated shifts, judges on real ones, prints both, and writes everything."""
+    """Chooses on simulated shifts, evaluates on real ones, prints both, writes everything."""
     arguments = experiment_parser(__doc__).parse_args()
     simulated, kinds, shifts = {}, {}, {}
     for name in tqdm(arguments.tasks, unit="task", disable=None):
-        task = load_task(name, arguments.data_dir)
-        simulated[name] = simulate(task, arguments.runs)
-        shifts[name] = real(task, arguments.runs / name)
-        kinds |= {f"{name}/{split.name}": split.kind for split in task.evaluation}
+        task = resolve_task(name, arguments.data_dir)
+        simulated[task.name] = simulate(task, RunConfig(seeds=SEEDS), arguments.runs)
+        shifts[task.name] = real(task, RunConfig(), arguments.runs / task.name)
+        kinds |= {f"{task.name}/{split.name}": split.kind for split in task.evaluation}
     tried = try_all(simulated)
     rules = {
         "chosen: no harm without a shift": choose(tried, watched=lambda name: name == NO_SHIFT),
@@ -357,7 +349,7 @@ def main() -> None:
     }
     result: dict[str, Any] = {}
     for title, rule in rules.items():
-        found = judge(shifts, kinds, rule)
+        found = evaluate(shifts, kinds, rule)
         simulated_error = float(mean_error(tried)[GRID.index(rule)])
         harms = greatest_harms(tried, rule)
         result[title] = {
@@ -378,7 +370,7 @@ def main() -> None:
                 f"{made_harm:+.3f} ({made})"
             )
     if arguments.out:
-        write_whole(arguments.out, to_json(result))
+        write_json(arguments.out, result)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """How often 95 % intervals cover the truth, in simulated problems whose truth is known.
 
-    python -m experiments.interval_coverage --problems 1000
+`python -m experiments.interval_coverage [--problems N] [--replicates N] [--studies NAME ...]`
 
 Scores: logits of five classes, labels drawn from their softmax, and a model that divides them by
 a temperature; a second model adds noise. The truth is the mean over two million examples.
 Calibration errors: four densities of confidence and nine ways to spread an error of a given size
-over 15 bins (everywhere alike, tilted, waves, random signs or sizes, half of the bins, two, one),
-in turn. Prints the share of intervals that cover, and that lie above or below the truth.
+over 15 bins (the same everywhere, tilted, waves, random signs or sizes, half of the bins, two,
+one), in turn. Prints the share of intervals that cover, and that lie above or below the truth.
 """
 
 import argparse
@@ -70,10 +70,10 @@ def _population(density: str) -> tuple[np.ndarray, np.ndarray]:
     return count / POPULATION, mean
 
 
-def _gaps(
+def make_gaps(
     rng: np.random.RandomState, spread: str, share: np.ndarray, level: np.ndarray, error: float
 ) -> np.ndarray | None:
-    """Gaps of the bins with that mean size, and every accuracy inside [0, 1]; `None` if not so."""
+    """Gaps of that mean size with every accuracy inside [0, 1]; `None` where none are found."""
     low = np.arange(BINS) / BINS
     high = low + 1 / BINS
     for _ in range(100):
@@ -92,7 +92,7 @@ def _gaps(
     return None
 
 
-def _error_problems(
+def error_problems(
     rng: np.random.RandomState, size: int, error: float, problems: int
 ) -> Iterator[tuple[np.ndarray, float, float]]:
     """Sums of bins, and the true error in both norms."""
@@ -103,7 +103,7 @@ def _error_problems(
         density, spread = kinds[tried % len(kinds)]
         tried += 1
         share, level = populations[density]
-        gaps = _gaps(rng, spread, share, level, error) if error else np.zeros(BINS)
+        gaps = make_gaps(rng, spread, share, level, error) if error else np.zeros(BINS)
         if gaps is None:  # one bin may be too small to hold the error
             continue
         made += 1
@@ -196,7 +196,7 @@ def calibration_errors(problems: int, replicates: int, seed: int) -> None:
     run = _mapped(one)
     for size in tqdm(SIZES, desc="calibration errors"):
         for error in ERRORS:
-            tables, *truths = zip(*_error_problems(rng, size, error, problems), strict=True)
+            tables, *truths = zip(*error_problems(rng, size, error, problems), strict=True)
             found = run(seed, jnp.asarray(np.stack(tables), jnp.float32))
             for norm, interval, truth in zip(("l1", "l2"), found, truths, strict=True):
                 line = _covered(interval, np.array(truth))
@@ -246,7 +246,7 @@ STUDIES = {
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints the table of the chosen studies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", type=int, default=1000, help="simulated data sets a line")
     parser.add_argument("--replicates", type=int, default=1000, help="of each bootstrap")

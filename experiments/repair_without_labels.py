@@ -2,10 +2,10 @@
 
 `python -m experiments.repair_without_labels --data-dir DIR [--tasks NAME ...] [--out FILE]`
 
-Trains the vanilla mixture as `calmoe run` does by default (or takes up the checkpoints in `runs/`),
-finds one temperature for each shifted split by every rule of `calmoe_jax.shift.repair`, and
-compares with the oracle: the temperature that is fitted on the split's own labels. Splits count
-alike within a task, and tasks alike.
+Trains the vanilla mixture as `calmoe run` does by default (or goes on from the checkpoints in
+`runs/`), finds one temperature for each shifted split by every rule of `calmoe_jax.shift.repair`,
+and compares with the oracle: the temperature that is fitted on the split's own labels. All splits
+of a task have the same weight, and so have all tasks.
 """
 
 from pathlib import Path
@@ -17,11 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from calmoe_jax import calibration, mixture
-from calmoe_jax._files import to_json, write_whole
-from calmoe_jax.data import Task, load_task
+from calmoe_jax.data import Task, resolve_task
 from calmoe_jax.shift import repair
-from calmoe_jax.training import RunConfig
-from experiments.trained import experiment_parser, sample, train_vanilla
+from calmoe_jax.study import RunConfig
+from experiments.trained import experiment_parser, sample, train_vanilla, write_json
 
 RULES = ("none", "temperature", *repair.CALIBRATORS, "oracle")
 
@@ -49,14 +48,12 @@ def measure(task: Task, config: RunConfig, folder: Path) -> dict[str, dict[str, 
     trained = train_vanilla(task, config, folder)
     held_out = sample(trained, task.calibration.inputs)
     inside = fit(mixture.mix_log_probs(*held_out), jnp.asarray(task.calibration.labels))
+    prepared = repair.prepare(held_out, task.calibration.labels, task.calibration.clusters, inside)
     result = {}
     for split in tqdm(task.evaluation, unit="split", disable=None, desc=task.name):
         targets = sample(trained, split.inputs)
         log_probs, labels = mixture.mix_log_probs(*targets), jnp.asarray(split.labels)
-        found = repair.fit_to_targets(
-            held_out, task.calibration.labels, task.calibration.clusters, inside, targets,
-            split.clusters,
-        )  # fmt: skip
+        found = repair.fit_to_targets(prepared, targets, split.clusters)
         temperatures = {
             "none": jnp.ones_like(inside),
             "temperature": inside,
@@ -72,8 +69,8 @@ def measure(task: Task, config: RunConfig, folder: Path) -> dict[str, dict[str, 
 def summarise(task: Task, measured: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
     """Mean over the shifts, in distribution, and the greatest harm, by rule.
 
-    Hard subsets are apart: their examples are chosen because the labels of their neighbours differ,
-    which a rule that looks at these labels cannot tell from a shift.
+    Hard subsets are listed separately: their examples are chosen because the labels of their
+    neighbours differ, which looks like a shift to a rule that uses these labels.
     """
     mean = {
         split: {rule: float(np.mean(values)) for rule, values in rules.items()}
@@ -99,12 +96,11 @@ def main() -> None:
     arguments = experiment_parser(__doc__).parse_args()
     everything: dict[str, Any] = {}
     for name in arguments.tasks:
-        task = load_task(name, arguments.data_dir)
-        config = RunConfig(task=name, methods=("vanilla",))
-        measured = measure(task, config, arguments.runs / name)
+        task = resolve_task(name, arguments.data_dir)
+        measured = measure(task, RunConfig(), arguments.runs / task.name)
         summary = summarise(task, measured)
-        everything[name] = {"summary": summary, "splits": measured}
-        print(f"\n{name:<28}shifted  in distribution  on hard  greatest harm of another split")
+        everything[task.name] = {"summary": summary, "splits": measured}
+        print(f"\n{task.name:<28}shifted  in distribution  on hard  greatest harm of another split")
         for rule, line in summary.items():
             hard = "" if line["hard_harm"] is None else f"{line['hard_harm']:+.3f}"
             print(
@@ -120,7 +116,7 @@ def main() -> None:
         closed = (means["temperature"] - value) / (means["temperature"] - means["oracle"])
         print(f"{rule:<28}{value:7.3f}{closed:10.0%}")
     if arguments.out:
-        write_whole(arguments.out, to_json(everything))
+        write_json(arguments.out, everything)
 
 
 if __name__ == "__main__":

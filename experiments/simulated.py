@@ -1,9 +1,9 @@
 """Shifts made of a task's own training and held-out examples, of which all labels are known.
 
-As in BREEDS (Santurkar et al., 2021): k-means parts each class into four; one part of every class
-is left out of training and of what is held out. Targets are mixtures of it and of fresh examples of
-the other parts, from none of it to nothing else, and fresh examples with noise or faded towards the
-mean: shifts of every severity, as real ones may have any.
+As in BREEDS (Santurkar et al., 2021): k-means divides each class into four subpopulations; one of
+every class is left out of training and of the held-out examples. Targets are mixtures of it and of
+fresh examples of the others, from none of it to nothing else, and fresh examples with noise or
+faded towards the mean: shifts of every severity, as real ones may have any.
 """
 
 import dataclasses
@@ -12,18 +12,18 @@ import numpy as np
 
 from calmoe_jax.data import Split, Task
 
-PARTS = 4
+SUBPOPULATIONS = 4  # of each class
 NO_SHIFT = "none"
 # Share of the clusters left to train on that are kept fresh instead: one in so many.
 _FRESH = 4
 _MOST_TARGETS = 3000
-_NEW = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the part that was left out
+_NEW = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of what was left out
 _NOISE = (0.25, 0.5, 1.0)  # standard deviations, in those of each feature
 _KEPT = (0.75, 0.5, 0.25)  # of the distance to the mean
 
 
 def subpopulations(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """The part of its class that each training and each held-out example is of, largest first."""
+    """Subpopulation of each training and each held-out example; 0 is the largest of its class."""
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
 
@@ -32,31 +32,31 @@ def subpopulations(task: Task) -> tuple[np.ndarray, np.ndarray]:
     labels = np.concatenate([x.labels for x in splits])
     if rows.shape[1] > 50:
         rows = PCA(50, random_state=0).fit_transform(rows)
-    part = np.zeros(len(rows), int)
+    numbers = np.zeros(len(rows), int)
     for label in range(len(task.classes)):
         some = labels == label
-        found = KMeans(PARTS, n_init=3, random_state=0).fit_predict(rows[some])
-        rank = np.argsort(np.argsort(-np.bincount(found, minlength=PARTS)))
-        part[some] = rank[found]
-    return part[: len(task.train)], part[len(task.train) :]
+        found = KMeans(SUBPOPULATIONS, n_init=3, random_state=0).fit_predict(rows[some])
+        rank = np.argsort(np.argsort(-np.bincount(found, minlength=SUBPOPULATIONS)))
+        numbers[some] = rank[found]
+    return numbers[: len(task.train)], numbers[len(task.train) :]
 
 
 def leave_out(
-    task: Task, parts: tuple[np.ndarray, np.ndarray], part: int
+    task: Task, numbers: tuple[np.ndarray, np.ndarray], number: int
 ) -> tuple[Task, dict[str, Split]]:
-    """The task without a part, and shifts from it.
+    """The task without a subpopulation of each class, and shifts from it.
 
     Args:
         task: the task.
-        parts: of its training and its held-out examples.
-        part: which to leave out.
+        numbers: subpopulations of its training and its held-out examples.
+        number: which to leave out.
 
     Returns:
         What to train and calibrate on, and targets by name, all of one size; `NO_SHIFT` is none.
     """
     _, cluster = np.unique(task.train.clusters, return_inverse=True)
     fresh = cluster % _FRESH == _FRESH - 1
-    kept = [x != part for x in parts]
+    kept = [x != number for x in numbers]
     train = _take(task.train, np.flatnonzero(kept[0] & ~fresh))
     others = _take(task.train, np.flatnonzero(kept[0] & fresh))
     new = _join(_take(task.train, np.flatnonzero(~kept[0])), _take(task.calibration, ~kept[1]))

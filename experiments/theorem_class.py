@@ -1,17 +1,17 @@
-"""Is what is rebalanced without labels as good as what is fitted with them, where theory says so?
+"""Is a temperature from rebalancing as good as one fitted with labels, where theory says so?
 
 `python -m experiments.theorem_class --data-dir DIR [--tasks NAME ...] [--partitions N]
 [--out FILE]`
 
-Where the labels' law given the routing configuration S stays as it was and `log dQ/dP` is linear in
-the balanced features, configuration balance finds the targets' own temperature. Here that holds by
-construction, on real data: the in-distribution test examples of a task are parted at random into
-held-out ones with labels and targets, and targets are weighted by `exp(s z)`, with `z` a feature of
-S and `s` so large that their effective number is half of theirs. The rebalanced temperature, for
-which no label of a target is used, is compared with the oracle, which is fitted on the targets'
-labels. Their difference has a standard error, by a bootstrap of both sides with whole clusters that
-repeats the balance too. The tilts of one partition tell nearly the same of it, so there are several
-partitions for each network.
+Where the distribution of labels given the routing configuration S does not change and `log dQ/dP`
+is linear in the balanced features, configuration balance finds the targets' own temperature. Here
+that holds by construction, on real data: the in-distribution test examples of a task are divided at
+random into labelled held-out examples and targets, and targets are weighted by `exp(s z)`, with `z`
+a feature of S and `s` so large that their effective sample size is half of their number. The
+rebalanced temperature, for which no label of a target is used, is compared with the oracle, which
+is fitted on the targets' labels. The standard error of their difference is from a bootstrap of the
+clusters on both sides, which repeats the balance too. All tilts of one partition give nearly the
+same differences, so there are several partitions for each network.
 """
 
 import itertools
@@ -25,12 +25,12 @@ from scipy.optimize import brentq
 from tqdm import tqdm
 
 from calmoe_jax import calibration, mixture, shift
-from calmoe_jax._files import to_json, write_whole
-from calmoe_jax.data import Task, load_task
+from calmoe_jax.data import Task, resolve_task
 from calmoe_jax.shift import repair
-from calmoe_jax.training import RunConfig
-from experiments.trained import experiment_parser, sample, train_vanilla
+from calmoe_jax.study import RunConfig
+from experiments.trained import experiment_parser, sample, train_vanilla, write_json
 
+NUM_REPLICATES = 100
 # Columns of `configuration_features`, and which way they move.
 TILTS = {
     "less confident": (0, -1.0),
@@ -41,7 +41,7 @@ TILTS = {
 
 
 class Side(NamedTuple):
-    """Examples of one seed, with what they weigh."""
+    """Examples as one seed sees them."""
 
     features: jax.Array
     log_probs: jax.Array
@@ -76,14 +76,14 @@ def compare(
     targets: Side,
     tilt: jax.Array,
     *,
-    num_replicates: int = 100,
+    num_replicates: int,
 ) -> Comparison:
     """Compares the temperatures of one seed under one tilt.
 
     Args:
         key: random key.
         held_out: labelled held-out examples.
-        targets: targets, whose labels only the oracle sees.
+        targets: targets, whose labels are used by the oracle alone.
         tilt: logarithm of each target's weight.
         num_replicates: replicates of the bootstrap.
     """
@@ -156,7 +156,7 @@ def measure(
     *,
     partitions: int = 1,
     share: float = 0.5,
-    num_replicates: int = 100,
+    num_replicates: int,
 ) -> list[dict[str, Any]]:
     """One line for each seed, partition and tilt, of predictions for in-distribution examples."""
     lines = []
@@ -203,17 +203,15 @@ def main() -> None:
     )
     counts = np.zeros(3, int)
     for name in arguments.tasks:
-        task = load_task(name, arguments.data_dir)
-        trained = train_vanilla(
-            task, RunConfig(task=name, methods=("vanilla",)), arguments.runs / name
-        )
-        split = next(split for split in task.evaluation if split.kind == "id")
+        task = resolve_task(name, arguments.data_dir)
+        trained = train_vanilla(task, RunConfig(), arguments.runs / task.name)
+        split = task.evaluation[0]  # the one in distribution
         outputs = sample(trained, split.inputs)
         lines = measure(
             task, outputs, split.labels, split.clusters, partitions=arguments.partitions,
-            share=arguments.share,
+            share=arguments.share, num_replicates=NUM_REPLICATES,
         )  # fmt: skip
-        everything[name] = lines
+        everything[task.name] = lines
         for tilt in TILTS:
             # an error is missing where no replicate found a balance
             known = [x for x in lines if x["found"] and None not in x.values()]
@@ -227,10 +225,10 @@ def main() -> None:
                 f"{np.mean([abs(x[r]) for x in some]):8.3f}" if some else f"{'-':>8}"
                 for r in ("rebalanced", "plain", "rebalanced_error")
             )
-            print(f"{name + ', ' + tilt:<36}{near[0]:12}{near[1]:8}{len(some):4}{sizes}")
+            print(f"{task.name + ', ' + tilt:<36}{near[0]:12}{near[1]:8}{len(some):4}{sizes}")
     print(f"{title}: rebalanced {counts[0]}, plain {counts[1]}, of {counts[2]}")
     if arguments.out:
-        write_whole(arguments.out, to_json(everything))
+        write_json(arguments.out, everything)
 
 
 if __name__ == "__main__":

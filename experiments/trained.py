@@ -1,48 +1,79 @@
 """The plain mixture of a task, as `calmoe run` trains it, for experiments on its predictions."""
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from jaxtyping import PyTree
 from tqdm import tqdm
 
 from calmoe_jax.data import Task
 from calmoe_jax.shift import repair
+from calmoe_jax.study import RunConfig
+from calmoe_jax.study.config import with_defaults
 from calmoe_jax.study.evaluation import predict
-from calmoe_jax.training import (
-    METHODS,
-    Checkpoints,
-    MetricsLog,
-    RunConfig,
-    TrainedSeeds,
-    train_recipe,
-)
+from calmoe_jax.study.methods import build_method, warm_up_objective
+from calmoe_jax.study.networks import build_network, build_optimizer
+from calmoe_jax.training import Checkpoints, MetricsLog, TrainedSeeds, Training, train
 
 _TASKS = ("portal", "newsgroups", "sentiment", "digits16")
 
 
 def experiment_parser(description: str | None) -> argparse.ArgumentParser:
-    """What all of these experiments are told: data, tasks, checkpoints, where to write."""
+    """The options of all experiments on trained mixtures.
+
+    Args:
+        description: the module's docstring, of which the first line is shown.
+    """
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--tasks", nargs="+", default=list(_TASKS))
+    parser.add_argument("--data-dir", type=Path, help="files of tasks that are not in the package")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=list(_TASKS),
+        metavar="TASK",
+        help="as `calmoe run` takes them",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where checkpoints are")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="where to write everything as JSON")
     return parser
 
 
 def train_vanilla(task: Task, config: RunConfig, folder: Path) -> TrainedSeeds:
-    """Trains all seeds, or takes up the checkpoints in the folder."""
+    """Trains all seeds, or goes on from the checkpoints in the folder.
+
+    Args:
+        task: what to train on.
+        config: of which seeds, model and optimisation are used.
+        folder: of the run.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=config.train.epochs, unit="epoch", disable=None, desc=task.name) as bar:
-        return train_recipe(
-            METHODS["vanilla"].recipe, task, config.model, config.train, config.seed_numbers,
-            checkpoints=Checkpoints(folder / "checkpoints" / "vanilla"),
-            log=MetricsLog(folder / "metrics.jsonl"), on_epoch=lambda loss: bar.update(),
+    options = with_defaults(config.model, config.train)
+    method = build_method("vanilla", options, None)
+    network = build_network(
+        config.model, task.train.inputs, single=False, num_classes=len(task.classes)
+    )
+    training = Training(
+        method.training, network, method.objective, build_optimizer(options, len(task.train)),
+        options.epochs, options.warmup_epochs or 0, options.batch_size, warm_up_objective(options),
+    )  # fmt: skip
+    with tqdm(total=options.epochs, unit="epoch", disable=None, desc=task.name) as bar:
+        return train(
+            training, task.train.inputs, task.train.labels, config.seed_numbers,
+            checkpoints=Checkpoints(folder / "checkpoints" / method.training),
+            log=MetricsLog(folder / "metrics.jsonl"),
+            checkpoint_every=options.checkpoint_every, on_epoch=lambda loss: bar.update(),
         )  # fmt: skip
 
 
-def sample(trained: TrainedSeeds, inputs: np.ndarray) -> repair.Sample:
+def sample(trained: TrainedSeeds, inputs: PyTree) -> repair.Sample:
     """Predictions of all seeds, with all experts in their order."""
     outputs = predict(trained, inputs)
-    return repair.dense_sample(*outputs, num_experts=trained.network.num_experts)
+    return repair.dense_sample(*outputs, num_experts=trained.num_experts)
+
+
+def write_json(out: Path, content: Any) -> None:
+    """Writes a JSON file, and its folder where there is none; NaN is an error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

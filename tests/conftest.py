@@ -35,17 +35,32 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
+# Tests of the checkout itself; those of an installed package run without one.
+if not (Path(__file__).parents[1] / "calmoe_jax").is_dir():
+    collect_ignore = ["benchmarks", "experiments", "kernels", "test_layering.py"]
+
 NO_TRITON = jax.default_backend() != "gpu" and os.environ.get("TRITON_INTERPRET") != "1"
 
 
 def pytest_unconfigure():
-    """Removes what was compiled, once all is done."""
+    """Removes compiled programs at the end."""
     if _OURS:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items):
-    """Comparisons with other libraries are for who installed them."""
+def pytest_addoption(parser):
+    """What a newcomer need not wait for."""
+    parser.addoption(
+        "--exhaustive", action="store_true", help="also run tests that repeat others in kind"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Exhaustive tests run when asked for, comparisons with other libraries where installed."""
+    if not config.getoption("--exhaustive"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
     if find_spec("netcal") is None:
         skipped = pytest.mark.skip(reason="needs the peers extra")
         for item in items:
@@ -64,7 +79,7 @@ def skip_without(name: str | None) -> str | None:
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_what_was_compiled():
-    """Programs of one module are of no use to the next, and fill the memory."""
+    """Clears compiled programs after each module, to save memory."""
     yield
     jax.clear_caches()
 

@@ -27,6 +27,11 @@ from calmoe_jax import _checks as checks
             ("w", jnp.zeros((3, 2)), 0, 4, "tokens"),
             r"w must have tokens=4 along axis 0, got w.shape=\(3, 2\)",
         ),
+        (
+            checks.check_where,
+            ("where", jnp.ones((3, 1), bool), (3,)),
+            r"where must have the shape \(3,\) of what it masks, got where.shape=\(3, 1\)",
+        ),
     ],
 )
 def test_messages(check, arguments, message):
@@ -42,6 +47,8 @@ def test_what_passes():
     checks.check_range("s", 4, 1, 4)
     checks.check_choice("r", "b", ("a", "b"))
     checks.check_same_size("w", jnp.zeros((3, 2)), 1, 2, "experts")
+    checks.check_where("where", None, (3,))
+    checks.check_where("where", jnp.ones(3, bool), (3,))
 
 
 def test_shapes_are_checked_in_tests():

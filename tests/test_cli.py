@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 from small import small_task
 
-from calmoe_jax import cli, training
-from calmoe_jax.study import run as experiment
+from calmoe_jax import _compilation_cache, cli, training
+from calmoe_jax.study import runner
 
 SMALL = ("--epochs", "2", "--batch-size", "16", "--width", "8", "--experts", "3", "--seeds", "2")
 
@@ -58,6 +59,42 @@ def test_wrong_usage_ends_with_2_and_writes_nothing(run, arguments, message, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_help_fits_one_screen_and_names_every_command(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert len(out.splitlines()) <= 24
+    assert all(len(line) <= 100 for line in out.splitlines())
+    assert all(f"\n  {name} " in out for name in cli.COMMANDS)
+    assert "0 done, 1 a run failed, 2 wrong usage" in out
+
+
+def test_no_command_is_wrong_usage(run):
+    code, out, _ = run()
+    assert code == 2
+    assert "usage: calmoe COMMAND" in out
+
+
+def test_version(run):
+    code, out, _ = run("--version")
+    assert code == 0
+    assert out == f"calmoe_jax {version('calmoe_jax')}\n"
+
+
+def test_compiled_programs_are_kept_where_asked_for(run, monkeypatch, tmp_path):
+    """By the variable, and by the flag in the user's cache folder."""
+    kept = []
+    monkeypatch.setattr(_compilation_cache, "keep_compiled_programs", kept.append)
+    monkeypatch.setattr(runner, "run", lambda *_, **__: (_ for _ in ()).throw(OSError("enough")))
+    monkeypatch.delenv("CALMOE_CACHE_DIR", raising=False)
+    run("run")
+    assert kept == []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run("run", "--cache")
+    monkeypatch.setenv("CALMOE_CACHE_DIR", str(tmp_path / "mine"))
+    run("run")
+    assert kept == [tmp_path / "calmoe_jax", tmp_path / "mine"]
+
+
 def test_tasks_say_what_is_here(run, tmp_path, monkeypatch):
     code, out, _ = run("tasks")
     assert code == 0
@@ -78,10 +115,11 @@ def test_doctor(run):
     assert "implementation xla: runs here" in out
     assert "implementation triton: does not: JAX's default backend is cpu, not gpu" in out
     assert "implementation pallas_tpu: does not:" in out
+    assert "operation route: None means xla; kernel not runnable: " in out
 
 
 def test_run_and_report(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment, "load_task", lambda name, data_dir: small_task())
+    monkeypatch.setattr(runner, "resolve_task", lambda task, data_dir: small_task())
     code, out, _ = run("run", "--methods", "vanilla", "robust", *SMALL)
     assert code == 0
     assert "Vanilla MoE: The reference." in out
@@ -100,17 +138,17 @@ def test_run_and_report(run, monkeypatch, tmp_path):
     assert "another configuration" in err
 
 
-def test_a_run_that_breaks_down_ends_with_1(run, monkeypatch):
+def test_a_failed_run_ends_with_1(run, monkeypatch):
     task = small_task()
     task.train.inputs[3] = 3e38
-    monkeypatch.setattr(experiment, "load_task", lambda name, data_dir: task)
+    monkeypatch.setattr(runner, "resolve_task", lambda name, data_dir: task)
     code, _, err = run("run", "--methods", "vanilla", *SMALL)
     assert code == 1
-    assert "method vanilla, seed 42: the loss or a parameter is not finite at step" in err
+    assert "method vanilla, seed 42: the objective's loss is not finite at step" in err
 
 
 def test_a_full_disk_ends_with_1(run, monkeypatch):
-    monkeypatch.setattr(experiment, "load_task", lambda name, data_dir: small_task())
+    monkeypatch.setattr(runner, "resolve_task", lambda task, data_dir: small_task())
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -125,7 +163,7 @@ def test_a_bug_keeps_its_traceback(run, monkeypatch):
     def broken(*_, **__):
         raise KeyError("a bug")
 
-    monkeypatch.setattr(experiment, "load_task", broken)
+    monkeypatch.setattr(runner, "resolve_task", broken)
     with pytest.raises(KeyError):
         run("run")
 
@@ -141,6 +179,7 @@ def calmoe(*arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_end(tmp_path):
     options = ("--methods", "vanilla", "--seeds", "2", "--epochs", "40", "--checkpoint-every", "15")
     whole = calmoe("run", *options, "--out", str(tmp_path / "whole"))
@@ -156,7 +195,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_end(tmp_path):
         cut.send_signal(number)
         _, err = cut.communicate(timeout=60)
         assert cut.returncode == 130, err
-        assert "The same command goes on from here" in err
+        assert "Run the same command again to resume" in err
         assert not (tmp_path / "cut" / "results.json").exists()
     resumed = calmoe("run", *options, "--out", str(tmp_path / "cut"))
     resumed.communicate(timeout=300)

@@ -24,7 +24,7 @@ NAMESPACES = {
 
 
 def public_names(namespace):
-    """Names that a namespace offers: its own or its room's, no module and nothing imported."""
+    """Public names that a namespace defines or re-exports, without modules and foreign imports."""
     own = {
         name: value
         for name, value in vars(namespace).items()

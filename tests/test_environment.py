@@ -1,4 +1,4 @@
-"""What is said of the machine, and of the commit that a result comes from."""
+"""The description of the machine, and of the commit of a result."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A package in a repository of its own, which the module believes to be in."""
+    """A package in a separate repository, in which the module seems to be."""
     package = tmp_path / "package"
     package.mkdir()
     for name in ("__init__.py", "other.py"):
@@ -46,7 +46,7 @@ def test_the_commit_and_whether_it_was_changed(repository):
     assert _environment.describe_environment()["commit"] == head + "+"
 
 
-def test_no_commit_of_somebody_elses_repository(repository):
+def test_no_commit_of_an_unrelated_repository(repository):
     git(repository, "add", "other.py")
     git(repository, "commit", "-q", "-m", "without the package")
     assert _environment.describe_environment()["commit"] is None

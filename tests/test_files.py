@@ -1,4 +1,4 @@
-"""A file appears whole or not at all, whatever fails."""
+"""A file appears completely or not at all, whatever fails."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from calmoe_jax import _files
 
 
-def test_content_is_replaced_whole(tmp_path):
+def test_content_is_replaced_atomically(tmp_path):
     path = tmp_path / "f"
     _files.write_whole(path, "old")
     _files.write_whole(path, b"new")
@@ -18,7 +18,7 @@ def test_content_is_replaced_whole(tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path):
-    """A process whose files may not grow past 4 KiB meets what a full disk would give it."""
+    """A process whose files are limited to 4 KiB gets the error of a full disk."""
     path = tmp_path / "results.json"
     path.write_text("old")
     code = (

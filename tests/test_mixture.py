@@ -8,6 +8,11 @@ import references
 
 import calmoe_jax as cm
 
+# one program for each shape, where single operations would be as many
+configuration, mixture_losses, mix_log_probs = (
+    jax.jit(f) for f in (cm.configuration, cm.mixture_losses, cm.mix_log_probs)
+)
+
 
 def problem(seed, tokens=12, experts=4, classes=5):
     rng = np.random.RandomState(seed)
@@ -32,8 +37,8 @@ def test_aggregate_equals_a_loop(kind):
     expected = references.mix(probs, np.asarray(weights, np.float64))
     log_experts = jnp.asarray(np.log(probs), jnp.float32)
     np.testing.assert_allclose(cm.mix(jnp.exp(log_experts), weights), expected, rtol=1e-5)
-    np.testing.assert_allclose(jnp.exp(cm.mix_log_probs(log_experts, weights)), expected, rtol=1e-5)
-    stats = cm.configuration(log_experts, weights)
+    np.testing.assert_allclose(jnp.exp(mix_log_probs(log_experts, weights)), expected, rtol=1e-5)
+    stats = configuration(log_experts, weights)
     np.testing.assert_allclose(
         stats.disagreement,
         references.disagreement(probs, np.asarray(weights, np.float64)),
@@ -47,7 +52,7 @@ def test_aggregate_equals_a_loop(kind):
     np.testing.assert_allclose(stats.margin, top[:, -1] - top[:, -2], atol=1e-6)
     top = np.sort(np.asarray(weights), -1)
     np.testing.assert_allclose(stats.routing_margin, top[:, -1] - top[:, -2], atol=1e-6)
-    losses = cm.mixture_losses(log_experts, weights, jnp.asarray(labels))
+    losses = mixture_losses(log_experts, weights, jnp.asarray(labels))
     each = -np.log(probs[np.arange(12), :, labels])
     mixed = -np.log(expected[np.arange(12), labels])
     np.testing.assert_allclose(losses.loss, mixed, rtol=1e-5)
@@ -62,15 +67,41 @@ def test_slots_equal_dense_weights():
     slots = jnp.take_along_axis(log_experts, routing.expert_indices[:, :, None], axis=1)
     dense = cm.routing_weights(routing, num_experts=4)
     np.testing.assert_allclose(
-        cm.mix_log_probs(slots, routing.combine_weights),
-        cm.mix_log_probs(log_experts, dense),
+        mix_log_probs(slots, routing.combine_weights),
+        mix_log_probs(log_experts, dense),
         atol=1e-6,
     )
 
 
+def test_a_prediction_is_mixed_once_and_its_aggregate_can_be_given():
+    probs, gate, labels = problem(5)
+    log_experts, gate = jnp.asarray(np.log(probs), jnp.float32), jnp.asarray(gate, jnp.float32)
+    dense = cm.mixture.predict(log_experts, gate)
+    weights = cm.gate_probabilities(gate)
+    np.testing.assert_array_equal(dense.log_probs, cm.mix_log_probs(log_experts, weights))
+    np.testing.assert_array_equal(dense.routing.combine_weights, weights)
+    for a, b in zip(dense.gate, cm.routing.gate_statistics(gate), strict=True):
+        np.testing.assert_array_equal(a, b)
+    chosen = cm.top_k_routing(gate, k=2)
+    slots = jnp.take_along_axis(log_experts, chosen.expert_indices[:, :, None], axis=1)
+    sparse = cm.mixture.predict(slots, gate, chosen, dense.gate)
+    assert sparse.gate is dense.gate
+    np.testing.assert_array_equal(sparse.log_probs, cm.mix_log_probs(slots, chosen.combine_weights))
+    # what is given is taken, and nothing is mixed again
+    given = jnp.asarray(labels)
+    for function, more in ((configuration, ()), (mixture_losses, (given,))):
+        plain = function(log_experts, weights, *more)
+        for a, b in zip(plain, function(log_experts, weights, *more, dense.log_probs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    losses = jax.make_jaxpr(cm.mixture_losses)(log_experts, weights, given, dense.log_probs)
+    assert " exp " not in str(losses)
+    with pytest.raises(ValueError, match=r"tokens and slots \(12, 4\) of expert_log_probs, got"):
+        cm.mixture.predict(log_experts, gate, chosen)
+
+
 def test_hard_routing_has_no_disagreement():
     probs, gate, _ = problem(2)
-    stats = cm.configuration(jnp.asarray(np.log(probs), jnp.float32), weights_of("hard", gate))
+    stats = configuration(jnp.asarray(np.log(probs), jnp.float32), weights_of("hard", gate))
     assert (stats.disagreement == 0).all()
     assert (stats.routing_entropy == 0).all()
     assert (stats.routing_margin == 1).all()
@@ -78,34 +109,34 @@ def test_hard_routing_has_no_disagreement():
 
 def test_one_expert_one_class_no_example():
     log_experts = jnp.log(jnp.full((3, 1, 2), 0.5))
-    stats = cm.configuration(log_experts, jnp.ones((3, 1)))
+    stats = configuration(log_experts, jnp.ones((3, 1)))
     np.testing.assert_allclose(stats.log_probs, log_experts[:, 0], rtol=1e-6)
     assert (stats.routing_margin == 1).all()
-    assert cm.configuration(jnp.zeros((2, 3, 1)), jnp.full((2, 3), 1 / 3)).margin.shape == (2,)
-    assert cm.configuration(jnp.zeros((0, 3, 2)), jnp.zeros((0, 3))).confidence.shape == (0,)
+    assert configuration(jnp.zeros((2, 3, 1)), jnp.full((2, 3), 1 / 3)).margin.shape == (2,)
+    assert configuration(jnp.zeros((0, 3, 2)), jnp.zeros((0, 3))).confidence.shape == (0,)
 
 
 def test_no_underflow_and_impossible_classes():
     log_experts = jnp.array([[[-1e4, 0.0, -jnp.inf], [-2e4, 0.0, -jnp.inf]]])
     weights = jnp.array([[0.5, 0.5]])
-    mixed = cm.mix_log_probs(log_experts, weights)
+    mixed = mix_log_probs(log_experts, weights)
     np.testing.assert_allclose(mixed[0, :2], [-1e4 - np.log(2), 0], rtol=1e-6, atol=1e-7)
     assert mixed[0, 2] == -jnp.inf
-    gradient = jax.grad(lambda f, w: cm.mix_log_probs(f, w)[0, :2].sum(), argnums=(0, 1))
+    gradient = jax.grad(lambda f, w: mix_log_probs(f, w)[0, :2].sum(), argnums=(0, 1))
     assert all(bool(jnp.isfinite(g).all()) for g in gradient(log_experts, weights))
     # an impossible class of a chosen expert, possible for one that was not chosen
     one_hot = jnp.array([[1.0, 0.0]])
     experts = jnp.array([[[-jnp.inf, 0.0], [0.0, -jnp.inf]]])
-    assert cm.mix_log_probs(experts, one_hot)[0].tolist() == [-jnp.inf, 0]
-    assert cm.mixture_losses(experts, one_hot, jnp.array([0])).regret[0] == jnp.inf
+    assert mix_log_probs(experts, one_hot)[0].tolist() == [-jnp.inf, 0]
+    assert mixture_losses(experts, one_hot, jnp.array([0])).regret[0] == jnp.inf
 
 
 def test_gradient_to_a_weight_of_zero_is_the_ratio():
     log_experts = jnp.log(jnp.array([[[0.2, 0.8], [0.6, 0.4]]]))
-    gradient = jax.grad(lambda w: cm.mix_log_probs(log_experts, w)[0, 0])(jnp.array([[1.0, 0.0]]))
+    gradient = jax.grad(lambda w: mix_log_probs(log_experts, w)[0, 0])(jnp.array([[1.0, 0.0]]))
     np.testing.assert_allclose(gradient, [[1.0, 3.0]], rtol=1e-5)
     far = jnp.array([[[-200.0, 0.0], [0.0, -200.0]]])
-    gradient = jax.grad(lambda w: cm.mix_log_probs(far, w)[0, 0])(jnp.array([[1.0, 0.0]]))
+    gradient = jax.grad(lambda w: mix_log_probs(far, w)[0, 0])(jnp.array([[1.0, 0.0]]))
     np.testing.assert_allclose(gradient[0, 1], np.exp(80.0), rtol=1e-4)
 
 
@@ -116,6 +147,7 @@ def test_gradients_equal_finite_differences(kind):
     with jax.enable_x64(True):
         weights = np.asarray(weights_of(kind, gate), np.float64)
 
+        @jax.jit
         def loss(z, w):
             return jnp.sum(
                 cm.mixture_losses(
@@ -133,17 +165,17 @@ def test_gradients_equal_finite_differences(kind):
 
 def test_nan_is_kept():
     log_experts = jnp.log(jnp.full((2, 2, 2), 0.5))
-    mixed = cm.mix_log_probs(log_experts, jnp.array([[jnp.nan, jnp.nan], [0.5, 0.5]]))
+    mixed = mix_log_probs(log_experts, jnp.array([[jnp.nan, jnp.nan], [0.5, 0.5]]))
     assert jnp.isnan(mixed[0]).all()
     assert jnp.isfinite(mixed[1]).all()
-    stats = cm.configuration(log_experts, jnp.array([[jnp.nan, jnp.nan], [0.5, 0.5]]))
+    stats = configuration(log_experts, jnp.array([[jnp.nan, jnp.nan], [0.5, 0.5]]))
     for name, value in stats._asdict().items():
         if name != "expert_confidences":
             assert jnp.isnan(value[0]).all(), name
-    losses = cm.mixture_losses(log_experts, jnp.full((2, 2), 0.5), jnp.array([0, 2]))
+    losses = mixture_losses(log_experts, jnp.full((2, 2), 0.5), jnp.array([0, 2]))
     assert jnp.isnan(losses.loss).tolist() == [False, True]
     assert jnp.isnan(
-        cm.mixture_losses(log_experts, jnp.full((2, 2), 0.5), jnp.array([0, -1])).loss
+        mixture_losses(log_experts, jnp.full((2, 2), 0.5), jnp.array([0, -1])).loss
     ).tolist() == [False, True]
 
 
@@ -176,7 +208,7 @@ def population(configurations):
 
 def class_1_error(configurations, num_bins=15):
     mass, weights, log_experts, truth = population(configurations)
-    probability = jnp.exp(cm.mix_log_probs(log_experts, weights))[:, 1]
+    probability = jnp.exp(mix_log_probs(log_experts, weights))[:, 1]
     bins = cm.calibration.reliability_bins(probability, truth, weights=mass, num_bins=num_bins)
     return float(cm.calibration.calibration_error(bins))
 
@@ -199,7 +231,7 @@ def test_softening_the_router_breaks_calibration(v):
         assert abs(class_1_error(soft) - 0.16 * v) < 1e-12
         assert class_1_error(hard) < 1e-12
         mass, weights, log_experts, _ = population(soft)
-        disagreement = cm.configuration(log_experts, weights).disagreement / 2  # one column
+        disagreement = configuration(log_experts, weights).disagreement / 2  # one column
         assert 2 * float(jnp.sum(mass * disagreement)) <= class_1_error(soft) + 1e-12
         assert abs(2 * float(jnp.sum(mass * disagreement)) - 0.0768 * v) < 1e-12
 
@@ -220,7 +252,7 @@ def test_moving_configurations_breaks_a_calibrated_level(g, at_level, error):
     with jax.enable_x64(True):
         rows = second_counterexample(g)
         mass, weights, log_experts, truth = population(rows)
-        probability = jnp.exp(cm.mix_log_probs(log_experts, weights))[:, 1]
+        probability = jnp.exp(mix_log_probs(log_experts, weights))[:, 1]
         np.testing.assert_allclose(probability, [0.8, 0.2, 0.8, 0.89], atol=1e-12)
         level = jnp.array([True, False, True, False])
         found = jnp.sum(mass * truth * level) / jnp.sum(mass * level)
@@ -253,7 +285,7 @@ def test_disagreement_identity(seed):
                 if inside.any():
                     view = (mass * weights[:, k])[inside]
                     probs[inside, k] = (view[:, None] * truth[inside]).sum(0) / view.sum()
-        stats = cm.configuration(jnp.log(jnp.asarray(probs)), jnp.asarray(weights))
+        stats = configuration(jnp.log(jnp.asarray(probs)), jnp.asarray(weights))
         aggregate = jnp.exp(stats.log_probs)
         left = jnp.sum(jnp.asarray(mass) * jnp.sum(aggregate * (truth - aggregate), axis=-1))
         right = jnp.sum(jnp.asarray(mass) * stats.disagreement)

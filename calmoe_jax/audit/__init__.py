@@ -1,1 +1,11 @@
-"""A deployed model's logs: read them, judge them, show them."""
+"""A deployed model's logs: reads, assesses and describes them; `pictures` plots them.
+
+Imports neither Flax nor Optax nor Orbax: an audit needs no model.
+"""
+
+from calmoe_jax.audit.judge import audit as audit
+from calmoe_jax.audit.logs import LogError as LogError
+from calmoe_jax.audit.logs import Logs as Logs
+from calmoe_jax.audit.logs import read_logs as read_logs
+from calmoe_jax.audit.results import Audit as Audit
+from calmoe_jax.audit.words import describe_audit as describe_audit

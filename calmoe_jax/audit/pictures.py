@@ -1,22 +1,22 @@
-"""Pictures of a deployed model's logs: its reliability, its experts', where it goes wrong."""
+"""Plots of the labelled logs: reliability, experts, and gaps between confidence and accuracy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from calmoe_jax import calibration, mixture
-from calmoe_jax.audit.judge import Logs, log_arrays
+from calmoe_jax.audit.logs import Logs, log_arrays, take
 from calmoe_jax.drawing.diagrams import draw_expert_diagrams, draw_gaps, draw_reliability_diagram
 from calmoe_jax.drawing.style import png
 
 
 def draw_audit(logs: Logs) -> dict[str, bytes]:
-    """PNG files by name, of the labelled held-out examples.
+    """Plots the labelled held-out examples; returns PNG files by name.
 
     Args:
         logs: checked logs.
     """
-    held_out = Logs(*(values[~logs.targets] for values in logs))
+    held_out = take(logs, ~logs.targets)
     log_probs, weights = log_arrays(held_out)
     labels = jnp.asarray(held_out.labels, jnp.int32)
     config = jax.jit(mixture.configuration)(log_probs, weights)

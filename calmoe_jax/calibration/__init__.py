@@ -1,18 +1,18 @@
-"""Calibration: measure it, with intervals, and repair it, of a whole mixture or of every expert.
+"""Calibration of a mixture and of its experts: metrics, intervals, calibrators.
 
     probs, labels                                            # [examples, classes], [examples]
-    expected_calibration_error(probs, labels)                # what most look for
+    expected_calibration_error(probs, labels)                # the common choice
     bins = top_label_bins(probs, labels)                     # or classwise_, equal_mass_, expert_
     calibration_error(bins, norm="l2"), debiased_calibration_error(bins), reliability_curve(bins)
     smooth_calibration_error(*top_label(probs, labels))      # no bins
     accuracy, negative_log_likelihood, brier_score           # the scores
     mixture_calibration(expert_probs, routing, labels)       # the aggregate against its experts
     state = update_state(init_state(num_classes=10), probs, labels)  # a stream: summarise(state)
-    intervals.calibration_error(key, bins)                   # how sure that is
-    fit = calibrators.fit_temperature(logits, labels)        # and the repair
+    intervals.calibration_error(key, bins)                   # with an interval
+    fit = calibrators.fit_temperature(logits, labels)        # a calibrator
 
-All take `weights=` and `where=` of examples and an explicit `from_logits=`; what cannot be scored
-makes NaN. Results are NamedTuples, defined in the modules whose functions return them.
+All take `weights=` and `where=` of examples and an explicit `from_logits=`; examples that cannot be
+scored give NaN. Results are NamedTuples, defined in the modules whose functions return them.
 """
 
 from calmoe_jax.calibration import calibrators as calibrators

@@ -1,8 +1,8 @@
-"""What goes into a calibration metric, checked: what is not a prediction becomes NaN.
+"""Checks the inputs of calibration metrics: invalid predictions become NaN.
 
-Values cannot raise errors under `jax.jit`. So a row that is no distribution, an event whose
-confidence is no probability, and a label outside the classes become NaN, and NaN that counts
-makes the metric NaN. `check_predictions` says on the host which row it was.
+Values cannot raise errors under `jax.jit`. So a row that is not a distribution, a confidence that
+is not a probability, and a label outside the classes become NaN, and NaN in an example that counts
+makes the metric NaN. `check_predictions` finds the invalid row, on the host.
 """
 
 from typing import Any
@@ -10,20 +10,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import zero_from_primal
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from calmoe_jax._numerics import at_least_float32
 
-# A value, its place in the row, and a sum.
+# The operands of a reduction: a value, its index in the row, and a sum.
 _Cell = tuple[jax.Array, jax.Array, jax.Array]
 
-# How far the probabilities of a row may sum from 1, or a probability lie above 1 by rounding.
+# Tolerances: distance of the sum of a row from 1, and of a probability above 1 by rounding.
 _SUM_TOLERANCE = 1e-3
 _ROUNDING = 1e-5
 
 
 def _sum_tolerance(dtype: jnp.dtype, num_classes: int) -> float:
-    """Above what the rounding of every entry to `dtype` can move the sum of a row."""
+    """A bound on the change of a row's sum by the rounding of its entries to `dtype`."""
     precision = jnp.finfo(dtype)
     lost = num_classes * float(precision.smallest_subnormal)
     return _SUM_TOLERANCE + 4 * float(precision.eps) + lost
@@ -33,12 +34,12 @@ def distributions(probs: Float[Array, "*batch classes"]) -> Bool[Array, "*batch"
     """Which rows are probability distributions.
 
     Args:
-        probs: class probabilities, in the dtype they were made in.
+        probs: class probabilities, in their original dtype.
 
     Returns:
         Whether no entry is NaN or below 0 and the sum is 1: within 0.001 and four units of
         rounding of the dtype (0.001 for float32, 0.032 for bfloat16; in float16 each class may
-        also lose its smallest number). Then no entry is above 1 by more than that.
+        also lose its smallest number). Then no entry exceeds 1 by more than that.
     """
     tolerance = _sum_tolerance(probs.dtype, probs.shape[-1])
     values = at_least_float32(probs)
@@ -58,11 +59,11 @@ def largest_class(
     the largest is that of the class returned.
 
     Args:
-        probs: class probabilities, in the dtype they were made in.
+        probs: class probabilities, in their original dtype.
 
     Returns:
-        `(largest, index, valid)`: ties go to the lower class; `valid` as `distributions` has it;
-        the others mean nothing where it is false.
+        `(largest, index, valid)`: ties go to the lower class; `valid` as in `distributions`; the
+        other two are undefined where it is false.
     """
     tolerance = _sum_tolerance(probs.dtype, probs.shape[-1])
     largest, index, total = _largest(at_least_float32(probs))
@@ -73,7 +74,7 @@ def largest_class(
 def _largest(
     values: Float[Array, "examples classes"],
 ) -> tuple[Float[Array, " examples"], Int[Array, " examples"], Float[Array, " examples"]]:
-    """Largest value of each row, its place, and the sum, `inf` with NaN or what is below 0."""
+    """Largest value of each row, its index, and the sum (`inf` if a value is NaN or negative)."""
 
     def better(a: _Cell, b: _Cell) -> _Cell:
         second = (b[0] > a[0]) | ((b[0] == a[0]) & (b[1] < a[1]))
@@ -90,14 +91,15 @@ def _largest(
 def _largest_jvp(primals: Any, tangents: Any) -> Any:
     largest, index, total = _largest(*primals)
     moved = jnp.take_along_axis(tangents[0], index[:, None], axis=1)[:, 0]
-    still = np.zeros(index.shape, jax.dtypes.float0), jnp.zeros_like(total)
-    return (largest, index, total), (moved, *still)
+    # of the type that a tangent of an index has, also inside `shard_map`
+    still = zero_from_primal(index, symbolic_zeros=False)
+    return (largest, index, total), (moved, still, jnp.zeros_like(total))
 
 
 def probabilities(
     probs: Float[Array, "*batch classes"], *, from_logits: bool = False
 ) -> Float[Array, "*batch classes"]:
-    """Class probabilities of at least float32; a row that is no distribution is all NaN.
+    """Class probabilities of at least float32; a row that is not a distribution is all NaN.
 
     Args:
         probs: class probabilities (or logits, with `from_logits`).
@@ -106,7 +108,7 @@ def probabilities(
     Returns:
         The probabilities. A row with an entry that is NaN or below 0, or with a sum that is not 1
         (see `distributions`), is NaN throughout; so is a row of logits that are all `-inf`, or
-        that hold `inf` or NaN. What rounding put above 1 becomes 1.
+        that hold `inf` or NaN. Values above 1 by rounding become 1.
     """
     if from_logits:
         sound, logits = _sound(probs)
@@ -116,7 +118,7 @@ def probabilities(
 
 
 def log_probabilities(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
-    """Log probabilities of at least float32; a row of logits that has none is all NaN.
+    """Log probabilities of at least float32; an invalid row of logits is all NaN.
 
     Args:
         logits: logits or log probabilities.
@@ -132,10 +134,10 @@ def log_probabilities(logits: Float[Array, "*batch classes"]) -> Float[Array, "*
 def _sound(
     logits: Float[Array, "*batch classes"],
 ) -> tuple[Bool[Array, "*batch 1"], Float[Array, "*batch classes"]]:
-    """Which rows have a softmax, and the logits with zeros in the others.
+    """Which rows have a softmax, and the logits with zeros in the other rows.
 
-    Without the zeros the softmax of a row that does not count would still make NaN of the
-    gradient: 0 times NaN.
+    Without the zeros the softmax of a row that does not count would still make the gradient NaN:
+    0 times NaN.
     """
     logits = at_least_float32(logits)
     strange = jnp.isnan(logits) | jnp.isposinf(logits)
@@ -151,7 +153,7 @@ def class_labels(labels: Shaped[Array, "*batch"]) -> Integer[Array, "*batch"]:
         labels: class of each example.
 
     Returns:
-        The labels as they are; whether they are in range is seen with the number of classes.
+        The labels, unchanged; their range is checked where the number of classes is known.
 
     Raises:
         TypeError: if they are not integers: a float label may be a probability or a rounded
@@ -176,8 +178,8 @@ def event(
         outcome: whether the event happened, or its probability where that is known.
 
     Returns:
-        `(confidence, outcome)`; both NaN where either is NaN or outside [0, 1]. A confidence that
-        rounding put above 1 (by at most 1e-5 and four units of rounding of its dtype) becomes 1.
+        `(confidence, outcome)`; both NaN where either is NaN or outside [0, 1]. A confidence above
+        1 by rounding (by at most 1e-5 and four units of rounding of its dtype) becomes 1.
     """
     rounding = _ROUNDING + 4 * float(jnp.finfo(confidence.dtype).eps)
     confidence = at_least_float32(confidence)
@@ -199,7 +201,7 @@ def check_predictions(
 ) -> None:
     """Raises an error that names the first bad row; on the host, for arrays with values.
 
-    Inside the metrics a bad row makes NaN. Call this where data enter a script.
+    Inside the metrics a bad row gives NaN. Call this once on the inputs of a script.
 
     Args:
         probs: class probabilities (or logits, with `from_logits`), `[examples, classes]`.
@@ -211,7 +213,7 @@ def check_predictions(
     Raises:
         TypeError: if `probs` or `weights` are not real numbers, or `labels` not integers.
         ValueError: if a shape is wrong, a row of probabilities has an entry that is NaN or below
-            0 or a sum that is not 1, a row of logits holds NaN or `inf` or nothing but `-inf`, a
+            0 or a sum that is not 1, a row of logits holds NaN or `inf` or only `-inf`, a
             label is outside the classes, or a weight is negative, infinite or NaN.
 
     Example:
@@ -228,7 +230,7 @@ def check_predictions(
             f"got probs.shape={values.shape}."
         )
     examples, classes = values.shape
-    # bfloat16 and its like are not NumPy's own; logits are compared, probabilities summed
+    # NumPy lacks bfloat16 and the like; logits are compared, probabilities summed
     dtype, values = values.dtype, values.astype(np.float64)
     if from_logits:
         _raise_at("probs", values, np.isnan(values), "hold no NaN where they are logits")
@@ -275,7 +277,7 @@ def _check_one_per_example(name: str, values: np.ndarray, examples: int) -> None
 
 
 def _raise_at(name: str, values: np.ndarray, bad: np.ndarray, rule: str) -> None:
-    """Raises for the first row with something bad."""
+    """Raises for the first row with a bad entry."""
     rows = np.flatnonzero(bad.any(axis=tuple(range(1, bad.ndim))))
     if rows.size:
         row = int(rows[0])

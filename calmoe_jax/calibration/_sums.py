@@ -1,8 +1,9 @@
-"""Sums that keep float32's digits over tens of millions of examples.
+"""Sums that stay accurate in float32 over tens of millions of examples.
 
-Adding numbers one by one, as XLA's scatter does on CPUs, stalls: 1e7 times 0.1 in float32 is off
-by a tenth of it. Here short runs are added plainly, and the sums of the runs with their rounding
-errors, which two additions recover exactly (Knuth, The Art of Computer Programming 2, 4.2.2).
+Adding numbers one by one, as XLA's scatter does on CPUs, stagnates: the sum of 1e7 times 0.1 in
+float32 has a relative error of a tenth. Here short runs are added plainly, and the sums of the runs
+with their rounding errors, which a few additions recover exactly (Knuth, The Art of Computer
+Programming 2, 4.2.2).
 """
 
 import jax
@@ -28,9 +29,9 @@ def add_pairs(
     a: tuple[Float[Array, "*shape"], Float[Array, "*shape"]],
     b: tuple[Float[Array, "*shape"], Float[Array, "*shape"]],
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """Sum of two sums, each as what it rounds to and the rest; a rest beside `inf` is 0.
+    """Adds two sums, each a rounded value and a remainder; the remainder of `inf` is 0.
 
-    The rest is kept below the last digit of the other: if it only grew, it would itself stall.
+    The remainder is kept below the last digit of the value; if it only grew, it would stagnate too.
     """
     total, error = two_sum(a[0], b[0])
     high, low = two_sum(total, error + (a[1] + b[1]))
@@ -46,7 +47,7 @@ def compensated_sum(values: Float[Array, "rows ..."]) -> Float[Array, "..."]:
     values = jnp.pad(values, ((0, missing), *((0, 0) for _ in values.shape[1:])))
     values = values.reshape(rows, -1, *values.shape[1:])
     zero = jnp.zeros((), values.dtype)
-    # in a block the errors are too few to stall: adding them plainly is four times as fast
+    # a block has too few errors to stagnate: adding them plainly is four times as fast
     blocks = jax.lax.reduce((values, jnp.zeros_like(values)), (zero, zero), _add_errors, (0,))
     high, low = jax.lax.reduce(blocks, (zero, zero), add_pairs, (0,))
     return jnp.where(jnp.isinf(high), high, high + low)
@@ -69,7 +70,7 @@ def _compensated_sum_jvp(
 
 
 def total(values: Float[Array, " examples"]) -> Float[Array, ""]:
-    """Sum of all values, compensated; lanes of 128 so that it vectorises."""
+    """Compensated sum of all values; in 128 lanes, so that it vectorises."""
     lanes = 128 if values.shape[0] > 128 else 1
     padded = jnp.pad(values, (0, -values.shape[0] % lanes))
     return compensated_sum(compensated_sum(padded.reshape(-1, lanes)))
@@ -78,7 +79,7 @@ def total(values: Float[Array, " examples"]) -> Float[Array, ""]:
 def weighted_total(
     values: Float[Array, " examples"], weight: Float[Array, " examples"]
 ) -> Float[Array, ""]:
-    """Compensated sum of values by weight; one of weight 0 does not count even if it is NaN."""
+    """Compensated weighted sum; values of weight 0 do not count, even if they are NaN."""
     return total(jnp.where(weight == 0, 0, values) * weight)
 
 
@@ -88,10 +89,10 @@ def sum_by_bin(
     """Sum of the values in each bin, compensated over runs of examples.
 
     Args:
-        values: what is summed.
+        values: values to sum.
         bins: bin of each value, in `[0, num_bins)`.
         num_bins: number of bins. Up to 64 a run has 64 examples, above it as many as there are
-            bins, so that the sums of the runs take no more room than the values.
+            bins, so that the sums of the runs take no more memory than the values.
     """
     size = values.shape[0]
     run = max(_RUN, num_bins)

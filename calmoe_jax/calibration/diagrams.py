@@ -1,4 +1,4 @@
-"""The arrays behind pictures of calibration: curves with bands, and gaps along a statistic."""
+"""The arrays behind calibration plots: curves with bands, and gaps along a statistic."""
 
 from typing import NamedTuple
 
@@ -13,18 +13,18 @@ from calmoe_jax.calibration._sums import total
 from calmoe_jax.calibration.metrics.binning import ReliabilityBins
 from calmoe_jax.calibration.metrics.equal_mass import mass_index, middle_weights
 
-# Of the standard normal law: 95 % of it lies within.
+# 97.5 % quantile of the standard normal distribution.
 _NORMAL_95 = 1.959963984540054
 
 
 class ReliabilityCurve(NamedTuple):
-    """How often the event happened at each level of confidence.
+    """Frequency of the event at each level of confidence.
 
     Attributes:
         confidence: mean confidence of each bin, in [0, 1].
         accuracy: share of the bin's weight for which the event happened, in [0, 1].
         low: lower end of the 95 % band of the accuracy, in [0, 1].
-        high: upper end of it.
+        high: upper end of the band.
         share: share of all weight that lies in the bin.
     """
 
@@ -41,7 +41,7 @@ class StatisticGap(NamedTuple):
     Attributes:
         statistic: mean of the statistic in each group.
         gap: mean of `confidence - correct`; above 0 is over-confident.
-        standard_error: of the gap, for independent examples.
+        standard_error: standard error of the gap, for independent examples.
         share: share of all weight that lies in the group.
     """
 
@@ -59,15 +59,15 @@ def reliability_curve(bins: ReliabilityBins) -> ReliabilityCurve:
 
         (a + z^2 / 2n  +-  z sqrt(a (1 - a) / n + z^2 / 4n^2)) / (1 + z^2 / n).
 
-    It never leaves [0, 1], and has a width where all or none of the events happened.
+    It stays in [0, 1], and has positive width if all or none of the events happened.
 
     Args:
         bins: sums of each bin (see `reliability_bins`); leading axes are a batch.
 
     Returns:
         A `ReliabilityCurve`; `sum_b share_b |confidence_b - accuracy_b|` is the expected
-        calibration error of the bins. A bin without weight has share 0 and is NaN otherwise;
-        where no bin has weight, the shares are NaN too. The band is pointwise: of 20 bins of
+        calibration error of the bins. A bin without weight has share 0 and other fields NaN;
+        if no bin has weight, the shares are NaN too. The band is pointwise: of 20 bins of
         a calibrated forecast one is expected to miss. It holds for independent examples whose
         weights do not depend on the outcome at a given confidence.
 
@@ -110,11 +110,11 @@ def gap_by_statistic(
     """Confidence minus accuracy along a statistic, in groups of equal weight.
 
     Examples are ordered by the statistic (routing entropy or disagreement, say) and cut into
-    groups of equal weight. Equal values stay together: they go where the middle of their joint
-    weight falls, so the order of the examples does not matter.
+    groups of equal weight. Equal values stay together, in the group of the middle of their joint
+    weight, so the order of the examples does not matter.
 
     Args:
-        statistic: any number of each example.
+        statistic: a statistic of each example.
         confidence: predicted probability of the event, in [0, 1].
         correct: whether the event happened, or its probability where that is known.
         weights: non-negative weight of each example; 1 by default.
@@ -122,10 +122,10 @@ def gap_by_statistic(
         num_groups: number of groups, at least 1; static under `jax.jit`.
 
     Returns:
-        A `StatisticGap`, ascending in the statistic. A group that holds nothing (because of ties,
-        or because there are fewer examples) has share 0 and is NaN otherwise; one of a single
-        example has no standard error: NaN. A NaN statistic that counts makes everything NaN: it
-        has no place in the order. A NaN event makes its group NaN.
+        A `StatisticGap`, ascending in the statistic. An empty group (because of ties, or because
+        there are fewer examples) has share 0 and other fields NaN. The standard error of a single
+        example is NaN. A NaN statistic that counts makes everything NaN, since it has no rank. A
+        NaN event makes its group NaN.
 
     Raises:
         ValueError: if `num_groups` is less than 1.
@@ -166,16 +166,15 @@ def mean_and_error(
 
     With shares `s_i = w_i / sum w` and the mean `m` the squared error is
     `sum_i s_i^2 (v_i - m)^2 / (1 - sum_i s_i^2)`: with equal weights the sample variance over n.
-    Only the ratios of the weights matter: they say how much an example counts, not how often it
-    was seen.
+    Only the ratios of the weights matter: they are importance weights, not counts.
 
     Args:
         values: a number of each example.
         weight: non-negative weight of each example; a value of weight 0 may be NaN.
 
     Returns:
-        `(mean, standard error)`; both NaN where there is no weight, the error NaN where all
-        weight is on one example.
+        `(mean, standard error)`; both NaN without weight; the error is NaN if all weight is on one
+        example.
     """
     held = total(weight)
     share = weight / jnp.where(held == 0, 1, held)

@@ -1,8 +1,8 @@
-"""Calibration of a stream: sums that are updated, merged across shards, and read at the end.
+"""Calibration of a stream: sums that are updated, merged across shards, and summarised.
 
-The state takes room for the bins and not for the examples. Every sum carries its rounding error
-along, so that any split of the data, in any order, on any number of devices, gives the value of
-all of it at once.
+The memory of the state depends on the bins, not on the examples. Every sum carries its rounding
+error along, so that any split of the data, in any order, on any number of devices, gives the same
+values as all the data at once.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from calmoe_jax.calibration.metrics.scores import log_losses, squared_distances
 
 
 class CalibrationSums(NamedTuple):
-    """What the metrics are made of.
+    """The sums that the metrics are computed from.
 
     Attributes:
         bins: reliability sums of the top label.
@@ -45,11 +45,11 @@ class CalibrationSums(NamedTuple):
 
 
 class CalibrationState(NamedTuple):
-    """Sums over all examples so far, in two parts: the truth is their sum.
+    """Sums over all examples so far, each as a rounded value and its rounding error.
 
     Attributes:
         high: the sums, rounded.
-        low: what rounding took away.
+        low: their rounding errors.
     """
 
     high: CalibrationSums
@@ -57,7 +57,7 @@ class CalibrationState(NamedTuple):
 
 
 class CalibrationSummary(NamedTuple):
-    """The metrics of all that went into a state.
+    """The metrics of all examples in a state.
 
     Attributes:
         accuracy: share of examples whose most probable class is the true one.
@@ -71,7 +71,7 @@ class CalibrationSummary(NamedTuple):
         debiased_squared_calibration_error: squared L2 error, debiased (top-label).
         classwise_calibration_errors: L1 error of each class (classwise).
         weight: total weight of the examples.
-        bins: reliability sums of the top label (what `top_label_bins` gives).
+        bins: reliability sums of the top label, as from `top_label_bins`.
     """
 
     accuracy: Float[Array, "*batch"]
@@ -91,12 +91,12 @@ class CalibrationSummary(NamedTuple):
 def init_state(
     *, num_classes: int, num_bins: int = 15, dtype: jnp.dtype | type = jnp.float32
 ) -> CalibrationState:
-    """A state that has seen nothing.
+    """A state without examples.
 
     Args:
         num_classes: number of classes, at least 1.
         num_bins: number of equal-width bins, at least 1.
-        dtype: dtype of the sums, at least float32, which will do for any number of examples.
+        dtype: dtype of the sums, at least float32, which is enough for any number of examples.
 
     Returns:
         The state: zeros.
@@ -138,12 +138,12 @@ def update_state(
         probs: class probabilities (or logits, with `from_logits`).
         labels: class of each example, in `[0, classes)`.
         weights: non-negative weight of each example; 1 by default.
-        where: examples that count (not those that fill up a batch); all by default.
+        where: examples that count (not padding); all by default.
         from_logits: whether `probs` holds logits or log probabilities.
 
     Returns:
-        The new state. A row that counts and cannot be scored (no distribution, or a label outside
-        the classes) makes it NaN for good.
+        The new state. A row that counts and is invalid (not a distribution, or a label outside the
+        classes) makes it NaN permanently.
 
     Raises:
         TypeError: if the labels are not integers.
@@ -192,7 +192,7 @@ def merge_states(a: CalibrationState, b: CalibrationState) -> CalibrationState:
         b: a state with as many classes and bins.
 
     Returns:
-        The merged state. Order and grouping matter to the last digit at most.
+        The merged state. Order and grouping affect at most the last digit.
 
     Example:
         >>> state = init_state(num_classes=2)
@@ -206,7 +206,7 @@ def merge_states(a: CalibrationState, b: CalibrationState) -> CalibrationState:
 def _by_sum(
     function: Callable[..., tuple[jax.Array, jax.Array]], *states: CalibrationState
 ) -> CalibrationState:
-    """Applies a function of the parts of every sum, of each state in turn."""
+    """Applies a function to the two parts of every sum of the given states."""
     parts = [part for state in states for part in state]
     pairs = jax.tree.map(function, *parts)
     inner = jax.tree.structure((0, 0))
@@ -216,8 +216,8 @@ def _by_sum(
 def psum_state(state: CalibrationState, axis_name: AxisName) -> CalibrationState:
     """The state of all devices along an axis: in `shard_map`, `pmap`, or `vmap` with a name.
 
-    A plain float sum over the devices would round, in an order of its own. So every device's sum
-    is split into a multiple of one common unit, of which float sums are exact, and a small rest.
+    A plain float sum over the devices would round, in an unspecified order. So every device's sum
+    is split into a multiple of a common unit, for which float sums are exact, and a remainder.
 
     Args:
         state: the state of each device.
@@ -252,7 +252,7 @@ def psum_state(state: CalibrationState, axis_name: AxisName) -> CalibrationState
         units = (high + large) - large
         exact = psum(units, axis_name)
         rest = psum((high - units) + low, axis_name)
-        plain = psum(high, axis_name)  # for what is not finite
+        plain = psum(high, axis_name)  # for values that are not finite
         finite = jnp.isfinite(bound)
         summed, error = two_sum(exact, rest)
         return jnp.where(finite, summed, plain), jnp.where(finite, error, 0)
@@ -261,13 +261,13 @@ def psum_state(state: CalibrationState, axis_name: AxisName) -> CalibrationState
 
 
 def summarise(state: CalibrationState) -> CalibrationSummary:
-    """The metrics of all examples that went into a state.
+    """Computes the metrics of all examples in a state.
 
     Args:
         state: the state; its leaves may have leading axes (after `jax.vmap`).
 
     Returns:
-        The metrics; NaN, but for the sums, where nothing counted.
+        The metrics; all but the sums are NaN if no example counted.
 
     Example:
         >>> state = init_state(num_classes=2)

@@ -1,12 +1,13 @@
-"""What tasks of grey images share: splits, corruptions as shifts, a hard subset."""
+"""Shared parts of tasks with grey images: splits, corruptions as shifts, a hard subset."""
 
 import numpy as np
 from scipy import ndimage
 
+from calmoe_jax.data.ambiguity import ambiguous_subset
 from calmoe_jax.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from calmoe_jax.data.task import Split, Task, ambiguous_subset
+from calmoe_jax.data.task import Kind, Split, Task
 
-# Training rows that decide what looks ambiguous: enough, and the distances stay quick.
+# Training rows used to find ambiguous examples; limited to keep the distances fast.
 _LOOK_ALIKES = 5000
 
 
@@ -21,20 +22,19 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
 
 def image_split(
     name: str,
-    kind: str,
+    kind: Kind,
     images: np.ndarray,
     labels: np.ndarray,
     description: str,
     series: str | None = None,
     position: float | None = None,
 ) -> Split:
-    """A split of grey images in which every image is a cluster of its own."""
+    """A split of grey images; each image is its own cluster."""
     return Split(
         name=name,
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         inputs=images[..., None],
         labels=labels.astype(np.int32),
-        clusters=np.arange(len(labels), dtype=np.int32),
         description=description,
         series=series,
         position=position,
@@ -51,14 +51,13 @@ def image_task(
     shifts: tuple[Split, ...] = (),
 ) -> Task:
     """Splits the rows, corrupts the test images and finds the ambiguous ones."""
-    train, calibration, test = (
-        image_split(part, kind, images[rows[part]], labels[rows[part]], description)
-        for part, kind, description in (
-            ("train", "train", "training images"),
-            ("calibration", "calibration", "images held out from training"),
-            ("test", "id", "test images as they are"),
-        )
-    )
+
+    def part(name: str, kind: Kind, description: str) -> Split:
+        return image_split(name, kind, images[rows[name]], labels[rows[name]], description)
+
+    train = part("train", "train", "training images")
+    calibration = part("calibration", "calibration", "images held out from training")
+    test = part("test", "id", "uncorrupted test images")
     corrupted = tuple(
         image_split(
             f"{corruption}_{severity}",

@@ -1,8 +1,8 @@
-"""Six coded corruptions of grey images at five severities, the same on every platform.
+"""Six corruptions of grey images at five severities, the same on every platform.
 
-Magnitudes are relative to the image, so that 8x8 and 28x28 images suffer alike. Random draws come
-from `numpy.random.RandomState`, whose streams are frozen for good, and every result is rounded to
-a byte, which hides the last digit of a platform's arithmetic.
+Magnitudes are relative to the image, so that 8x8 and 28x28 images are corrupted equally. Random
+numbers come from `numpy.random.RandomState`, whose streams are frozen. Every result is rounded to
+a byte, which hides rounding differences between platforms.
 """
 
 import zlib
@@ -84,10 +84,14 @@ def corrupt(images: np.ndarray, name: str, severity: int) -> np.ndarray:
         severity: 1 (mild) to 5.
 
     Returns:
-        Images of the same shape, uint8; the same ones for the same arguments, always.
+        Images of the same shape, uint8; deterministic.
 
     Raises:
         ValueError: for an unknown name or severity.
+
+    Example:
+        >>> corrupt(np.full((1, 2, 2), 100, np.uint8), "contrast", 5).tolist()
+        [[[100, 100], [100, 100]]]
     """
     check_choice("name", name, CORRUPTIONS)
     if severity not in SEVERITIES:

@@ -1,32 +1,33 @@
-"""Every task by name: what it is, what it needs, and how it is loaded."""
+"""The registry of tasks: name, description, files needed, loader."""
 
 import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from calmoe_jax.data.checks import check_task
 from calmoe_jax.data.corruptions import CORRUPTIONS, SEVERITIES
 from calmoe_jax.data.embedded import digits, portal
 from calmoe_jax.data.local import images, newsgroups, sentiment
-from calmoe_jax.data.task import Task, check_task
+from calmoe_jax.data.task import Task
 
 
 class TaskInfo(NamedTuple):
-    """What is known of a task before it is loaded.
+    """Description of a task that is not loaded yet.
 
     Attributes:
-        summary: one line for people.
-        source: where the data is from, and its licence.
-        files: files needed below the data folder; none where the data comes with the package.
-        shifts: names of its shifts.
+        summary: a one-line description.
         load: makes the task from the data folder.
+        source: origin of the data, and its licence.
+        files: files needed below the data folder; none if the data comes with the package.
+        shifts: names of its shifts.
     """
 
     summary: str
-    source: str
-    files: tuple[str, ...]
-    shifts: tuple[str, ...]
     load: Callable[[Path | None], Task]
+    source: str = ""
+    files: tuple[str, ...] = ()
+    shifts: tuple[str, ...] = ()
 
     def missing(self, data_dir: Path | None) -> tuple[str, ...]:
         """The needed files that are not below the data folder."""
@@ -40,47 +41,69 @@ _CORRUPTED = tuple(f"{name}_{severity}" for name in CORRUPTIONS for severity in 
 TASKS: dict[str, TaskInfo] = {
     "portal": TaskInfo(
         "desert rodents by their measurements; trained on 1977-1989, tested until 2002",
-        portal.SOURCE,
-        (),
-        ("1990-1993", "1994-1997", "1998-2002"),
         portal.load,
+        portal.SOURCE,
+        shifts=("1990-1993", "1994-1997", "1998-2002"),
     ),
     "digits": TaskInfo(
         "scikit-learn's 8x8 digits; six corruptions at five severities",
-        digits.DIGITS_SOURCE,
-        (),
-        _CORRUPTED,
         digits.load_digits,
+        digits.DIGITS_SOURCE,
+        shifts=_CORRUPTED,
     ),
     "digits16": TaskInfo(
         "MNIST at 16x16; shifted to USPS, optdigits and six corruptions at five severities",
+        images.load_digits16,
         images.DIGITS16_SOURCE,
         images.DIGITS16_FILES,
         ("usps", "optdigits", *_CORRUPTED),
-        images.load_digits16,
     ),
     "fashion_c": TaskInfo(
         "Fashion-MNIST at 28x28; six corruptions at five severities",
+        images.load_fashion_c,
         images.FASHION_SOURCE,
         images.FASHION_FILES,
         _CORRUPTED,
-        images.load_fashion_c,
     ),
     "newsgroups": TaskInfo(
         "branches of Usenet by a post's words; trained on nine groups, shifted to eight others",
+        newsgroups.load,
         newsgroups.SOURCE,
         newsgroups.FILES,
         newsgroups.SHIFTS,
-        newsgroups.load,
     ),
     "sentiment": TaskInfo(
-        "sentiment of tweets as people rated it; shifted to reviews and editorials",
+        "sentiment of tweets by human ratings; shifted to reviews and editorials",
+        sentiment.load,
         sentiment.SOURCE,
         sentiment.FILES,
         sentiment.SHIFTS,
-        sentiment.load,
     ),
 }
+
+
+def register(name: str, info: TaskInfo) -> None:
+    """Registers a task by name, for this process.
+
+    Args:
+        name: name of the task for `load_task` and `calmoe run`; without a colon and not ending in
+            `.npz`, which would mean a function or a file.
+        info: description and loader.
+
+    Raises:
+        ValueError: if the name is taken, empty, or looks like a function or a file.
+
+    Example:
+        >>> info = TaskInfo("rodents, once more", TASKS["portal"].load)
+        >>> register("rodents", info)
+        >>> TASKS["rodents"].summary
+        'rodents, once more'
+    """
+    if name in TASKS:
+        raise ValueError(f"name must be new, got name={name!r}: {TASKS[name].summary}.")
+    if not name or ":" in name or name.lower().endswith(".npz"):
+        raise ValueError(f"name must be without a colon and not end in .npz, got name={name!r}.")
+    TASKS[name] = info
 
 
 def load_task(name: str, data_dir: Path | None = None) -> Task:
@@ -91,16 +114,25 @@ def load_task(name: str, data_dir: Path | None = None) -> Task:
         data_dir: folder with the files of tasks that do not come with the package.
 
     Returns:
-        The task; the same arrays on every platform (features of texts, which rest on a singular
-        value decomposition, all but a few to the last digit).
+        The task; the same arrays on every platform, except that features of texts, which use a
+        singular value decomposition, may differ in the last digit.
 
     Raises:
         ValueError: for an unknown name, with the nearest known one.
-        MissingDataError: where a file is not there.
-        CorruptDataError: where a file cannot be read, or holds what it must not.
+        MissingDataError: if a file is missing.
+        CorruptDataError: if a file cannot be read, or holds invalid values.
+
+    Example:
+        >>> [split.name for split in load_task("portal").evaluation]
+        ['test', '1990-1993', '1994-1997', '1998-2002', 'ambiguous']
     """
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got task={name!r}.{hint}")
+        raise unknown_task(name)
     return check_task(TASKS[name].load(data_dir))
+
+
+def unknown_task(name: str, *, others: str = "") -> ValueError:
+    """The error for an unknown task; `others` lists what else could be given."""
+    near = difflib.get_close_matches(name, TASKS, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return ValueError(f"task must be one of {', '.join(TASKS)}{others}, got task={name!r}.{hint}")

@@ -1,1 +1,1 @@
-"""Pictures of calibration, from arrays; every one is a figure of its own."""
+"""Plots of calibration, from arrays; each is a separate figure."""

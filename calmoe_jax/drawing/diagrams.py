@@ -1,7 +1,7 @@
-"""Pictures of calibration, from arrays: reliability, experts, gaps along a statistic, methods.
+"""Plots of calibration, from arrays: reliability, experts, gaps along a statistic, methods.
 
-Every picture is a `matplotlib.figure.Figure` of its own: no state of pyplot, no window. What must
-be told apart differs in shape and line as well as in colour.
+Every plot is a separate `matplotlib.figure.Figure`: no pyplot state, no window. Series differ in
+marker and line style as well as in colour.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from calmoe_jax.calibration.diagrams import ReliabilityCurve, StatisticGap
-from calmoe_jax.drawing.style import COLOURS, LINES, MARKERS, STYLE, legend_below
+from calmoe_jax.drawing.style import COLOURS, STYLE, legend_below, look
 
 _DIAGONAL: Any = {"color": "#7F7F7F", "lw": 1, "zorder": 1}
 # half the width of a 95 % interval, in standard errors
@@ -27,12 +27,12 @@ def draw_reliability_diagram(curve: ReliabilityCurve, *, title: str = "") -> Fig
 
     Args:
         curve: as from `reliability_curve`, of one model.
-        title: what was measured.
+        title: title of the plot.
 
     Returns:
-        The figure. A point for each bin that holds examples; a bar that crosses the diagonal is no
-        evidence of miscalibration at that confidence. The histogram's bars stand at the bins' mean
-        confidences.
+        The figure, with a point for each bin that holds examples. A bar that crosses the diagonal
+        is no evidence of miscalibration at that confidence. The histogram's bars are placed at the
+        bins' mean confidences.
 
     Raises:
         ValueError: if the curve is a batch.
@@ -60,14 +60,20 @@ def draw_expert_diagrams(
     Args:
         curves: as from `reliability_curve(expert_bins(...))`: a leading axis of experts.
         load: share of the data that each expert gets, in [0, 1].
-        names: of the experts; their numbers by default.
-        title: what was measured.
+        names: names of the experts; their numbers by default.
+        title: title of the plot.
 
     Returns:
         The figure, at most four experts in a row. The panel of an expert without load says so.
 
     Raises:
-        ValueError: if curves, load and names are not of the same experts.
+        ValueError: if `curves`, `load` and `names` differ in the number of experts.
+
+    Example:
+        >>> bins = reliability_bins(jnp.array([0.3, 0.8]), jnp.array([0.0, 1.0]))
+        >>> curves = jax.tree.map(lambda x: x[None], reliability_curve(bins))
+        >>> len(draw_expert_diagrams(curves, [1.0]).axes)
+        2
     """
     each = jax.tree.map(np.asarray, curves)
     load = np.asarray(load)
@@ -79,7 +85,7 @@ def draw_expert_diagrams(
     names = [f"expert {k}" for k in range(number)] if names is None else names
     for name, size in (("load", load.shape), ("names", (len(names),))):
         if size != (number,):
-            raise ValueError(f"{name} must be of the {number} experts of curves, got shape {size}.")
+            raise ValueError(f"{name} must have the {number} experts of curves, got shape {size}.")
     rows = -(-number // 4)
     top = np.max(each.share, initial=0, where=each.share > 0)
     with matplotlib.rc_context(STYLE):
@@ -103,8 +109,8 @@ def draw_gaps(gaps: Mapping[str, Mapping[str, StatisticGap]]) -> Figure:
     """Confidence minus accuracy along statistics of the routing, a panel for each.
 
     Args:
-        gaps: by the statistic's name (`"routing entropy, nats"`, say), then by the model's: as
-            from `gap_by_statistic`.
+        gaps: results of `gap_by_statistic`, by the statistic's name (`"routing entropy, nats"`,
+            say) and then by the model's.
 
     Returns:
         The figure. Bars are 95 % intervals, 1.96 standard errors each way; a group of a single
@@ -113,6 +119,11 @@ def draw_gaps(gaps: Mapping[str, Mapping[str, StatisticGap]]) -> Figure:
 
     Raises:
         ValueError: if there is no statistic, or one of them has no model.
+
+    Example:
+        >>> gap = gap_by_statistic(jnp.arange(4.0), jnp.full(4, 0.8), jnp.ones(4), num_groups=2)
+        >>> len(draw_gaps({"routing entropy, nats": {"mine": gap}}).axes)
+        1
     """
     if not gaps or not all(gaps.values()):
         raise ValueError(f"gaps must hold a statistic, and a model for each, got {gaps!r}.")
@@ -128,7 +139,7 @@ def draw_gaps(gaps: Mapping[str, Mapping[str, StatisticGap]]) -> Figure:
             ax.set_xlabel(statistic)
             # lines that are set aside do not count for the automatic limits
             _limit_to(ax, np.concatenate([np.asarray(x.statistic) for x in lines.values()]))
-        limit = 1.3 * reach if reach > 0 else 1.0  # room for the words
+        limit = 1.3 * reach if reach > 0 else 1.0  # leaves space for the text
         for ax in axes:
             ax.set_ylim(-limit, limit)
         axes[0].set_ylabel("confidence − accuracy, 95 % intervals")
@@ -139,24 +150,27 @@ def draw_gaps(gaps: Mapping[str, Mapping[str, StatisticGap]]) -> Figure:
             axes[0].text(
                 0.02, place, word, va=side, transform=axes[0].transAxes, color="#555555", fontsize=9
             )
-        with_all = max(axes, key=lambda ax: len(ax.get_legend_handles_labels()[1]))
-        legend_below(figure, with_all)
+        legend_below(figure, axes)
     return figure
 
 
 def draw_method_comparison(curves: Mapping[str, ReliabilityCurve]) -> Figure:
-    """Several models in one reliability diagram, and the histogram of each one's confidence.
+    """Several models in one reliability diagram, and histograms of their confidence.
 
     Args:
-        curves: by the model's name, as from `reliability_curve`; up to five stay readable.
+        curves: results of `reliability_curve` by the model's name; at most five stay readable.
 
     Returns:
-        The figure: curves with 95 % bands on the left, and on the right, on a common scale, how
-        much of the data has which confidence. The legend gives each one's expected calibration
-        error.
+        The figure: curves with 95 % bands on the left, and on the right the histograms of
+        confidence on a common scale. The legend gives each model's expected calibration error.
 
     Raises:
         ValueError: if there is no curve, or one is a batch.
+
+    Example:
+        >>> bins = reliability_bins(jnp.array([0.3, 0.8]), jnp.array([0.0, 1.0]))
+        >>> len(draw_method_comparison({"mine": reliability_curve(bins)}).axes)
+        2
     """
     if not curves:
         raise ValueError(f"curves must hold at least one model, got {curves!r}.")
@@ -167,9 +181,9 @@ def draw_method_comparison(curves: Mapping[str, ReliabilityCurve]) -> Figure:
         for i, (name, batch) in enumerate(curves.items()):
             curve = _one_curve(batch)
             _draw_curve(left, curve, i, label=_with_error(name, curve), thin=len(curves) > 1)
-            look = _look(i)
+            series = look(i)
             held = curve.share > 0
-            right.plot(curve.confidence[held], curve.share[held], ms=5, lw=1.3, **look)
+            right.plot(curve.confidence[held], curve.share[held], ms=5, lw=1.3, **series)
         left.set_xlabel("confidence")
         left.set_ylabel("accuracy, 95 % bands")
         right.set_xlim(0, 1)
@@ -177,17 +191,8 @@ def draw_method_comparison(curves: Mapping[str, ReliabilityCurve]) -> Figure:
         right.set_box_aspect(1)
         right.set_xlabel("confidence")
         right.set_ylabel("share of the data in the bin")
-        legend_below(figure, left)
+        legend_below(figure, [left])
     return figure
-
-
-def _look(i: int) -> dict[str, Any]:
-    """Colour, marker and line of the i-th of several; no two alike among the first ten."""
-    return {
-        "color": COLOURS[i % len(COLOURS)],
-        "marker": MARKERS[i % len(MARKERS)],
-        "ls": LINES[i % len(LINES)],
-    }
 
 
 def _one_curve(curve: ReliabilityCurve) -> ReliabilityCurve:
@@ -200,7 +205,7 @@ def _one_curve(curve: ReliabilityCurve) -> ReliabilityCurve:
 
 
 def _with_error(title: str, curve: ReliabilityCurve) -> str:
-    """The title and the expected calibration error, which is the curve's."""
+    """The title with the expected calibration error of the curve."""
     held = curve.share > 0
     if not held.any():
         return title
@@ -220,9 +225,9 @@ def _square(ax: Axes, *, label: str | None = "calibrated") -> None:
 
 
 def _panels(number: int, *, columns: int, side: float) -> tuple[Figure, list[tuple[Axes, Axes]]]:
-    """Square panels, each over a foot of its width; `side` in inches.
+    """Square panels, each above a low one of the same width; `side` in inches.
 
-    Placed by hand: no layout engine keeps squares, their feet and common axes together.
+    Placed manually: no layout engine keeps square panels, the ones below and common axes aligned.
     """
     rows = -(-number // columns)
     left, right, apart, above, foot, below = 0.75, 0.2, 0.36, 0.55, 0.24 * side, 0.2
@@ -266,17 +271,17 @@ def _draw_curve(
 ) -> None:
     held = curve.share > 0
     confidence, low, high = curve.confidence[held], curve.low[held], curve.high[held]
-    look = _look(i)
+    series = look(i)
     ax.vlines(
         confidence,
         low,
         high,
-        color=look["color"],
+        color=series["color"],
         lw=1.2 if thin else 5,
         alpha=0.6 if thin else 0.3,
         label="" if thin else "95 % band",
     )
-    ax.plot(confidence, curve.accuracy[held], lw=1.3, ms=5, label=label, clip_on=False, **look)
+    ax.plot(confidence, curve.accuracy[held], lw=1.3, ms=5, label=label, clip_on=False, **series)
 
 
 def _draw_shares(ax: Axes, curve: ReliabilityCurve, i: int) -> None:
@@ -287,7 +292,7 @@ def _draw_shares(ax: Axes, curve: ReliabilityCurve, i: int) -> None:
 
 
 def _draw_gap(ax: Axes, gap: StatisticGap, i: int, name: str, number: int) -> float:
-    """Draws the i-th of a number of lines with intervals; returns how far from 0 it reaches."""
+    """Draws the i-th of several lines with intervals; returns its largest distance from 0."""
     line = jax.tree.map(np.asarray, gap)
     held = np.isfinite(line.gap)
     half = _NORMAL_95 * np.nan_to_num(line.standard_error[held])
@@ -301,7 +306,7 @@ def _draw_gap(ax: Axes, gap: StatisticGap, i: int, name: str, number: int) -> fl
         capsize=2.5,
         label=name,
         transform=ax.transData + ScaledTranslation(aside, 0, ax.figure.dpi_scale_trans),
-        **_look(i),
+        **look(i),
     )
     return float(np.max(np.abs(line.gap[held]) + half, initial=0))
 

@@ -1,4 +1,4 @@
-"""A sparse layer of experts and its parts: plan, dispatch, grouped products, combine."""
+"""A sparse layer of experts and its parts: plan, dispatch, products, combine, gate losses."""
 
 from calmoe_jax.moe.dispatch import combine as combine
 from calmoe_jax.moe.dispatch import dispatch as dispatch
@@ -8,6 +8,8 @@ from calmoe_jax.moe.experts import expert_linear as expert_linear
 from calmoe_jax.moe.experts import expert_mlp as expert_mlp
 from calmoe_jax.moe.layer import SparseOutput as SparseOutput
 from calmoe_jax.moe.layer import sparse_layer as sparse_layer
+from calmoe_jax.moe.losses import load_balancing_loss as load_balancing_loss
+from calmoe_jax.moe.losses import router_z_loss as router_z_loss
 from calmoe_jax.moe.matmul import check_groups as check_groups
 from calmoe_jax.moe.matmul import grouped_matmul as grouped_matmul
 from calmoe_jax.moe.matmul import preferred_block_size as preferred_block_size

@@ -2,9 +2,10 @@
 
 Both directions, and both gradients, are gathers along a plan's two permutations.
 
-`implementation=` is `None` (the best that is known for this device and these sizes), `"xla"`,
-`"triton"` or `"pallas_tpu"`; one that declines raises `NotImplementedError`. All of them give the
-same positions; sums may differ in their last bits.
+`implementation=` is `"xla"`, `"triton"` or `"pallas_tpu"`, which raise `NotImplementedError` where
+they cannot run, or `None`: a kernel where it was measured to be correct and faster on this kind of
+device at this size (`calmoe_kernels.selection`), otherwise `"xla"`. All of them give the same
+positions; sums may differ in their last bits.
 
 Sharding: inside `shard_map` or `pmap` each device routes and groups its own tokens. Under plain
 `jit` with sharded tokens the groups are of all tokens, so XLA has to move them; Triton kernels
@@ -17,22 +18,23 @@ import jax
 from jaxtyping import Array, Float
 
 from calmoe_jax._checks import check_axes, check_floats
-from calmoe_jax._kernels import kernel
 from calmoe_jax.moe.plan import DispatchPlan
-from calmoe_kernels import selection, xla
+from calmoe_kernels import selection
+from calmoe_kernels.selection import lazy
 from calmoe_kernels.varying import vary_along, varying_axes
+from calmoe_kernels.xla import permute
 
 
 def dispatch(
     x: Float[Array, "tokens d"], plan: DispatchPlan, *, implementation: str | None = None
 ) -> Float[Array, "rows d"]:
-    """Copies each token's row to the rows of its slots: tokens in, groups of experts out.
+    """Copies each token's row to the rows of its slots, grouped by expert.
 
     `result[positions[t, j]] = x[t]`; its gradient to `x` sums a token's rows in float32.
 
     Args:
-        x: what the experts are to see of each token.
-        plan: where the slots lie.
+        x: the experts' inputs, a row for each token.
+        plan: the plan of dispatch, which gives the rows of the slots.
         implementation: see the module.
 
     Returns:
@@ -40,7 +42,7 @@ def dispatch(
 
     Raises:
         TypeError: if `x` is not of floats.
-        ValueError: if `x` has not two axes, or the plan is of another number of tokens.
+        ValueError: if `x` does not have two axes, or not as many tokens as the plan.
         NotImplementedError: if the implementation declines.
 
     Example:
@@ -66,7 +68,7 @@ def combine(
 
     Args:
         rows: outputs of the experts, a row for each of the plan's.
-        plan: where the slots lie.
+        plan: the plan of dispatch, which gives the rows of the slots.
         combine_weights: weight of each slot.
         implementation: see the module.
 
@@ -102,11 +104,11 @@ def gather_slots(
 ) -> Float[Array, "tokens k d"]:
     """Brings the experts' outputs back without summing them: `y[t, j] = rows[positions[t, j]]`.
 
-    For what is not a weighted sum of outputs: probabilities are mixed after each slot's softmax.
+    For uses other than a weighted sum: probabilities are mixed after each slot's softmax.
 
     Args:
         rows: outputs of the experts, a row for each of the plan's.
-        plan: where the slots lie.
+        plan: the plan of dispatch, which gives the rows of the slots.
         implementation: see the module.
 
     Returns:
@@ -114,7 +116,7 @@ def gather_slots(
 
     Raises:
         TypeError: if the rows are not of floats.
-        ValueError: if `rows` has not two axes, or not the plan's number of rows.
+        ValueError: if `rows` does not have two axes, or not as many rows as the plan.
         NotImplementedError: if the implementation declines.
 
     Example:
@@ -130,17 +132,18 @@ def gather_slots(
 
 
 def _scatter_rows(implementation: str | None, x: jax.Array, plan: DispatchPlan) -> jax.Array:
-    attempts = {"xla": xla.scatter_rows, "triton": kernel("gpu.permute", "scatter_rows")}
+    attempts = {"xla": permute.scatter_rows, "triton": lazy("triton.permute", "scatter_rows")}
     args = x, plan.positions, plan.slot_indices
-    result: jax.Array = selection.run(attempts, implementation, *args)
+    result: jax.Array = selection.run(attempts, implementation, *args, operation="scatter_rows")
     return result
 
 
 def _gather_rows(
     implementation: str | None, rows: jax.Array, plan: DispatchPlan, weights: jax.Array | None
 ) -> jax.Array:
-    attempts = {"xla": xla.gather_rows, "triton": kernel("gpu.permute", "gather_rows")}
-    result: jax.Array = selection.run(attempts, implementation, rows, plan.positions, weights)
+    attempts = {"xla": permute.gather_rows, "triton": lazy("triton.permute", "gather_rows")}
+    args = rows, plan.positions, weights
+    result: jax.Array = selection.run(attempts, implementation, *args, operation="gather_rows")
     return result
 
 
@@ -204,11 +207,13 @@ def _combine_backward(
 ) -> tuple[jax.Array, jax.Array, None]:
     rows, weights, plan = saved
     attempts = {
-        "xla": xla.combine_backward,
-        "triton": kernel("gpu.permute", "combine_backward"),
+        "xla": permute.combine_backward,
+        "triton": lazy("triton.permute", "combine_backward"),
     }
     args = cotangent, rows, plan.positions, plan.slot_indices, weights
-    to_rows, to_weights = selection.run(attempts, implementation, *args)
+    to_rows, to_weights = selection.run(
+        attempts, implementation, *args, operation="combine_backward"
+    )
     return to_rows, to_weights, None
 
 

@@ -1,6 +1,6 @@
 """Experts with one hidden layer on rows that are grouped by expert.
 
-Parameters are plain arrays, so that they can come from any library of modules.
+Parameters are plain arrays, so they can come from any neural network library.
 """
 
 from functools import partial
@@ -20,8 +20,8 @@ def _swiglu(inner: jax.Array) -> jax.Array:
     return jax.nn.silu(gate) * value
 
 
-# Under `checkpoint`, or factors of their derivatives would be kept beside the hidden units: two
-# more arrays of that size, which save no time (measured on CPU).
+# Under `checkpoint`: otherwise factors of their derivatives would be stored with the hidden units,
+# two more arrays of that size, which save no time (measured on CPU).
 _ACTIVATIONS = {
     "relu": jax.nn.relu,
     "gelu": jax.checkpoint(partial(jax.nn.gelu, approximate=False)),
@@ -34,9 +34,9 @@ class ExpertParams(NamedTuple):
     """Parameters of experts with one hidden layer.
 
     Attributes:
-        w_in: to the hidden units; for SwiGLU to the gates and then to the values, side by side,
-            which is one product instead of two: `columns` is then twice `hidden`.
-        w_out: from the hidden units.
+        w_in: matrices from inputs to hidden units. For SwiGLU the gates' columns come first and
+            then the values', so that one product gives both: `columns` is then twice `hidden`.
+        w_out: matrices from hidden units to outputs.
         b_in: biases of `w_in`, if any.
         b_out: biases of `w_out`, if any.
     """
@@ -61,12 +61,12 @@ def expert_linear(
 
     Args:
         rows: rows grouped by expert, as from `dispatch`.
-        plan: where the groups lie.
+        plan: the plan of dispatch, which gives the rows of each group.
         w: a matrix for each expert, of the dtype of the rows.
         bias: a bias for each expert, of the same dtype; `None` for none.
         block_size: the plan's, if it has one.
         capacity: the plan's, if it has one.
-        implementation: of the products; see `calmoe_jax.moe.matmul`.
+        implementation: implementation of the products; see `calmoe_jax.moe.matmul`.
 
     Returns:
         The results in the dtype of the rows; 0 for rows that are in no group.
@@ -98,8 +98,8 @@ def expert_linear(
         return result
     if bias.shape != (w.shape[0], w.shape[2]):
         raise ValueError(
-            f"the bias must have shape {(w.shape[0], w.shape[2])}, as its matrices of shape "
-            f"{w.shape} have it, got bias.shape={bias.shape}."
+            f"bias must have shape {(w.shape[0], w.shape[2])} for w.shape={w.shape}, got "
+            f"bias.shape={bias.shape}."
         )
     # a product too: its gradient sums an expert's rows in a fixed order, and in float32
     return result + product(jnp.ones((len(rows), 1), rows.dtype), bias[:, None])
@@ -121,13 +121,13 @@ def expert_mlp(
 
     Args:
         rows: rows grouped by expert, as from `dispatch`.
-        plan: where the groups lie.
+        plan: the plan of dispatch, which gives the rows of each group.
         params: the experts' parameters, of the dtype of the rows.
-        activation: `"relu"`, `"gelu"` (the exact one) or `"swiglu"`. Its derivative is computed
-            anew in the backward pass.
+        activation: `"relu"`, `"gelu"` (the exact one) or `"swiglu"`. It is recomputed in the
+            backward pass.
         block_size: the plan's, if it has one.
         capacity: the plan's, if it has one.
-        implementation: of the products; see `calmoe_jax.moe.matmul`.
+        implementation: implementation of the products; see `calmoe_jax.moe.matmul`.
 
     Returns:
         The experts' outputs; 0 for rows that are in no group.

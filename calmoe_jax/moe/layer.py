@@ -5,6 +5,7 @@
 
 from typing import NamedTuple
 
+import jax
 from jaxtyping import Array, Float
 
 from calmoe_jax.moe.dispatch import combine, dispatch
@@ -18,7 +19,8 @@ class SparseOutput(NamedTuple):
 
     Attributes:
         output: the tokens' outputs.
-        routed: routing, plan and statistics: what the losses of the gate need.
+        routed: routing, plan and statistics: what `calmoe_jax.moe.load_balancing_loss` and
+            `router_z_loss` take.
     """
 
     output: Float[Array, "tokens d_out"]
@@ -40,13 +42,13 @@ def sparse_layer(
     capacity: int | None = None,
     implementation: str | None = None,
 ) -> SparseOutput:
-    """Routes tokens to `k` experts each and sums what these make of them, by weight.
+    """Routes each token to `k` experts and sums their outputs by weight.
 
     `y_t = sum_j w_tj expert_{e_tj}(x_t)`; only the chosen experts are computed.
 
     Args:
-        x: tokens, of one example or of many.
-        gate_logits: the router's logits of the same tokens; `-inf` masks an expert.
+        x: tokens, from one example or several.
+        gate_logits: the router's logits for the same tokens; `-inf` masks an expert.
         params: the experts' parameters, of the dtype of `x`.
         selection_bias: as in `route`.
         k: experts per token.
@@ -56,14 +58,16 @@ def sparse_layer(
         num_groups: as in `route`.
         groups_per_token: as in `route`.
         capacity: rows per expert; `None` for dropless.
-        implementation: `None`, `"xla"` or `"triton"`, for all parts.
+        implementation: `None`, `"xla"` or `"triton"`, for every part, products included; see
+            `calmoe_jax.moe.dispatch` and `calmoe_jax.moe.matmul`.
 
     Returns:
         A `SparseOutput`. Slots beyond a capacity count as zeros.
 
     Raises:
-        TypeError: as the parts.
-        ValueError: as the parts; if `x` and the logits are of other tokens.
+        TypeError: as `route`, `dispatch`, `expert_mlp` and `combine`.
+        ValueError: as those functions; if `x` and `gate_logits` differ in tokens, or `params` and
+            `gate_logits` in experts.
         NotImplementedError: if the implementation declines.
 
     Example:
@@ -72,18 +76,8 @@ def sparse_layer(
         >>> out.output[:, 0].tolist(), out.routed.plan.group_sizes.tolist()
         ([3.0, 3.0, 3.0, 3.0], [4, 0])
     """
-    if len(x) != len(gate_logits):
-        raise ValueError(
-            f"gate_logits must be of the {len(x)} tokens of x, got "
-            f"gate_logits.shape={gate_logits.shape}."
-        )
-    if params.w_in.shape[0] != gate_logits.shape[1]:
-        raise ValueError(
-            f"params must have the {gate_logits.shape[1]} experts of gate_logits, got "
-            f"w_in.shape={params.w_in.shape}."
-        )
-    of_products = implementation if implementation == "triton" else None
-    block_size = preferred_block_size(capacity=capacity, implementation=of_products)
+    _check(x, gate_logits, params)
+    block_size = preferred_block_size(capacity=capacity, implementation=implementation)
     routed = route(
         gate_logits,
         selection_bias,
@@ -104,8 +98,21 @@ def sparse_layer(
         activation=activation,
         block_size=block_size,
         capacity=capacity,
-        implementation=of_products,
+        implementation=implementation,
     )
     weights = routed.routing.combine_weights
     output = combine(outputs, routed.plan, weights, implementation=implementation)
     return SparseOutput(output, routed)
+
+
+def _check(x: jax.Array, gate_logits: jax.Array, params: ExpertParams) -> None:
+    if len(x) != len(gate_logits):
+        raise ValueError(
+            f"gate_logits must have the {len(x)} tokens of x, got "
+            f"gate_logits.shape={gate_logits.shape}."
+        )
+    if params.w_in.shape[0] != gate_logits.shape[1]:
+        raise ValueError(
+            f"params must have the {gate_logits.shape[1]} experts of gate_logits, got "
+            f"w_in.shape={params.w_in.shape}."
+        )

@@ -1,9 +1,13 @@
-"""Products of groups of rows with a matrix each: what experts are made of.
+"""Grouped matrix products: the rows of each group times the group's matrix.
 
-`implementation=` is `None` or one of `"triton"` (NVIDIA GPUs), `"batched"` (plans with a capacity),
-`"blocks"` (a loop over blocks of rows: the fastest on CPU), `"ragged_dot"` (XLA's own, for TPU) and
-`"tokamax"` (where it is installed; only when asked for, since nothing of it was measured).
-Figures that decide what `None` means are in `kernels/README.md`.
+`implementation=` is one of
+
+* `None`: a kernel where it was measured to be correct and faster on this kind of device at this
+  size (`calmoe_kernels.selection`), otherwise `"xla"`;
+* `"xla"`: XLA's form for these products: `"batched"` where a capacity is promised, otherwise
+  `"blocks"` on CPU and `"ragged_dot"` elsewhere;
+* `"batched"` (plans with a capacity), `"blocks"` (a loop over blocks of rows: the fastest on CPU),
+  `"ragged_dot"` (XLA's own), `"tokamax"` (where it is installed) and `"triton"` (NVIDIA GPUs).
 """
 
 from collections.abc import Callable
@@ -15,9 +19,9 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 from jaxtyping import Array, Float, Int
 
-from calmoe_jax._kernels import kernel
-from calmoe_kernels import matmul, selection
+from calmoe_kernels import selection
 from calmoe_kernels.varying import vary_along, varying_axes
+from calmoe_kernels.xla import matmul
 
 _RAGGED = {"ragged_dot": matmul.jax_lax, "tokamax": matmul.tokamax}
 # Rows of a block on CPU: 32 to 256 were tried.
@@ -25,7 +29,7 @@ _CPU_BLOCK = 64
 
 
 class _Statics(NamedTuple):
-    """What is static of a product, and the same in both directions."""
+    """Static arguments of a product, the same in both directions."""
 
     block_size: int | None
     capacity: int | None
@@ -53,10 +57,10 @@ def grouped_matmul(
         x: rows, grouped by expert.
         w: a matrix for each expert, of the dtype of `x`.
         group_sizes: rows of each expert, 0 allowed.
-        group_offsets: first row of each expert, where the one before ends or later; by default
-            exactly there.
+        group_offsets: first row of each expert, at or after the end of the group before it; by
+            default exactly at its end.
         block_size: a promise that all offsets are multiples of it, as with
-            `plan_dispatch(block_size=...)`; spares a copy on CPU.
+            `plan_dispatch(block_size=...)`; avoids a copy on CPU.
         capacity: a promise that the group of expert `e` starts at `e * capacity`, as with
             `plan_dispatch(capacity=...)`.
         preferred_element_type: dtype of the result; by default that of `x`. Gradients are in the
@@ -67,9 +71,9 @@ def grouped_matmul(
         The products; 0 for rows that are in no group.
 
     Raises:
-        TypeError: if `x` and `w` are not of floats of one dtype, the sizes not of integers, or the
-            result not to be of floats.
-        ValueError: if shapes do not fit, or a promise cannot be true of them.
+        TypeError: if `x` and `w` do not have one floating dtype, `group_sizes` or `group_offsets`
+            are not integers, or `preferred_element_type` is not a floating dtype.
+        ValueError: if shapes do not match, or a promise contradicts them.
         NotImplementedError: if the implementation declines.
 
     Example:
@@ -101,14 +105,14 @@ def grouped_matmul(
 def preferred_block_size(
     *, capacity: int | None = None, implementation: str | None = None
 ) -> int | None:
-    """The `block_size` to plan with where the products of the plan's rows are to be fast.
+    """The `block_size` to plan with for fast products of the plan's rows.
 
-    On CPU the products are a loop over blocks of one expert's rows; a plan that keeps groups at
-    multiples of a block spares them a copy.
+    The form `"blocks"`, which `None` and `"xla"` choose on CPU without a capacity, is a loop over
+    blocks of one expert's rows. It avoids a copy if every group starts at a multiple of a block.
 
     Args:
         capacity: capacity of the plan, if it has one; it then needs no blocks.
-        implementation: of the products.
+        implementation: implementation of the products.
 
     Returns:
         A block size for `plan_dispatch` or `route`, and `grouped_matmul`; `None` for none.
@@ -117,8 +121,9 @@ def preferred_block_size(
         >>> preferred_block_size(capacity=8) is None
         True
     """
+    # on a CPU no kernel is taken for `None`
     looped = implementation == "blocks" or (
-        implementation is None and jax.default_backend() == "cpu"
+        implementation in (None, "xla") and _form_in_xla(capacity) == "blocks"
     )
     return _CPU_BLOCK if looped and capacity is None else None
 
@@ -129,16 +134,16 @@ def check_groups(
     *,
     num_rows: int,
 ) -> None:
-    """Reports groups that do not fit, in functions that are run under `checkify`.
+    """Reports invalid groups, in functions that run under `checkify`.
 
-    Without `checkify` it does nothing, and `grouped_matmul`, which does not call it, never reads
-    beyond its arrays.
+    Without `checkify` it does nothing. `grouped_matmul` does not call it, and never reads beyond
+    its arrays.
 
     Args:
         group_sizes: rows of each expert; must not be negative.
-        group_offsets: first row of each expert; a group must start where the one before ends, or
-            later.
-        num_rows: where the last group must end, or earlier.
+        group_offsets: first row of each expert; a group must start at or after the end of the one
+            before.
+        num_rows: number of rows; the last group must end within them.
 
     Example:
         >>> from jax.experimental import checkify
@@ -160,6 +165,13 @@ def check_groups(
     )
 
 
+def _form_in_xla(capacity: int | None) -> str:
+    """The form that `"xla"` chooses for products of rows."""
+    if capacity is not None:
+        return "batched"
+    return "blocks" if jax.default_backend() == "cpu" else "ragged_dot"
+
+
 def _rows(
     statics: _Statics,
     dtype: jnp.dtype,
@@ -171,7 +183,9 @@ def _rows(
 ) -> jax.Array:
     block_size = statics.block_size
     attempts: dict[str, Callable[..., jax.Array]] = {
-        "triton": partial(kernel("gpu.matmul", "rows"), transposed=transposed, dtype=dtype),
+        "triton": partial(
+            selection.lazy("triton.matmul", "rows"), transposed=transposed, dtype=dtype
+        ),
         "blocks": partial(matmul.blocks_rows, transposed=transposed, block_size=block_size),
         **{
             name: partial(matmul.ragged_rows, transposed=transposed, library=library)
@@ -180,12 +194,12 @@ def _rows(
     }
     if statics.capacity is not None:
         attempts["batched"] = partial(matmul.batched_rows, transposed=transposed)
-    return _run(attempts, statics, dtype, x, w, groups)
+    return _run(attempts, statics, dtype, x, w, groups, operation="grouped_rows")
 
 
 def _matrices(statics: _Statics, x: jax.Array, y: jax.Array, groups: matmul.Groups) -> jax.Array:
     attempts: dict[str, Callable[..., jax.Array]] = {
-        "triton": partial(kernel("gpu.matmul", "matrices"), dtype=x.dtype),
+        "triton": partial(selection.lazy("triton.matmul", "matrices"), dtype=x.dtype),
         "blocks": partial(matmul.blocks_matrices, block_size=statics.block_size),
         **{
             name: partial(matmul.ragged_matrices, library=library)
@@ -194,7 +208,7 @@ def _matrices(statics: _Statics, x: jax.Array, y: jax.Array, groups: matmul.Grou
     }
     if statics.capacity is not None:
         attempts["batched"] = matmul.batched_matrices
-    return _run(attempts, statics, x.dtype, x, y, groups)
+    return _run(attempts, statics, x.dtype, x, y, groups, operation="grouped_matrices")
 
 
 def _run(
@@ -202,13 +216,16 @@ def _run(
     statics: _Statics,
     dtype: jnp.dtype,
     *args: Any,
+    operation: str,
 ) -> jax.Array:
+    attempts = attempts | {"xla": attempts[_form_in_xla(statics.capacity)]}
+
     def rounded(attempt: Callable[..., jax.Array], *args: Any) -> jax.Array:
         return attempt(*args).astype(dtype)
 
     # each by itself: a program for several platforms needs branches of one dtype
     every = {name: partial(rounded, attempt) for name, attempt in attempts.items()}
-    result: jax.Array = selection.run(every, statics.implementation, *args)
+    result: jax.Array = selection.run(every, statics.implementation, *args, operation=operation)
     return result
 
 
@@ -265,23 +282,23 @@ def _check(
             raise TypeError(f"{name} must be of integers, got {name}.dtype={facts.dtype}.")
         if facts.shape != (experts,):
             raise ValueError(
-                f"{name} must have shape ({experts},), one number an expert of w, got "
+                f"{name} must have shape ({experts},), one number per expert of w, got "
                 f"{name}.shape={facts.shape}."
             )
     if block_size is not None and capacity is not None:
         raise ValueError(
-            "at most one of block_size and capacity may be promised, got "
+            "at most one of block_size and capacity may be given, got "
             f"block_size={block_size} and capacity={capacity}."
         )
     for name, promise in (("block_size", block_size), ("capacity", capacity)):
         if promise is not None and group_offsets is None:
-            raise ValueError(f"{name} is a promise about group_offsets, which must be given.")
+            raise ValueError(f"group_offsets must be given with {name}, got group_offsets=None.")
     if block_size is not None and (block_size < 1 or rows % block_size):
         raise ValueError(
             f"block_size must divide the {rows} rows of x, got block_size={block_size}."
         )
     if capacity is not None and capacity * experts != rows:
         raise ValueError(
-            f"capacity times {experts} experts must be the {rows} rows of x, got "
+            f"capacity times the {experts} experts must equal the {rows} rows of x, got "
             f"capacity={capacity}."
         )

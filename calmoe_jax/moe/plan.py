@@ -1,10 +1,10 @@
-"""Where the slots of a routing lie when they are grouped by expert.
+"""Plans the rows of the slots of a routing, grouped by expert.
 
-A plan is two permutations, each the inverse of the other: `positions` says in which row each slot
-of each token lies, `slot_indices` which slot each row holds. The rows of an expert are contiguous
-and in the order of the tokens, on every device and in every run.
+A plan is two permutations, each the inverse of the other: `positions` is the row of each slot of
+each token, `slot_indices` the slot of each row. The rows of an expert are contiguous and in the
+order of the tokens, on every device and in every run.
 
-`jax.checkpoint` finds a plan by the name `PLAN_NAME`.
+Policies of `jax.checkpoint` can save a plan by the name `PLAN_NAME`.
 """
 
 import math
@@ -18,21 +18,21 @@ from jax.experimental import checkify
 from jaxtyping import Array, Bool, Int
 
 from calmoe_jax._checks import check_at_least, check_axes, check_integers
-from calmoe_jax._kernels import kernel
-from calmoe_kernels import layout, selection, xla
+from calmoe_kernels import layout, selection
+from calmoe_kernels.xla.plan import plan as plan_in_xla
 
 PLAN_NAME = layout.PLAN_NAME
 
 
 class DispatchPlan(NamedTuple):
-    """Where the slots of a routing lie when they are grouped by expert.
+    """Rows of the slots of a routing, grouped by expert.
 
     Attributes:
         positions: row of each slot; the number of rows where the slot is dropped.
         slot_indices: slot (`token * k + column`) of each row; `tokens * k` where a row is empty.
         group_sizes: slots in each expert's group.
         group_offsets: first row of each expert's group.
-        load: slots that were sent to each expert, those it had no room for included.
+        load: slots that were sent to each expert, including those dropped by the capacity.
     """
 
     positions: Int[Array, "tokens k"]
@@ -53,7 +53,7 @@ class DispatchPlan(NamedTuple):
 
 
 def expert_capacity(*, num_tokens: int, k: int, num_experts: int, capacity_factor: float) -> int:
-    """Rows an expert gets for a multiple of its fair share: `ceil(factor T k / E)`, at least 1.
+    """Rows per expert for a multiple of the fair share: `ceil(factor T k / E)`, at least 1.
 
     Args:
         num_tokens: tokens `T`.
@@ -96,24 +96,24 @@ def plan_dispatch(
 
     Dropless by default: as many rows as slots. With `capacity=C` every expert has `C` rows, and
     slots beyond them are dropped, the last tokens first. With `block_size=B` every group starts
-    at a multiple of `B`, as kernels of grouped matrix products want; between groups, and after
-    the last one, rows are empty.
+    at a multiple of `B`, as kernels of grouped matrix products require; rows between groups, and
+    after the last one, are empty.
 
     Args:
         expert_indices: expert of each slot; an index outside `[0, num_experts)` drops its slot.
         num_experts: number of experts; static under `jax.jit`.
         capacity: rows per expert, at least 1.
-        block_size: block whose multiples groups start at, at least 1.
-        implementation: see the module.
+        block_size: every group starts at a multiple of it; at least 1.
+        implementation: see `calmoe_jax.moe.dispatch`.
 
     Returns:
         A `DispatchPlan`. The order within a group is that of a stable sort of
         `expert_indices.reshape(-1)`.
 
     Raises:
-        TypeError: if the indices are no integers.
-        ValueError: if the indices have not two axes, a size is less than 1, both capacity and
-            block size are given, or there are 2**31 rows or more.
+        TypeError: if the indices are not integers.
+        ValueError: if the indices do not have two axes, a size is less than 1, both `capacity` and
+            `block_size` are given, or there are 2**31 rows or more.
         NotImplementedError: if the implementation declines.
 
     Example:
@@ -131,22 +131,23 @@ def plan_dispatch(
         "block_size": block_size,
     }
     attempts = {
-        "xla": partial(xla.plan, **statics),
-        "triton": partial(kernel("gpu.plan", "plan"), **statics),
+        "xla": partial(plan_in_xla, **statics),
+        "triton": partial(selection.lazy("triton.plan", "plan"), **statics),
     }
     indices = jax.lax.stop_gradient(expert_indices)
     if indices.dtype.itemsize > 4:
         indices = jnp.clip(indices, -1, num_experts)  # what is outside stays there
     indices = indices.astype(jnp.int32)
-    return named_plan(DispatchPlan(*selection.run(attempts, implementation, indices)))
+    arrays = selection.run(attempts, implementation, indices, operation="plan")
+    return named_plan(DispatchPlan(*arrays))
 
 
 def check_plan(plan: DispatchPlan) -> None:
-    """Reports indices that point nowhere, in functions that are run under `checkify`.
+    """Reports indices out of range, in functions that run under `checkify`.
 
-    For plans that were made by hand or came from elsewhere; without `checkify` it does nothing.
-    `dispatch` and `combine` do not call it (it would cost each call of a jitted function a tenth
-    of a millisecond) and read zeros in place of what is outside.
+    For plans that were not made by `plan_dispatch`; without `checkify` it does nothing. `dispatch`
+    and `combine` do not call it (it would cost each call of a jitted function a tenth of a
+    millisecond); they read zeros for indices out of range.
 
     Args:
         plan: any plan.
@@ -173,6 +174,6 @@ def check_plan(plan: DispatchPlan) -> None:
 
 
 def named_plan(plan: DispatchPlan) -> DispatchPlan:
-    """The same plan, by a name that `jax.checkpoint` finds."""
+    """The same plan, with a name for the policies of `jax.checkpoint`."""
     named: DispatchPlan = jax.tree.map(lambda x: checkpoint_name(x, PLAN_NAME), plan)
     return named

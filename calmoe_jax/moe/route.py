@@ -1,6 +1,7 @@
-"""Gate logits to a routing, its plan and the statistics of its gate, in one go.
+"""Gate logits to a routing, its plan and the statistics of its gate, in one call.
 
-`jax.checkpoint` finds the routing by the name `ROUTING_NAME`, the plan by `PLAN_NAME`.
+Policies of `jax.checkpoint` can save the routing by the name `ROUTING_NAME` and the plan by
+`PLAN_NAME`.
 """
 
 from collections.abc import Callable
@@ -12,15 +13,16 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from calmoe_jax._checks import check_axes, check_floats
-from calmoe_jax._kernels import kernel
 from calmoe_jax.moe.plan import DispatchPlan, named_plan
 from calmoe_jax.routing._top_k import check_top_k, choose, largest
 from calmoe_jax.routing.kinds import Routing
 from calmoe_jax.routing.statistics import GateStatistics, gate_statistics
-from calmoe_kernels import layout, selection, xla
+from calmoe_kernels import layout, selection
 from calmoe_kernels.varying import vary_along, varying_axes
+from calmoe_kernels.xla.plan import plan as plan_in_xla
 
 ROUTING_NAME = layout.ROUTING_NAME
+_in_triton = selection.lazy("triton.route", "route")
 
 
 class Routed(NamedTuple):
@@ -28,8 +30,8 @@ class Routed(NamedTuple):
 
     Attributes:
         routing: expert and weight of each slot.
-        plan: where the slots lie.
-        statistics: what the losses of the gate need.
+        plan: rows of the slots, grouped by expert.
+        statistics: statistics of the gate logits, for the losses of the gate.
     """
 
     routing: Routing
@@ -50,22 +52,22 @@ def route(
     block_size: int | None = None,
     implementation: str | None = None,
 ) -> Routed:
-    """Routes tokens and plans their dispatch in one go: gate logits in, rows out.
+    """Routes tokens and plans their dispatch in one call.
 
-    The same as `top_k_routing`, `plan_dispatch` and `gate_statistics` one after the other; on a
-    GPU, kernels that read the logits once.
+    The same as `top_k_routing`, `plan_dispatch` and `gate_statistics` in sequence; on a GPU, the
+    kernels read the logits once.
 
     Args:
         gate_logits: gate logits, in float32, bfloat16 or float16; `-inf` masks an expert.
-        selection_bias: finite addition to the scores in the choice.
+        selection_bias: added to the scores in the choice of experts only; must be finite.
         k: experts per token, in `[1, experts]`.
         scores: `"softmax"` or `"sigmoid"`.
         renormalize: whether each token's weights sum to one.
         num_groups: number of groups of consecutive experts.
         groups_per_token: groups a token's experts may come from.
         capacity: rows per expert; `None` for dropless.
-        block_size: block whose multiples groups start at.
-        implementation: see the module; `"pallas_tpu"` makes the choice of experts.
+        block_size: every group starts at a multiple of it.
+        implementation: see `calmoe_jax.moe.dispatch`; `"pallas_tpu"` only computes the top-k.
 
     Returns:
         A `Routed`. Gradients flow to the logits from the weights, the mean gate probabilities and
@@ -74,7 +76,7 @@ def route(
         and is not counted.
 
     Raises:
-        ValueError: where `top_k_routing` or `plan_dispatch` raise it.
+        ValueError: as `top_k_routing` and `plan_dispatch`.
         NotImplementedError: if the implementation declines.
 
     Example:
@@ -93,31 +95,32 @@ def route(
     }
     check_top_k(gate_logits, selection_bias, **choice)
     layout.check_layout(tokens, k, num_experts, capacity, block_size)
-    rooms = {"capacity": capacity, "block_size": block_size}
+    limits = {"capacity": capacity, "block_size": block_size}
 
     def composed(
         top_k: Any, logits: jax.Array, bias: jax.Array | None
     ) -> tuple[Routing, DispatchPlan, GateStatistics]:
-        def named(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-            top, indices = top_k(values, k)
-            return checkpoint_name(top, ROUTING_NAME), checkpoint_name(indices, ROUTING_NAME)
-
+        named = partial(_named_top_k, top_k)
         routing = Routing(*choose(named, logits, bias, renormalize=renormalize, **choice))
-        plan = xla.plan(routing.expert_indices, num_experts=num_experts, **rooms)
+        plan = plan_in_xla(routing.expert_indices, num_experts=num_experts, **limits)
         return routing, DispatchPlan(*plan), gate_statistics(logits, scores=scores)
 
     def triton(logits: jax.Array, bias: jax.Array | None) -> Any:
-        fused = kernel("gpu.route", "route")
-        result = fused(logits, bias, renormalize=renormalize, **choice, **rooms)
+        result = _in_triton(logits, bias, renormalize=renormalize, **choice, **limits)
         return Routing(*result[:2]), DispatchPlan(*result[2:7]), GateStatistics(*result[7:])
 
     attempts: dict[str, Callable[..., Any]] = {
         "xla": partial(composed, largest),
         "triton": triton if tokens else partial(composed, largest),
-        "pallas_tpu": partial(composed, kernel("tpu", "top_k")),
+        "pallas_tpu": partial(composed, selection.lazy("pallas_tpu.top_k", "top_k")),
     }
-    given = gate_logits, selection_bias
-    given = vary_along(given, varying_axes(given))
-    routing, plan, statistics = selection.run(attempts, implementation, *given)
+    axes = varying_axes(gate_logits, selection_bias)
+    given = vary_along((gate_logits, selection_bias), axes)
+    routing, plan, statistics = selection.run(attempts, implementation, *given, operation="route")
     routing = jax.tree.map(lambda x: checkpoint_name(x, ROUTING_NAME), routing)
     return Routed(routing, named_plan(plan), statistics)
+
+
+def _named_top_k(top_k: Any, values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    top, indices = top_k(values, k)
+    return checkpoint_name(top, ROUTING_NAME), checkpoint_name(indices, ROUTING_NAME)

@@ -3,13 +3,12 @@
 from calmoe_jax.nn.backbones import MLP as MLP
 from calmoe_jax.nn.backbones import ResNet18 as ResNet18
 from calmoe_jax.nn.calibration_metric import CalibrationMetric as CalibrationMetric
-from calmoe_jax.nn.classifiers import ROUTING_KINDS as ROUTING_KINDS
 from calmoe_jax.nn.classifiers import Backbone as Backbone
 from calmoe_jax.nn.classifiers import Experts as Experts
 from calmoe_jax.nn.classifiers import MoEClassifier as MoEClassifier
-from calmoe_jax.nn.classifiers import Prediction as Prediction
 from calmoe_jax.nn.classifiers import Router as Router
-from calmoe_jax.nn.classifiers import RoutingKind as RoutingKind
 from calmoe_jax.nn.classifiers import SingleClassifier as SingleClassifier
 from calmoe_jax.nn.classifiers import count_parameters as count_parameters
 from calmoe_jax.nn.moe_layer import MoELayer as MoELayer
+from calmoe_jax.nn.network import Network as Network
+from calmoe_jax.nn.network import from_nnx as from_nnx

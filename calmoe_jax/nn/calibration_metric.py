@@ -1,4 +1,4 @@
-"""Calibration as a Flax NNX metric: the state of `calmoe_jax.calibration` behind its interface."""
+"""Calibration as a Flax NNX metric: wraps the state of `calmoe_jax.calibration`."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ class CalibrationMetric(nnx.Metric):
     """
 
     def __init__(self, *, num_classes: int, num_bins: int = 15, from_logits: bool = False) -> None:
-        """A metric that has seen nothing.
+        """Makes a metric without any batches.
 
         Args:
             num_classes: number of classes, at least 1.
@@ -38,7 +38,7 @@ class CalibrationMetric(nnx.Metric):
         self.state = nnx.metrics.MetricState(init_state(num_classes=num_classes, num_bins=num_bins))
 
     def reset(self) -> None:
-        """Forgets all batches."""
+        """Clears all batches."""
         self.state.set_value(jax.tree.map(jax.numpy.zeros_like, self.state.get_value()))
 
     def update(  # type: ignore[override]  # names what it needs
@@ -53,11 +53,11 @@ class CalibrationMetric(nnx.Metric):
         """Adds a batch, in place.
 
         Args:
-            probs: class probabilities, or logits, as was said at the start.
+            probs: class probabilities; with `from_logits=True`, logits or log probabilities.
             labels: class of each example.
             weights: non-negative weight of each example; 1 by default.
             where: examples that count; all by default.
-            _: whatever other metrics of an `nnx.MultiMetric` are given.
+            _: arguments of other metrics in an `nnx.MultiMetric`; ignored.
         """
         self.state.set_value(
             update_state(
@@ -71,7 +71,7 @@ class CalibrationMetric(nnx.Metric):
         )
 
     def merge(self, other: "CalibrationMetric | CalibrationState") -> None:
-        """Adds what another metric, or a state, has seen, in place."""
+        """Adds the batches of another metric, or of a state, in place."""
         state = other.state.get_value() if isinstance(other, CalibrationMetric) else other
         self.state.set_value(merge_states(self.state.get_value(), state))
 

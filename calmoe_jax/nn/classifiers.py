@@ -1,7 +1,7 @@
 """Classifiers: a backbone with a routed mixture of expert heads, or with one head."""
 
 import itertools
-from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from calmoe_jax import routing
 from calmoe_jax._checks import check_at_least, check_choice
 from calmoe_jax._numerics import at_least_float32
+from calmoe_jax.mixture import Prediction, predict
 from calmoe_jax.moe import (
     DispatchPlan,
     dispatch,
@@ -19,30 +20,12 @@ from calmoe_jax.moe import (
     preferred_block_size,
     route,
 )
-
-RoutingKind = Literal["dense", "top_k", "hard", "hardened"]
-ROUTING_KINDS: tuple[str, ...] = get_args(RoutingKind)
-
-
-class Prediction(NamedTuple):
-    """What a classifier says of a batch; a single classifier is a mixture of one expert.
-
-    Attributes:
-        expert_log_probs: log probabilities of each slot's expert, in nats.
-        gate_logits: the router's logits, before any choice; 0 for a single classifier.
-        routing: expert and weight of each slot; a token's weights sum to one. Where all experts
-            were computed a slot is an expert, in their order, and the weight of those that were
-            not chosen is 0.
-    """
-
-    expert_log_probs: Float[Array, "tokens slots classes"]
-    gate_logits: Float[Array, "tokens experts"]
-    routing: routing.Routing
+from calmoe_jax.routing.kinds import ROUTING_KINDS, RoutingKind
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """What a classifier needs of a backbone."""
+    """The interface of a backbone that classifiers use."""
 
     num_features: int
 
@@ -76,8 +59,8 @@ class Experts(nnx.Module):
     """Expert heads, stacked along the first axis of every parameter, in float32.
 
     Linear experts (`hidden=0`) have `K (d + 1) C` parameters, experts with a hidden ReLU layer
-    `K ((d + 1) h + (h + 1) C)`. Initialisation: LeCun normal weights, each expert's own; zero
-    biases.
+    `K ((d + 1) h + (h + 1) C)`. Initialisation: LeCun normal weights, independent for each expert;
+    zero biases.
     """
 
     def __init__(
@@ -113,12 +96,12 @@ class Experts(nnx.Module):
     def of_chosen(
         self, features: Float[Array, "tokens d"], plan: DispatchPlan, *, block_size: int | None
     ) -> Float[Array, "tokens k classes"]:
-        """Logits of the chosen experts alone.
+        """Logits of the chosen experts only.
 
         Args:
             features: features of each token.
             plan: a dropless plan of the choice.
-            block_size: the plan's.
+            block_size: block size of the plan.
         """
         rows = dispatch(features, plan)
         for layer, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
@@ -177,10 +160,10 @@ class MoEClassifier(nnx.Module):
         Args:
             x: a batch of inputs.
             train: whether batch statistics are used and updated, and `hardened` routes densely.
-            sparse: whether the chosen experts will do. The aggregate and its gradients are the
-                same; a slot is then a chosen expert, not every one. All are computed all the same
-                where all are needed: for dense routing, and in the training of hard routing,
-                whose router learns from what the other experts would have said.
+            sparse: whether to compute only the chosen experts. The aggregate and its gradients are
+                the same; the slots are then the chosen experts instead of all. It has no effect
+                where all experts are needed: for dense routing, and for training with hard
+                routing, whose router learns from the other experts' predictions too.
         """
         features = at_least_float32(self.backbone(x, train=train))
         gate_logits = self.router(features)
@@ -189,11 +172,10 @@ class MoEClassifier(nnx.Module):
             block_size = preferred_block_size()
             routed = route(gate_logits, k=1 if hard else self.k, block_size=block_size)
             logits = self.experts.of_chosen(features, routed.plan, block_size=block_size)
-            chosen = routed.routing
-        else:
-            logits = self.experts(features)
-            chosen = _all_experts(self._weights(gate_logits, train))
-        return Prediction(jax.nn.log_softmax(logits, axis=-1), gate_logits, chosen)
+            log_probs = jax.nn.log_softmax(logits, axis=-1)
+            return predict(log_probs, gate_logits, routed.routing, routed.statistics)
+        log_probs = jax.nn.log_softmax(self.experts(features), axis=-1)
+        return predict(log_probs, gate_logits, _all_experts(self._weights(gate_logits, train)))
 
     def _weights(
         self, gate_logits: Float[Array, "tokens experts"], train: bool
@@ -226,7 +208,7 @@ class SingleClassifier(nnx.Module):
         features = at_least_float32(self.backbone(x, train=train))
         log_probs = jax.nn.log_softmax(self.head(features), axis=-1)[:, None, :]
         shape = log_probs.shape[:2]
-        return Prediction(log_probs, jnp.zeros(shape), _all_experts(jnp.ones(shape)))
+        return predict(log_probs, jnp.zeros(shape), _all_experts(jnp.ones(shape)))
 
 
 def _all_experts(weights: Float[Array, "tokens experts"]) -> routing.Routing:
@@ -236,5 +218,5 @@ def _all_experts(weights: Float[Array, "tokens experts"]) -> routing.Routing:
 
 
 def count_parameters(module: nnx.Module) -> int:
-    """Number of trainable numbers in a module (batch statistics are not trained)."""
+    """Number of trainable parameters of a module, without batch statistics."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))

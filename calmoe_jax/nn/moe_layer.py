@@ -1,4 +1,4 @@
-"""A sparse layer of experts as a Flax module: what stands in a transformer's block for its MLP."""
+"""A sparse layer of experts as a Flax module: replaces the MLP of a transformer block."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ _LECUN_NORMAL = nnx.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axi
 
 
 class MoELayer(nnx.Module):
-    """Router and experts with one hidden layer, of which each token is sent to `k`.
+    """A router and experts with one hidden layer; each token is sent to `k` of them.
 
-    All tokens of a batch are routed together, whatever example they are of. The router is linear,
-    without bias, and in float32. Parameters: `d E + 2 E d h`, with SwiGLU `d E + 3 E d h`.
+    All tokens of a batch are routed together, across examples. The router is linear, without bias,
+    and in float32. Parameters: `d E + 2 E d h`, with SwiGLU `d E + 3 E d h`.
     Initialisation: LeCun normal.
     """
 
@@ -45,8 +45,8 @@ class MoELayer(nnx.Module):
             activation: `"relu"`, `"gelu"` or `"swiglu"`.
             scores: `"softmax"` or `"sigmoid"`.
             renormalize: whether a token's weights sum to one.
-            capacity_factor: multiple of its fair share of slots that an expert has room for; more
-                is dropped. `None` drops nothing.
+            capacity_factor: capacity of an expert as a multiple of its fair share of slots; slots
+                beyond it are dropped. `None` drops nothing.
             implementation: as in `calmoe_jax.sparse_layer`.
             dtype: dtype of the experts' computation; parameters are float32.
             rngs: source of the initial weights.
@@ -71,8 +71,8 @@ class MoELayer(nnx.Module):
             x: tokens, with any number of leading axes.
 
         Returns:
-            A `SparseOutput` whose output has the shape of `x`; its routing is of the tokens in
-            their flattened order.
+            A `SparseOutput` whose output has the shape of `x`; its routing has the tokens in
+            flattened order.
         """
         tokens = x.reshape(-1, x.shape[-1])
         gate_logits: jax.Array = self.router(tokens.astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""The adversary: weights over examples, and the objectives built on them."""
+"""Adversarial weights over examples, and the losses built on them."""
 
 from calmoe_jax.reweighting.balance import BalanceSolution as BalanceSolution
 from calmoe_jax.reweighting.balance import entropy_balance as entropy_balance
@@ -8,12 +8,8 @@ from calmoe_jax.reweighting.cross_batch import cross_batch_tilt as cross_batch_t
 from calmoe_jax.reweighting.groups import GroupAdversary as GroupAdversary
 from calmoe_jax.reweighting.groups import GroupState as GroupState
 from calmoe_jax.reweighting.groups import group_dro as group_dro
-from calmoe_jax.reweighting.losses import balanced_robust_loss as balanced_robust_loss
 from calmoe_jax.reweighting.losses import configuration_robust_loss as configuration_robust_loss
-from calmoe_jax.reweighting.losses import danskin_loss as danskin_loss
 from calmoe_jax.reweighting.losses import erm_loss as erm_loss
-from calmoe_jax.reweighting.losses import radius_of_fraction as radius_of_fraction
-from calmoe_jax.reweighting.losses import radius_robust_loss as radius_robust_loss
 from calmoe_jax.reweighting.losses import robust_filtered_loss as robust_filtered_loss
 from calmoe_jax.reweighting.losses import robust_loss as robust_loss
 from calmoe_jax.reweighting.losses import routing_relevance as routing_relevance
@@ -27,4 +23,8 @@ from calmoe_jax.reweighting.signals import brier_signal as brier_signal
 from calmoe_jax.reweighting.signals import calibration_witness as calibration_witness
 from calmoe_jax.reweighting.signals import configuration_signal as configuration_signal
 from calmoe_jax.reweighting.signals import excess_loss as excess_loss
+from calmoe_jax.reweighting.solved_losses import balanced_robust_loss as balanced_robust_loss
+from calmoe_jax.reweighting.solved_losses import danskin_loss as danskin_loss
+from calmoe_jax.reweighting.solved_losses import radius_of_fraction as radius_of_fraction
+from calmoe_jax.reweighting.solved_losses import radius_robust_loss as radius_robust_loss
 from calmoe_jax.reweighting.tilt import tilted_log_weights as tilted_log_weights

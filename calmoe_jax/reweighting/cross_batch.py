@@ -1,22 +1,22 @@
-"""An adversary that remembers: weights relative to the whole data set, batch by batch."""
+"""An adversary with state across batches: weights relative to the full data set."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_positive, check_range
-from calmoe_jax._numerics import AxisName, at_least_float32, psum
+from calmoe_jax._checks import check_at_least, check_positive, check_range, check_where
+from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum
 
 
 class CrossBatchState(NamedTuple):
-    """What is remembered of the batches so far.
+    """Running statistics of the batches so far.
 
     Attributes:
         log_partition: running `log mean exp(eta L)` of each stratum.
-        num_updates: batches in which each stratum was seen.
+        num_updates: number of batches with examples of each stratum.
     """
 
     log_partition: Float[Array, " strata"]
@@ -28,8 +28,8 @@ class CrossBatchAdversary(NamedTuple):
 
     Attributes:
         init: `() -> state`.
-        update: `(losses, state, strata=None, axis_name=None) -> (log_weights, state)`. The weights
-            sum to about one over a batch, and exactly so in the mean over batches.
+        update: `(losses, state, strata=None, where=None, *, axis_name=None) -> (log_weights,
+            state)`. The weights of a batch sum to about one; on average over batches, to one.
     """
 
     init: Callable[[], CrossBatchState]
@@ -37,17 +37,17 @@ class CrossBatchAdversary(NamedTuple):
 
 
 def cross_batch_tilt(*, eta: float, decay: float = 0.9, num_strata: int = 1) -> CrossBatchAdversary:
-    """The tilt `w = exp(eta L) / Z` with the `Z` of the data set instead of the batch's.
+    """The tilt `w = exp(eta L) / Z` with the `Z` of the data set instead of the batch.
 
-    `log Z <- log(decay Z + (1 - decay) mean_batch exp(eta L))`, for each stratum by itself, and
-    `w_i = exp(eta L_i - log Z) / n`. A batch of easy examples then gets less weight in all than one
-    of hard ones; normalised by itself it would not, and its worst case is too mild by an amount
-    that depends on the size of the batch.
+    `log Z <- log(decay Z + (1 - decay) mean_batch exp(eta L))`, for each stratum, and
+    `w_i = exp(eta L_i - log Z) / n`. A batch of easy examples then gets less total weight than one
+    of hard examples. With weights normalised per batch it would not, and the worst case would be
+    underestimated by an amount that depends on the batch size.
 
     Args:
         eta: inverse temperature of the adversary, above 0.
-        decay: of the running mean, in [0, 1); 0 forgets all, which gives the batch's own tilt. The
-            first batches are averaged.
+        decay: decay of the running mean, in [0, 1); with 0 the weights are the batch's own tilt.
+            The first batches are averaged.
         num_strata: number of strata; each keeps its share of a batch.
 
     Returns:
@@ -79,15 +79,18 @@ def cross_batch_tilt(*, eta: float, decay: float = 0.9, num_strata: int = 1) -> 
         losses: Float[Array, " examples"],
         state: CrossBatchState,
         strata: Int[Array, " examples"] | None = None,
+        where: Bool[Array, " examples"] | None = None,
+        *,
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, " examples"], CrossBatchState]:
+        check_where("where", where, losses.shape)
         losses = jax.lax.stop_gradient(at_least_float32(losses))
         of = jnp.zeros(losses.shape, jnp.int32) if strata is None else strata
         member = jax.nn.one_hot(of, num_strata, dtype=bool)
+        if where is not None:
+            member &= where[:, None]
         scores = jnp.where(member, (eta * losses)[:, None], -jnp.inf)
-        peak = jnp.max(scores, axis=0, initial=-jnp.inf)
-        if axis_name is not None:
-            peak = jax.lax.pmax(peak, axis_name)
+        peak = pmax(jnp.max(scores, axis=0, initial=-jnp.inf), axis_name)
         peak = jnp.where(jnp.isneginf(peak), 0, peak)
         sums = psum(jnp.sum(jnp.exp(scores - peak[None]), axis=0), axis_name)
         counts = psum(jnp.sum(member.astype(losses.dtype), axis=0), axis_name)
@@ -99,7 +102,9 @@ def cross_batch_tilt(*, eta: float, decay: float = 0.9, num_strata: int = 1) -> 
         old = jnp.where(keep > 0, state.log_partition + log_keep, -jnp.inf)
         mixed = jnp.logaddexp(old, mean + jnp.log1p(-keep))
         moved = CrossBatchState(jnp.where(seen, mixed, state.log_partition), number)
-        size = psum(jnp.asarray(len(losses), losses.dtype), axis_name)
-        return eta * losses - moved.log_partition[of] - jnp.log(size), moved
+        number_here = jnp.asarray(len(losses)) if where is None else jnp.sum(where)
+        size = psum(number_here.astype(losses.dtype), axis_name)
+        log_weights = eta * losses - moved.log_partition[of] - jnp.log(size)
+        return log_weights if where is None else jnp.where(where, log_weights, -jnp.inf), moved
 
     return CrossBatchAdversary(init, update)

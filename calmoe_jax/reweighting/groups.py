@@ -1,4 +1,4 @@
-"""An adversary over groups that learns from batch to batch: group DRO."""
+"""An adversary over groups with state across batches: group DRO."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_positive
+from calmoe_jax._checks import check_at_least, check_positive, check_where
 from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
 
 
 class GroupState(NamedTuple):
-    """An adversary over groups.
+    """State of an adversary over groups.
 
     Attributes:
         log_weights: log weight of each group; they sum to one.
@@ -26,7 +26,7 @@ class GroupAdversary(NamedTuple):
 
     Attributes:
         init: `() -> state`.
-        update: `(losses, groups, state, where=None, axis_name=None) -> (log_weights, state)`,
+        update: `(losses, groups, state, where=None, *, axis_name=None) -> (log_weights, state)`,
             with a log weight for each example.
     """
 
@@ -38,17 +38,17 @@ def group_dro(*, num_groups: int, step_size: float) -> GroupAdversary:
     """The worst mixture of groups by exponentiated gradient: group DRO.
 
     `q_g <- q_g exp(step_size L_g) / Z` with `L_g` the group's mean loss in the batch; the loss is
-    `sum_g q_g L_g`. A group that the batch lacks keeps its weight for later and gets none now.
+    `sum_g q_g L_g`. A group without examples in the batch keeps its weight for later batches.
 
     Args:
         num_groups: number of groups.
-        step_size: of the exponentiated gradient, above 0.
+        step_size: step size of the exponentiated gradient, above 0.
 
     Returns:
         A `GroupAdversary`.
 
     Raises:
-        ValueError: if `num_groups` is less than 1 or the step not above 0.
+        ValueError: if `num_groups` is less than 1 or `step_size` not above 0.
 
     Example:
         >>> adversary = group_dro(num_groups=2, step_size=1.0)
@@ -71,14 +71,16 @@ def group_dro(*, num_groups: int, step_size: float) -> GroupAdversary:
         groups: Int[Array, " examples"],
         state: GroupState,
         where: Bool[Array, " examples"] | None = None,
+        *,
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, " examples"], GroupState]:
+        check_where("where", where, losses.shape)
         losses = jax.lax.stop_gradient(at_least_float32(losses))
         member = jax.nn.one_hot(groups, num_groups, dtype=losses.dtype)
         if where is not None:
             member = jnp.where(where[:, None], member, 0)
         sizes = psum(jnp.sum(member, axis=0), axis_name)
-        # a loss of no member may be anything
+        # the loss of a group without examples may be anything
         known = jnp.where(member.any(axis=1), losses, 0)
         means = safe_divide(psum(known @ member, axis_name), sizes)
         tilted = state.log_weights + step_size * means

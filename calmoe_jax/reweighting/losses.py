@@ -1,22 +1,16 @@
-"""Training objectives as functions of per-example losses: ERM, Robust, Robust Filtered.
+"""Training objectives whose weights have a closed form: ERM, Robust, Robust Filtered.
 
-They see losses and masks, never a model: one forward pass serves them all.
+They take losses and masks, not a model, so one forward pass is enough for all of them.
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_non_negative, check_positive, check_range
+from calmoe_jax._checks import check_non_negative, check_where
 from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
-from calmoe_jax.reweighting.balance import BalanceSolution, entropy_balance
 from calmoe_jax.reweighting.signals import configuration_signal
 from calmoe_jax.reweighting.tilt import tilted_log_weights
-
-# Weights that miss a target by so many standard deviations are not used.
-_USELESS = 0.01
 
 
 def erm_loss(
@@ -35,10 +29,14 @@ def erm_loss(
     Returns:
         The mean, at least float32; 0 where no example counts.
 
+    Raises:
+        ValueError: if `where` has another shape than the losses.
+
     Example:
         >>> erm_loss(jnp.array([1.0, 3.0]))
         Array(2., dtype=float32)
     """
+    check_where("where", where, losses.shape)
     losses = at_least_float32(losses)
     where = jnp.ones(losses.shape, bool) if where is None else where
     total, count = jnp.sum(jnp.where(where, losses, 0)), jnp.sum(where.astype(losses.dtype))
@@ -71,7 +69,7 @@ def robust_loss(
         The loss, at least float32; 0 where no example counts.
 
     Raises:
-        ValueError: if a plain-number `eta` is not above 0.
+        ValueError: if a plain-number `eta` is not above 0, or `where` has another shape.
 
     Example:
         >>> robust_loss(jnp.log(jnp.array([1.0, 3.0])), eta=1.0).round(4)
@@ -96,16 +94,16 @@ def routing_relevance(
     regret_threshold: float = 1e-6,
     disagreement_threshold: float = 0.01,
 ) -> Bool[Array, " examples"]:
-    """Says which examples are hard for a reason of routing.
+    """Marks the examples that are hard because of the routing.
 
     `R = {regret > regret_threshold or disagreement > disagreement_threshold}`.
 
     Args:
         regret: `(L - min_k L_k)_+`, in nats (see `mixture_losses`).
         disagreement: `sum_k r_k |f_k - F|^2` (see `configuration`).
-        regret_threshold: nats, at least 0. At the paper's 1e-6 nearly every example passes, since
-            a mixture always loses something against its best expert.
-        disagreement_threshold: at least 0.
+        regret_threshold: threshold of the regret, in nats, at least 0. At the paper's 1e-6 nearly
+            every example passes, since a mixture is nearly always worse than its best expert.
+        disagreement_threshold: threshold of the disagreement, at least 0.
 
     Returns:
         A mask of the relevant examples; NaN statistics are not relevant.
@@ -151,7 +149,8 @@ def robust_filtered_loss(
         The loss, at least float32; 0 where no example counts.
 
     Raises:
-        ValueError: if a plain-number `eta` is not above 0.
+        ValueError: if a plain-number `eta` is not above 0, or `relevant` or `where` has another
+            shape than the losses.
 
     Example:
         >>> losses, relevant = jnp.array([1.0, 3.0]), jnp.array([True, False])
@@ -161,6 +160,7 @@ def robust_filtered_loss(
     References:
         Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
     """
+    check_where("relevant", relevant, losses.shape)
     mean = erm_loss(losses, where=where, axis_name=axis_name)
     chosen = relevant if where is None else relevant & where
     tilted = robust_loss(losses, eta=eta, detach=detach, where=chosen, axis_name=axis_name)
@@ -174,15 +174,15 @@ def weighted_loss(
     *,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    """An adversary's mean: `sum_i w_i L_i`, with the weights constant for gradients.
+    """The loss under an adversary's weights: `sum_i w_i L_i`, with constant weights for gradients.
 
     Args:
-        log_weights: log weights that sum to one, as every adversary gives them.
+        log_weights: log weights, whose exponentials sum to one, as from an adversary.
         losses: loss of each example.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
-        The loss, at least float32; an infinite loss of an example without weight does not count.
+        The loss, at least float32; an infinite loss of an example of weight 0 does not count.
 
     Example:
         >>> weighted_loss(jnp.log(jnp.array([0.25, 0.75])), jnp.array([4.0, 0.0]))
@@ -194,122 +194,26 @@ def weighted_loss(
     return psum(jnp.sum(terms), axis_name)
 
 
-def balanced_robust_loss(
-    losses: Float[Array, " examples"],
-    constraints: Float[Array, "examples m"],
-    targets: Float[Array, " m"] | None = None,
-    *,
-    eta: float | Float[Array, ""] | None = None,
-    radius: float | Float[Array, ""] | None = None,
-    ridge: float | Float[Array, ""] = 0.0,
-    where: Bool[Array, " examples"] | None = None,
-    axis_name: AxisName = None,
-) -> Float[Array, ""]:
-    """The robust loss of an adversary that must keep moments: classes, loads of experts.
-
-    `max_w <w, L> - KL(w || q) / eta` over `A^T w = b`, less its divergence. Its gradient is that of
-    the worst case, also where the constraints depend on the parameters, as loads do: with
-    multipliers `v / eta` it is `sum_i w_i (dL_i - da_i v / eta)`.
-
-    Args:
-        losses: loss of each example, in nats.
-        constraints: columns whose weighted means must not move.
-        targets: what they must be; by default their plain means.
-        eta: inverse temperature of the adversary, above 0; or
-        radius: its divergence in nats.
-        ridge: as in `entropy_balance`.
-        where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
-
-    Returns:
-        The loss, at least float32; 0 where no example counts; else as `danskin_loss`.
-
-    Raises:
-        ValueError: as `entropy_balance`.
-
-    Example:
-        >>> losses, classes = jnp.array([1.0, 3.0, 5.0]), jnp.array([[1.0], [1.0], [0.0]])
-        >>> balanced_robust_loss(losses, classes, eta=100.0).round(3)
-        Array(3.667, dtype=float32)
-    """
-    solution = entropy_balance(
-        losses, constraints, targets, eta=eta, radius=radius, ridge=ridge, where=where,
-        axis_name=axis_name,
-    )  # fmt: skip
-    return danskin_loss(solution, losses, constraints, targets, where=where, axis_name=axis_name)
-
-
-def danskin_loss(
-    solution: BalanceSolution,
-    losses: Float[Array, " examples"],
-    constraints: Float[Array, "examples m"],
-    targets: Float[Array, " m"] | None = None,
-    *,
-    where: Bool[Array, " examples"] | None = None,
-    axis_name: AxisName = None,
-) -> Float[Array, ""]:
-    """The loss of an adversary that was solved for, with the gradient of its worst case.
-
-    `sum_i w_i L_i`, and to its gradient `- sum_i w_i d(a_i - b) v / eta`, which is not 0 where
-    constraints or targets depend on the parameters.
-
-    Args:
-        solution: as from `entropy_balance`, for these losses as the signal.
-        losses: loss of each example, in nats.
-        constraints: those of the solution.
-        targets: those of the solution.
-        where: those of the solution; base weights must have been uniform.
-        axis_name: device axis that the examples are spread over.
-
-    Returns:
-        The loss, at least float32; the plain mean where the targets cannot be met, or are missed
-        by more than a hundredth of a standard deviation.
-
-    Example:
-        >>> losses, classes = jnp.array([1.0, 3.0, 5.0]), jnp.array([[1.0], [1.0], [0.0]])
-        >>> solution = entropy_balance(losses, classes, eta=100.0)
-        >>> danskin_loss(solution, losses, classes).round(3)
-        Array(3.667, dtype=float32)
-
-    References:
-        Danskin, The Theory of Max-Min, 1967.
-    """
-    share = jnp.exp(jax.lax.stop_gradient(solution.log_weights))
-    price = solution.potentials / jnp.where(solution.eta > 0, solution.eta, 1)
-    off = at_least_float32(constraints)
-    if targets is None:
-        counted = jnp.ones(losses.shape, bool) if where is None else where
-        number = psum(jnp.sum(counted.astype(off.dtype)), axis_name)
-        total = psum(jnp.sum(jnp.where(counted[:, None], off, 0), axis=0), axis_name)
-        off = off - (total / jnp.maximum(number, 1))[None]
-    else:
-        off = off - targets[None]
-    # of value 0
-    moved = jnp.where(share[:, None] > 0, off - jax.lax.stop_gradient(off), 0)
-    loss = weighted_loss(solution.log_weights, losses, axis_name=axis_name)
-    loss -= psum(jnp.sum(share * (moved @ jax.lax.stop_gradient(price))), axis_name)
-    mean = erm_loss(losses, where=where, axis_name=axis_name)
-    return jnp.where(solution.feasible & (solution.residual <= _USELESS), loss, mean)
-
-
 def configuration_robust_loss(
     losses: Float[Array, " examples"],
     features: Float[Array, "examples features"],
     *,
     eta: float | Float[Array, ""],
     where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     """The robust loss of an adversary that sees routing configurations, and no label.
 
-    `sum_i w_i L_i` with `w = softmax(eta l(S))` and `l` the loss that the configuration foretells
-    (`configuration_signal`): the loss stays proper, and the adversary is among those against which
-    a hard-routed mixture of calibrated experts is safe.
+    `sum_i w_i L_i` with `w = softmax(eta l(S))` and `l` the loss that the configuration predicts
+    (`configuration_signal`): the loss stays proper, and a hard-routed mixture of calibrated experts
+    stays calibrated under such an adversary.
 
     Args:
         losses: loss of each example, in nats.
-        features: of the configuration, as from `configuration_features`.
+        features: features of the configuration, as from `configuration_features`.
         eta: inverse temperature of the adversary, above 0.
         where: examples that count; all by default.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
         The loss, at least float32; 0 where no example counts.
@@ -323,60 +227,6 @@ def configuration_robust_loss(
         >>> configuration_robust_loss(losses, features, eta=10.0).round(2)
         Array(4., dtype=float32)
     """
-    signal = configuration_signal(losses, features, where=where)
-    return weighted_loss(tilted_log_weights(signal, eta=eta, where=where), losses)
-
-
-def radius_of_fraction(fraction: float) -> float:
-    """The divergence at which weights are worth a fraction of the examples: `-log(fraction)`.
-
-    Of uniform base weights the perplexity `exp(H(w))` is `n exp(-KL)`; `1 / sum w^2` is no more.
-
-    Args:
-        fraction: perplexity of the weights over the number of examples, in (0, 1].
-
-    Returns:
-        A radius in nats.
-
-    Raises:
-        ValueError: if the fraction is outside (0, 1].
-
-    Example:
-        >>> round(radius_of_fraction(0.5), 3)
-        0.693
-    """
-    check_positive("fraction", fraction)
-    check_range("fraction", fraction, 0, 1)
-    return -math.log(fraction)
-
-
-def radius_robust_loss(
-    losses: Float[Array, " examples"],
-    *,
-    radius: float | Float[Array, ""],
-    where: Bool[Array, " examples"] | None = None,
-    axis_name: AxisName = None,
-) -> Float[Array, ""]:
-    """The worst mean loss over weights with `KL(w || uniform) <= radius`.
-
-    With a fixed `eta` a single example of a large loss can take all the weight; with a radius it
-    cannot (`radius_of_fraction` gives one).
-
-    Args:
-        losses: loss of each example, in nats.
-        radius: divergence in nats, at least 0.
-        where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
-
-    Returns:
-        The loss, at least float32, with the gradient of the worst case; 0 where nothing counts.
-
-    Raises:
-        ValueError: if a plain-number radius is negative.
-
-    Example:
-        >>> round(float(radius_robust_loss(jnp.array([0.0, 1.0]), radius=0.1)), 2)
-        0.72
-    """
-    solution = entropy_balance(losses, radius=radius, where=where, axis_name=axis_name)
-    return weighted_loss(solution.log_weights, losses, axis_name=axis_name)
+    signal = configuration_signal(losses, features, where=where, axis_name=axis_name)
+    log_weights = tilted_log_weights(signal, eta=eta, where=where, axis_name=axis_name)
+    return weighted_loss(log_weights, losses, axis_name=axis_name)

@@ -1,8 +1,9 @@
 """Worst-case weights within a distance of the base weights: sets of adversaries, one interface.
 
-Each function takes a signal (a loss of each example, say) and gives the weights that make its mean
-largest, with a dual value that bounds it from above: what a distributionally robust loss is made
-of. The gradient of `<w, loss>` with the weights constant is that of the worst case (Danskin).
+Each function takes a signal (for example a loss of each example) and gives the weights that make
+its mean largest, with a dual value that bounds it from above: what a distributionally robust loss
+is made of. The gradient of `<w, loss>` with the weights constant is that of the worst case
+(Danskin).
 """
 
 from typing import NamedTuple
@@ -11,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_positive, check_range
-from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
+from calmoe_jax._checks import check_positive, check_range, check_where
+from calmoe_jax._numerics import AxisName, at_least_float32, pmax, pmin, psum, safe_divide
 from calmoe_jax.reweighting.balance import entropy_balance
 from calmoe_jax.reweighting.tilt import tilted_log_weights
 
@@ -24,10 +25,10 @@ class WorstCase(NamedTuple):
 
     Attributes:
         log_weights: `log w`; they sum to one; `-inf` for examples without weight.
-        value: `<w, s>`, less the penalty where there is one.
-        dual_value: an upper bound of it over the set, equal to it but for rounding.
+        value: `<w, s>`, minus the penalty if there is one.
+        dual_value: an upper bound of the value over the set, equal to it up to rounding.
         effective_sample_size: `1 / sum w^2`.
-        converged: whether the two agree, to rounding, and something counts.
+        converged: whether value and dual value agree up to rounding, and some example counts.
     """
 
     log_weights: Float[Array, " examples"]
@@ -45,16 +46,16 @@ def kl_penalty(
     where: Bool[Array, " examples"] | None = None,
     axis_name: AxisName = None,
 ) -> WorstCase:
-    """The adversary that pays for its divergence: `max_w <w, s> - KL(w || q) / eta`.
+    """The adversary with a divergence penalty: `max_w <w, s> - KL(w || q) / eta`.
 
     The weights are `q exp(eta s) / Z` and the value is `log(sum q exp(eta s)) / eta`.
 
     Args:
-        signal: what the adversary maximises.
-        eta: inverse price, above 0.
+        signal: signal that the adversary maximises.
+        eta: inverse of the penalty's coefficient, above 0.
         weights: base weights `q`, at least 0; uniform by default.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
         A `WorstCase`.
@@ -76,7 +77,7 @@ def kl_penalty(
     share = jnp.exp(log_weights)
     ratio = jnp.where(share > 0, log_weights, 0) - jnp.where(share > 0, case.log_base, 0)
     penalty = case.sum(share * ratio) / eta
-    # log Z at the largest signal, which nothing can overflow
+    # log Z relative to the largest signal, which cannot overflow
     dual = case.top + jnp.log(case.sum(case.base * jnp.exp(eta * (case.filled - case.top)))) / eta
     return case.worst(log_weights, dual, penalty)
 
@@ -94,11 +95,11 @@ def kl_ball(
     Its dual value is `min_eta (radius + log sum q exp(eta s)) / eta`, at the `eta` found.
 
     Args:
-        signal: what the adversary maximises.
+        signal: signal that the adversary maximises.
         radius: divergence in nats, at least 0.
         weights: base weights `q`, at least 0; uniform by default.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
         A `WorstCase`.
@@ -139,14 +140,14 @@ def chi_square_ball(
     (s - nu)_+^2)`. Where all examples have weight, `nu` is the mean less `sd / sqrt(2 radius)`.
 
     Args:
-        signal: what the adversary maximises; finite where it counts.
+        signal: signal that the adversary maximises; finite where it counts.
         radius: at least 0.
         weights: base weights `q`, at least 0; uniform by default.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
-        A `WorstCase`. A radius beyond what the largest signal allows gives it all the weight.
+        A `WorstCase`. With a large enough radius the largest signal gets all the weight.
 
     Raises:
         ValueError: if a plain-number radius is negative.
@@ -161,7 +162,7 @@ def chi_square_ball(
     check_range("radius", radius, 0, float("inf"))
     case = _Case(signal, weights, where, axis_name)
     level = jnp.asarray(1 + 2 * radius, case.signal.dtype)
-    # from the largest one down, in units of the range: squares of 1e30 would overflow
+    # relative to the largest, in units of the range: squares of 1e30 would overflow
     unit = jnp.where(case.top > case.bottom, case.top - case.bottom, 1)
     depth = (case.filled - case.top) / unit
     mean = case.sum(case.base * depth)
@@ -187,7 +188,7 @@ def chi_square_ball(
     mass = case.sum(case.base * above(nu))
     highest = depth == 0
     at_top = case.sum(jnp.where(highest, case.base, 0))
-    # the signal's largest value takes all, or there is nothing to tell examples apart by
+    # the signal's largest value takes all, or all signals are equal
     corner = (level * at_top >= 1) | (mass <= 0)
     plain = (spread <= 0) | (level <= 1)
     share = jnp.where(highest, case.base / jnp.where(at_top > 0, at_top, 1), 0)
@@ -211,15 +212,15 @@ def cvar(
     The dual value is `min_t t + sum q (s - t)_+ / alpha`, at the quantile `t`.
 
     Args:
-        signal: what the adversary maximises.
+        signal: signal that the adversary maximises.
         alpha: share of the base weights, in (0, 1].
         weights: base weights `q`, at least 0; uniform by default.
         where: examples that count; all by default.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
-        A `WorstCase`. Examples at the quantile share what is left, by base weight, so that the
-        order of the examples does not matter.
+        A `WorstCase`. Examples at the quantile share the remaining weight in proportion to their
+        base weights, so that the order of the examples does not matter.
 
     Raises:
         ValueError: if a plain-number `alpha` is outside (0, 1].
@@ -241,7 +242,7 @@ def cvar(
     def halve(
         _: int | jax.Array, bounds: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        # of both signs, so the sum could overflow
+        # the terms have both signs, so the sum could overflow
         middle = (bounds[0] & bounds[1]) + ((bounds[0] ^ bounds[1]) >> 1)
         above = case.sum(jnp.where(keys > middle, case.base, 0))
         enough = above <= alpha
@@ -250,8 +251,7 @@ def cvar(
     _, key = jax.lax.fori_loop(0, jnp.iinfo(keys.dtype).bits, halve, (low, high))
     beyond, at = keys > key, (keys == key) & (case.base > 0)
     quantile = jnp.max(jnp.where(at, case.filled, -jnp.inf), initial=-jnp.inf)
-    if axis_name is not None:
-        quantile = jax.lax.pmax(quantile, axis_name)
+    quantile = pmax(quantile, axis_name)
     taken = case.sum(jnp.where(beyond, case.base, 0)) / alpha
     left = safe_divide(jnp.maximum(1 - taken, 0), case.sum(jnp.where(at, case.base, 0)))
     share = jnp.where(beyond, case.base / alpha, jnp.where(at, case.base * left, 0))
@@ -269,16 +269,16 @@ class _Case:
         where: Bool[Array, " examples"] | None,
         axis_name: AxisName,
     ) -> None:
-        for name, array in (("weights", weights), ("where", where)):
-            if array is not None and array.shape != signal.shape:
-                raise ValueError(
-                    f"{name} must have the shape of signal, {signal.shape}, got "
-                    f"{name}.shape={array.shape}."
-                )
+        check_where("where", where, signal.shape)
+        if weights is not None and weights.shape != signal.shape:
+            raise ValueError(
+                f"weights must have the shape of signal, {signal.shape}, got "
+                f"weights.shape={weights.shape}."
+            )
         self.signal = jax.lax.stop_gradient(at_least_float32(signal))
         base = jnp.ones_like(self.signal) if weights is None else at_least_float32(weights)
         base = base if where is None else jnp.where(where, base, 0)
-        # a signal of -inf gets no weight from anyone who maximises
+        # a signal of -inf gets no weight in any worst case
         base = jnp.where(jnp.isneginf(self.signal), 0, base)
         self._axis_name = axis_name
         total = self.sum(base)
@@ -289,20 +289,19 @@ class _Case:
         self.filled = jnp.where(counted, self.signal, 0)
         top = jnp.max(self.signal, where=counted, initial=-jnp.inf)
         bottom = jnp.min(self.signal, where=counted, initial=jnp.inf)
-        if axis_name is not None:
-            top, bottom = jax.lax.pmax(top, axis_name), jax.lax.pmin(bottom, axis_name)
+        top, bottom = pmax(top, axis_name), pmin(bottom, axis_name)
         self.top, self.bottom = jnp.where(self.some, top, 0), jnp.where(self.some, bottom, 0)
         self.filled = jnp.where(counted, self.filled, self.bottom)
         self.mean = self.sum(self.base * self.filled)
 
     def sum(self, values: jax.Array) -> jax.Array:
-        """Over the examples of all devices."""
+        """Sum over the examples of all devices."""
         return psum(jnp.sum(values), self._axis_name)
 
     def worst(
         self, log_weights: jax.Array, dual: jax.Array, penalty: jax.Array | float = 0.0
     ) -> WorstCase:
-        """The result for weights and a dual value."""
+        """The `WorstCase` of weights and a dual value."""
         share = jnp.exp(log_weights)
         value = self.sum(share * jnp.where(share > 0, self.filled, 0)) - penalty
         scale = 1 + jnp.abs(value) + jnp.abs(self.top - self.bottom)

@@ -1,11 +1,18 @@
-"""What an adversary may look at: signals of each example, and of its routing configuration."""
+"""Signals for an adversary, from each example and from its routing configuration."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_positive
-from calmoe_jax._numerics import at_least_float32, entropy
+from calmoe_jax._checks import check_at_least, check_positive, check_where
+from calmoe_jax._numerics import (
+    AxisName,
+    all_rows,
+    at_least_float32,
+    entropy,
+    psum,
+    row_positions,
+)
 from calmoe_jax.reweighting._solver.linear import solve_semidefinite
 
 
@@ -14,7 +21,7 @@ def brier_signal(
 ) -> Float[Array, " examples"]:
     """Brier score of each example: `sum_c (F_c - 1{c = y})^2`, in [0, 2].
 
-    Bounded, so that an adversary of a fixed `eta` does not fall for single examples.
+    Bounded, so that an adversary of a fixed `eta` is not dominated by single examples.
 
     Args:
         log_probs: log probabilities of the aggregate.
@@ -36,7 +43,7 @@ def excess_loss(
 ) -> Float[Array, " examples"]:
     """Loss beyond what the prediction itself expects: `L - H(F)`, in nats.
 
-    Of mean 0 where the aggregate is calibrated in the canonical sense, however hard the examples.
+    Its mean is 0 if the aggregate is calibrated in the canonical sense, however hard the examples.
 
     Args:
         losses: log loss of each example.
@@ -58,8 +65,10 @@ def calibration_witness(
     *,
     bandwidth: float = 0.1,
     num_folds: int = 2,
+    where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, " examples"]:
-    """Where the calibration is wrong, and which way: `z(c_i) (c_i - y_i)`, in [-1, 1].
+    """Signed calibration error of each example: `z(c_i) (c_i - y_i)`, in [-1, 1].
 
     `z` is the sign of the mean of `c - y` near a confidence (Gaussian kernel), estimated on the
     other folds. For any `z` with values in [-1, 1] the weighted mean of the signal is a lower bound
@@ -68,14 +77,19 @@ def calibration_witness(
     Args:
         confidence: top-label confidence, in [0, 1].
         correct: whether the top label is right.
-        bandwidth: of the kernel, above 0.
+        bandwidth: bandwidth of the kernel, above 0.
         num_folds: folds, by the examples' positions; at least 2.
+        where: examples that count; all by default.
+        axis_name: device axis that the examples are sharded over: positions are those among the
+            examples of all devices, and each device compares its own with all of them.
 
     Returns:
-        The signal, at least float32. Quadratic in the examples: for batches.
+        The signal, at least float32; 0 for examples that do not count. The cost is quadratic in the
+        number of examples: meant for batches.
 
     Raises:
-        ValueError: if the bandwidth is not above 0 or there are fewer than two folds.
+        ValueError: if the bandwidth is not above 0, there are fewer than two folds, or `where` has
+            another shape.
 
     Example:
         >>> calibration_witness(jnp.full(4, 0.75), jnp.array([1.0, 1.0, 0.0, 0.0]))
@@ -83,12 +97,17 @@ def calibration_witness(
     """
     check_positive("bandwidth", bandwidth)
     check_at_least("num_folds", num_folds, 2)
+    check_where("where", where, confidence.shape)
     confidence = at_least_float32(confidence)
     residual = confidence - correct.astype(confidence.dtype)
-    fold = jnp.arange(len(confidence)) % num_folds
-    apart = (confidence[:, None] - confidence[None]) / bandwidth
-    kernel = jnp.where(fold[:, None] == fold[None], 0, jnp.exp(-0.5 * apart**2))
-    return jnp.sign(kernel @ residual) * residual
+    if where is not None:
+        confidence, residual = (jnp.where(where, x, 0) for x in (confidence, residual))
+    fold = row_positions(len(confidence), axis_name) % num_folds
+    others, other_residual = all_rows(confidence, axis_name), all_rows(residual, axis_name)
+    other_fold = jnp.arange(len(others)) % num_folds
+    distance = (confidence[:, None] - others[None]) / bandwidth
+    kernel = jnp.where(fold[:, None] == other_fold[None], 0, jnp.exp(-0.5 * distance**2))
+    return jnp.sign(kernel @ other_residual) * residual
 
 
 def configuration_signal(
@@ -98,27 +117,30 @@ def configuration_signal(
     ridge: float = 0.1,
     num_folds: int = 2,
     where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, " examples"]:
-    """The loss as the routing configuration foretells it, which no single label can move.
+    """The loss predicted from the routing configuration, independent of the example's own label.
 
-    Ridge regression of the losses on the standardised features, each fold's from the other folds.
+    Ridge regression of the losses on the standardised features, cross-fitted over folds.
     Weights that depend on it alone keep every proper loss proper: with weights that depend on the
     label the best prediction is not the truth (of `exp(eta L)` it is `p ~ pi^(1 / (1 + eta))`).
 
     Args:
         losses: loss of each example.
-        features: of the configuration, as from `configuration_features`.
+        features: features of the configuration, as from `configuration_features`.
         ridge: penalty on standardised coefficients, in units of an example's share; above 0.
         num_folds: folds, by the examples' positions; at least 2.
         where: examples that count; all by default.
+        axis_name: device axis that the examples are sharded over: positions are those among the
+            examples of all devices, so that the result is that of a single device.
 
     Returns:
-        The foretold losses, at least float32, a constant for gradients; the mean loss where there
-        is nothing to learn from.
+        The predicted losses, at least float32, a constant for gradients; the mean loss if there are
+        no other examples to learn from.
 
     Raises:
-        ValueError: if the ridge is not above 0, there are fewer than two folds, or the features are
-            of other examples.
+        ValueError: if `ridge` is not above 0, there are fewer than two folds, `features` and
+            `losses` differ in examples, or `where` has another shape.
 
     Example:
         >>> features = jnp.arange(100.0)[:, None]
@@ -127,9 +149,10 @@ def configuration_signal(
     """
     check_positive("ridge", ridge)
     check_at_least("num_folds", num_folds, 2)
+    check_where("where", where, losses.shape)
     if len(features) != len(losses):
         raise ValueError(
-            f"features must be of the {len(losses)} examples of losses, got "
+            f"features must have the {len(losses)} examples of losses, got "
             f"features.shape={features.shape}."
         )
     losses = jax.lax.stop_gradient(at_least_float32(losses))
@@ -139,23 +162,23 @@ def configuration_signal(
         jnp.where(counted, losses, 0),
         jnp.where(counted[:, None], features, 0),
     )
-    fold = jnp.arange(len(losses)) % num_folds
+    fold = row_positions(len(losses), axis_name) % num_folds
 
-    def foretell(number: jax.Array) -> Float[Array, " examples"]:
+    def predict(number: jax.Array) -> Float[Array, " examples"]:
         share = (counted & (fold != number)).astype(losses.dtype)
-        share /= jnp.maximum(share.sum(), 1)
-        middle, mean = share @ features, share @ losses
-        spread = jnp.sqrt(share @ (features - middle[None]) ** 2)
+        share /= jnp.maximum(psum(share.sum(), axis_name), 1)
+        middle, mean = psum(share @ features, axis_name), psum(share @ losses, axis_name)
+        spread = jnp.sqrt(psum(share @ (features - middle[None]) ** 2, axis_name))
         flat = spread <= 1e-6 * (1 + jnp.abs(middle))
         standard = jnp.where(
             flat[None], 0, (features - middle[None]) / jnp.where(flat, 1, spread)[None]
         )
         weighted = standard * share[:, None]
-        normal = weighted.T @ standard + ridge * jnp.eye(features.shape[1], dtype=losses.dtype)
-        slopes = solve_semidefinite(
-            normal, weighted.T @ (losses - mean), jnp.ones(features.shape[1], bool)
-        )
+        normal = psum(weighted.T @ standard, axis_name)
+        normal += ridge * jnp.eye(features.shape[1], dtype=losses.dtype)
+        moments = psum(weighted.T @ (losses - mean), axis_name)
+        slopes = solve_semidefinite(normal, moments, jnp.ones(features.shape[1], bool))
         return mean + standard @ slopes
 
-    every = jax.vmap(foretell)(jnp.arange(num_folds))
+    every = jax.vmap(predict)(jnp.arange(num_folds))
     return jnp.take_along_axis(every, fold[None], axis=0)[0]

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_positive
-from calmoe_jax._numerics import AxisName, at_least_float32, psum
+from calmoe_jax._checks import check_positive, check_where
+from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum
 
 
 def tilted_log_weights(
@@ -16,25 +16,25 @@ def tilted_log_weights(
     where: Bool[Array, " examples"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, " examples"]:
-    """Log weights of the adversary that maximises the signal at an entropy price.
+    """Log weights of the adversary that maximises the signal with an entropy penalty.
 
     `w = argmax_w <w, s> - (1 / eta) KL(w || q)` over the simplex, which is
     `w_i = q_i exp(eta s_i) / sum_j q_j exp(eta s_j)`.
 
     Args:
-        signal: what the adversary maximises, a loss say, in nats.
+        signal: what the adversary maximises, for example a loss, in nats.
         eta: inverse temperature of the adversary, above 0; towards 0 the weights are uniform.
-        weights: base weights `q`, at least 0, need not sum to one; uniform by default.
+        weights: base weights `q`, at least 0; need not sum to one; uniform by default.
         where: examples that may get weight; all by default.
         axis_name: device axis over which the weights are normalised, in `pmap` or `shard_map`.
 
     Returns:
-        `log w`, at least float32; `-inf` outside `where`, and everywhere where nothing is left.
+        `log w`, at least float32; `-inf` outside `where`, and everywhere if no example is left.
         A NaN signal inside `where` makes all weights NaN. Several signals of `+inf` share the
-        weight as their base weights do.
+        weight in proportion to their base weights.
 
     Raises:
-        ValueError: if a plain-number `eta` is not above 0.
+        ValueError: if a plain-number `eta` is not above 0, or `where` has another shape.
 
     Example:
         >>> jnp.exp(tilted_log_weights(jnp.log(jnp.array([1.0, 3.0])), eta=1.0))
@@ -45,6 +45,7 @@ def tilted_log_weights(
         al., Tilted Empirical Risk Minimization, 2021.
     """
     check_positive("eta", eta)
+    check_where("where", where, signal.shape)
     scores = at_least_float32(signal) * eta
     log_base = None
     if weights is not None:
@@ -53,8 +54,7 @@ def tilted_log_weights(
     if where is not None:
         scores = jnp.where(where, scores, -jnp.inf)
     peak = jax.lax.stop_gradient(jnp.max(scores, initial=-jnp.inf))
-    if axis_name is not None:
-        peak = jax.lax.pmax(peak, axis_name)
+    peak = pmax(peak, axis_name)
     infinite = jnp.isposinf(peak)
     scores = jnp.where(infinite, jnp.where(scores == peak, 0, -jnp.inf), scores)
     peak = jnp.where(infinite | jnp.isneginf(peak), 0, peak)

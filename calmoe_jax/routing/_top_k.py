@@ -1,6 +1,6 @@
-"""How experts are chosen: from gate logits to indices and weights, by any top-k.
+"""Chooses experts: gate logits to indices and weights, with any implementation of top-k.
 
-`calmoe_jax.routing` says what it means; kernels bring a top-k of their own.
+`calmoe_jax.routing` documents the definitions; kernels pass their own top-k.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._checks import check_choice
 from calmoe_jax._numerics import at_least_float32
 
-# More rounds than these take longer than a sort.
+# With more rounds than this, a sort is faster.
 _MOST_ROUNDS = 8
 
 
@@ -34,14 +34,14 @@ def routable_logits(
 def largest(
     values: Float[Array, "tokens experts"], k: int
 ) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"]]:
-    """The `k` largest values of each row and their indices, largest first: a quick `top_k`.
+    """The `k` largest values of each row and their indices, largest first: a fast `top_k`.
 
-    For small `k` in rounds of `argmax` over integers in the order of the floats, whose least
-    strikes out what was taken. Unlike a sort, XLA fuses them, and cuts them along tokens.
+    For small `k`, rounds of `argmax` over integers in the order of the floats; the values taken
+    are overwritten by the smallest integer. Unlike a sort, XLA fuses and shards the rounds.
 
     Args:
         values: no NaN and no -0.
-        k: in `[1, experts]`.
+        k: number of values, in `[1, experts]`.
 
     Returns:
         What `jax.lax.top_k` returns: ties go to the lower index, also among `-inf`.
@@ -97,7 +97,7 @@ def check_top_k(
         )
     if selection_bias is not None and selection_bias.shape != (num_experts,):
         raise ValueError(
-            f"selection_bias must have shape ({num_experts},), one number an expert, got "
+            f"selection_bias must have shape ({num_experts},), one number per expert, got "
             f"selection_bias.shape={selection_bias.shape}."
         )
 
@@ -113,7 +113,7 @@ def choose(
     num_groups: int,
     groups_per_token: int,
 ) -> tuple[Int[Array, "*tokens k"], Float[Array, "*tokens k"]]:
-    """Experts and weights of `top_k_routing`, by any `top_k(values, k)`.
+    """Experts and weights of `top_k_routing`, with any `top_k(values, k)`.
 
     Args:
         top_k: largest values of each row and their indices, ties to the lower index; never NaN.
@@ -132,7 +132,7 @@ def choose(
         gate_logits, selection_bias, k=k, scores=scores, num_groups=num_groups,
         groups_per_token=groups_per_token,
     )  # fmt: skip
-    # top-k of two axes: what XLA has a fast form for
+    # XLA has a fast top-k for two axes
     flat, routable = routable_logits(gate_logits.reshape(-1, gate_logits.shape[-1]))
     log_scores = log_scores_of(flat, scores)
     if scores == "softmax" and (selection_bias is not None or num_groups > 1 or not renormalize):
@@ -165,7 +165,7 @@ def choose(
 def _without_negative_zero(
     values: Float[Array, "tokens experts"],
 ) -> Float[Array, "tokens experts"]:
-    """Values to compare, where -0 is 0 (adding 0 would do, if compilers did not leave it out)."""
+    """Values to compare, with -0 replaced by 0 (XLA would optimise away the addition of 0)."""
     values = jax.lax.stop_gradient(values)
     return jnp.where(values == 0, 0, values)
 
@@ -173,7 +173,7 @@ def _without_negative_zero(
 def log_scores_of(
     logits: Float[Array, "tokens experts"], scores: str
 ) -> Float[Array, "tokens experts"]:
-    """What the weights are a softmax of: the logits, or the logarithms of their sigmoids."""
+    """The logarithms of the scores up to a constant: the logits, or their log-sigmoids."""
     if scores == "softmax":
         return logits
     masked = jnp.isneginf(logits)
@@ -183,10 +183,10 @@ def log_scores_of(
 def _in_best_groups(
     values: Float[Array, "tokens experts"], num_groups: int, groups_per_token: int
 ) -> Float[Array, "tokens experts"]:
-    """The values of the best groups' experts, and -inf for those of the others."""
+    """The values of the experts in the best groups, and -inf for the others."""
     grouped = values.reshape(values.shape[0], num_groups, -1)
     best = jnp.max(grouped, axis=-1)
-    # the largest of the others: a top-k of so many short rows is slow on CPU
+    # the second largest as the maximum of the others: top-k of many short rows is slow on CPU
     first = jnp.argmax(grouped, axis=-1, keepdims=True)
     others = jnp.arange(grouped.shape[-1])[None, None] != first
     second = jnp.max(grouped, axis=-1, where=others, initial=-jnp.inf)

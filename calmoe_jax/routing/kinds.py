@@ -2,26 +2,26 @@
 
 Everything is computed in at least float32, whatever the dtype of the logits. A logit of `-inf`
 masks an expert: it gets weight exactly 0. A row that cannot be routed (a NaN or `+inf` logit, or
-every expert masked) keeps valid expert indices `0, ..., k - 1` and gets NaN weights, so that
-nothing indexes out of bounds and nothing wrong passes silently.
+every expert masked) keeps valid expert indices `0, ..., k - 1` and gets NaN weights, so that no
+index is out of bounds and no error passes silently.
 
-What `k = 1` does to the router's gradient:
+The router's gradient for `k = 1`:
 
 * softmax, then top-k, weights kept as they are (`renormalize=False`): the chosen weight is the
   gate probability `p_s < 1`. The router learns, but the weights do not sum to one, so the
-  aggregate of expert probabilities is no distribution.
+  aggregate of expert probabilities is not a distribution.
 * top-k, then softmax over the chosen (the same as `renormalize=True`): for `k = 1` the weight is
-  the constant 1, and the gradient to the router is exactly zero: it learns nothing.
+  the constant 1, and the gradient to the router is exactly zero: it does not learn.
 * straight-through (`straight_through_weights`): one-hot forward, softmax backward, over *all*
-  experts. With cotangents `c_k = dL/dw_k` the router sees `p_j (c_j - sum_k p_k c_k)`: experts
-  are compared with one another. A straight-through estimate of the chosen slot alone would not
-  do: for the loss `-log F_y` its cotangent is always -1, and it only ever strengthens the choice
-  that was already made.
-* or the router is trained dense and hardened afterwards: `dense_routing` for training,
+  experts. With cotangents `c_k = dL/dw_k` the router's gradient is `p_j (c_j - sum_k p_k c_k)`,
+  which compares experts with one another. A straight-through estimate of the chosen slot alone is
+  not enough: for the loss `-log F_y` its cotangent is always -1, so it only reinforces the choice
+  already made.
+* train the router dense and harden it afterwards: `dense_routing` for training,
   `hard_routing` for prediction.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,12 @@ from jaxtyping import Array, Float, Int
 from calmoe_jax._checks import check_at_least
 from calmoe_jax.routing._top_k import choose, largest, routable_logits
 
+RoutingKind = Literal["dense", "top_k", "hard", "hardened"]
+ROUTING_KINDS: tuple[str, ...] = get_args(RoutingKind)
+
 
 class Routing(NamedTuple):
-    """Where each token goes, and the weight its experts' outputs come back with.
+    """The experts of each token, and the weights of their outputs.
 
     Attributes:
         expert_indices: expert in each of a token's slots, best first (dense: in expert order).
@@ -99,18 +102,18 @@ def top_k_routing(
     """Routes each token to the `k` experts with the largest gate scores.
 
     The scores `s` are `softmax(g)` or `sigmoid(g)`. With `T` the chosen experts, the weights are
-    `s_j / sum_{l in T} s_l` for `j` in `T`, or `s_j` with `renormalize=False`. A bias `b` moves
-    the choice (the largest `s + b` are chosen) and never the weights. With groups, the experts of
-    the `groups_per_token` best groups only can be chosen; a group is worth the sum of its two
+    `s_j / sum_{l in T} s_l` for `j` in `T`, or `s_j` with `renormalize=False`. A bias `b` changes
+    the choice (the largest `s + b` are chosen) but not the weights. With groups, only the experts
+    of the `groups_per_token` best groups can be chosen; the score of a group is the sum of its two
     largest `s + b`.
 
     Args:
         gate_logits: gate logits; `-inf` masks an expert.
-        selection_bias: finite addition to the scores in the choice, as in balancing without an
-            auxiliary loss; no gradient reaches it.
+        selection_bias: added to the scores in the choice of experts only, as in balancing without
+            an auxiliary loss; must be finite. It gets no gradient.
         k: experts per token, in `[1, experts]`; static under `jax.jit`.
         scores: `"softmax"` or `"sigmoid"`.
-        renormalize: whether each token's weights sum to one. A mixture of probabilities needs it.
+        renormalize: whether each token's weights sum to one; a mixture of probabilities needs it.
         num_groups: number of groups of consecutive experts, a divisor of the number of experts.
         groups_per_token: groups a token's experts may come from, in `[1, num_groups]`.
 
@@ -122,9 +125,9 @@ def top_k_routing(
         zero: see `straight_through_weights`.
 
     Raises:
-        ValueError: if `k` is outside `[1, experts]`, or larger than the groups of a token; if the
-            scores are unknown, the groups do not divide the experts, or the bias is of another
-            number of experts.
+        ValueError: if `k` is outside `[1, experts]`, or more than the experts of a token's groups;
+            if `scores` is unknown, `num_groups` does not divide the experts, or `selection_bias`
+            does not have one number per expert.
 
     Example:
         >>> top_k_routing(jnp.array([[0.0, 2.0, 1.0]]), k=2).expert_indices
@@ -157,7 +160,7 @@ def hard_routing(gate_logits: Float[Array, "*tokens experts"]) -> Routing:
     Returns:
         A `Routing` with one slot. Ties go to the lower expert index; rows that cannot be routed
         get index 0 and weight NaN. The weight is a constant: no gradient reaches the router.
-        Train with `straight_through_weights`, or dense, and harden with this function.
+        Train with `straight_through_weights`, or train dense and use this for prediction.
 
     Example:
         >>> hard_routing(jnp.array([[0.0, 3.0]]))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_at_least, check_same_size
+from calmoe_jax._checks import check_at_least, check_where
 from calmoe_jax._numerics import AxisName, psum, safe_divide
 from calmoe_jax.routing._top_k import routable_logits
 from calmoe_jax.routing.kinds import Routing
@@ -18,9 +18,9 @@ def load_balancing_loss(
     where: Bool[Array, "*tokens"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    """Penalises experts that get both many slots and much gate probability.
+    """Penalises experts that receive many slots and have high gate probability.
 
-    With `f_e` the share of all slots that expert `e` receives and `P_e` its mean gate
+    With `f_e` the fraction of all slots sent to expert `e` and `P_e` its mean gate
     probability, the loss is `E sum_e f_e P_e`: **1 at perfect balance for every k**, and up to
     `E / k` at collapse. Only `P_e` carries a gradient.
 
@@ -29,13 +29,13 @@ def load_balancing_loss(
         routing: the routing of the same tokens.
         where: tokens to count; all by default.
         axis_name: device axis to sum over, inside `pmap` or `shard_map`: sums and counts are
-            summed, so uneven shards give the loss of the whole.
+            summed, so uneven shards give the loss of the full batch.
 
     Returns:
         The loss, a float32 scalar; 0 where no token counts.
 
     Raises:
-        ValueError: if the routing is of another number of tokens.
+        ValueError: if `routing` and `gate_probs` differ in their tokens.
 
     Example:
         >>> gate_logits = jnp.log(jnp.array([[0.9, 0.1], [0.1, 0.9]]))
@@ -48,7 +48,7 @@ def load_balancing_loss(
     num_experts = gate_probs.shape[-1]
     if gate_probs.shape[:-1] != routing.expert_indices.shape[:-1]:
         raise ValueError(
-            "routing must be of the same tokens as gate_probs, got routing.expert_indices.shape="
+            "routing must have the tokens of gate_probs, got routing.expert_indices.shape="
             f"{routing.expert_indices.shape} and gate_probs.shape={gate_probs.shape}."
         )
     load = expert_load(routing, num_experts=num_experts, where=where, axis_name=axis_name)
@@ -74,7 +74,7 @@ def router_z_loss(
         axis_name: device axis to sum over, inside `pmap` or `shard_map`.
 
     Returns:
-        The loss, a float32 scalar; 0 where no token counts, NaN where one that counts cannot be
+        The loss, a float32 scalar; 0 if no token counts, NaN if a token that counts cannot be
         routed.
 
     Example:
@@ -87,8 +87,8 @@ def router_z_loss(
     check_at_least("num_experts", gate_logits.shape[-1], 1)
     logits, routable = routable_logits(gate_logits)
     squares = jnp.where(routable, jnp.square(jax.nn.logsumexp(logits, axis=-1)), jnp.nan)
+    check_where("where", where, gate_logits.shape[:-1])
     if where is not None:
-        check_same_size("where", where, 0, gate_logits.shape[0], "tokens")
         squares = jnp.where(where, squares, 0)
     tokens = _count_tokens(logits, where, axis_name)
     return safe_divide(psum(jnp.sum(squares), axis_name), tokens)

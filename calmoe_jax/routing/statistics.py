@@ -1,4 +1,4 @@
-"""What a gate does to its experts: mean probabilities, load, importance."""
+"""Statistics of a gate: mean probabilities, load, importance."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_choice
+from calmoe_jax._checks import check_at_least, check_choice, check_where
 from calmoe_jax._numerics import AxisName, at_least_float32, psum
 from calmoe_jax.routing._top_k import log_scores_of, routable_logits
 from calmoe_jax.routing.kinds import Routing
 
 
 class GateStatistics(NamedTuple):
-    """What the losses of a gate need, and how many tokens it could not route.
+    """Statistics for the losses of a gate, and the number of tokens it could not route.
 
     The load-balancing loss is `E sum_e P_e load_e / sum(load)` with `P` the mean gate
     probabilities and `load` a plan's; the router z-loss is `mean(square(logsumexp))`.
@@ -33,7 +33,7 @@ class GateStatistics(NamedTuple):
 def gate_statistics(
     gate_logits: Float[Array, "tokens experts"], *, scores: str = "softmax"
 ) -> GateStatistics:
-    """Computes what the losses of a gate need, in one pass over the logits.
+    """Computes the statistics for the losses of a gate, in one pass over the logits.
 
     Args:
         gate_logits: gate logits; `-inf` masks an expert.
@@ -86,6 +86,7 @@ def expert_load(
         Array([1, 2], dtype=int32)
     """  # noqa: E501
     check_at_least("num_experts", num_experts, 1)
+    check_where("where", where, routing.combine_weights.shape[:-1])
     counted = routing.combine_weights > 0
     if where is not None:
         counted &= where[..., None]
@@ -118,6 +119,7 @@ def expert_importance(
         Shazeer et al., Outrageously Large Neural Networks, 2017.
     """
     weights = at_least_float32(weights)
+    check_where("where", where, weights.shape[:-1])
     if where is not None:
         weights = jnp.where(where[..., None], weights, 0)
     return psum(weights.sum(axis=tuple(range(weights.ndim - 1))), axis_name)

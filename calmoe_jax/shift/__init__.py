@@ -1,4 +1,4 @@
-"""Targets without labels: do configurations shift, how confident to be there, what can be done."""
+"""Unlabelled targets: tests for shift of the configuration, estimated accuracy, repair."""
 
 from calmoe_jax.shift.agreement import Agreement as Agreement
 from calmoe_jax.shift.agreement import agreement_accuracy as agreement_accuracy
@@ -7,9 +7,11 @@ from calmoe_jax.shift.balance import configuration_balance as configuration_bala
 from calmoe_jax.shift.confidence import ConfidenceMatch as ConfidenceMatch
 from calmoe_jax.shift.confidence import average_threshold_accuracy as average_threshold_accuracy
 from calmoe_jax.shift.confidence import difference_of_confidences as difference_of_confidences
+from calmoe_jax.shift.confidence import error_threshold as error_threshold
 from calmoe_jax.shift.confidence import match_confidence as match_confidence
 from calmoe_jax.shift.confidence import mean_confidence as mean_confidence
 from calmoe_jax.shift.confidence import separability_confidence as separability_confidence
+from calmoe_jax.shift.confidence import share_above as share_above
 from calmoe_jax.shift.neighbours import NeighbourSupport as NeighbourSupport
 from calmoe_jax.shift.neighbours import neighbour_accuracy as neighbour_accuracy
 from calmoe_jax.shift.neighbours import neighbour_support as neighbour_support

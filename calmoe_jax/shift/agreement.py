@@ -1,4 +1,4 @@
-"""Accuracy on unlabelled examples from the agreement of models that were trained alike."""
+"""Accuracy on unlabelled examples from the agreement of models with one training recipe."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_non_negative, check_same_size
+from calmoe_jax._checks import check_at_least, check_non_negative, check_where
+from calmoe_jax._numerics import AxisName, psum
 
 
 class Agreement(NamedTuple):
-    """How far models that were trained alike agree.
+    """How far models with one training recipe agree.
 
     Attributes:
-        kappa: Cohen's kappa of each model with the others, on average over them.
-        standard_error: of it, for independent examples, as that of one pair: pairs share a model.
+        kappa: Cohen's kappa of each model with the others, averaged over them.
+        standard_error: standard error of kappa for independent examples; that of one pair, since
+            pairs share a model.
     """
 
     kappa: Float[Array, " models"]
@@ -26,24 +28,26 @@ def chance_corrected_agreement(
     *,
     num_classes: int,
     where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
 ) -> Agreement:
-    """Cohen's kappa of each model with the others, on average over them.
+    """Cohen's kappa of each model with the others, averaged over them.
 
     `(a - e) / (1 - e)`, with `a` the share of examples on which two models predict the same class
-    and `e = sum_c q_c q'_c` the share to expect from how often each predicts each class. Models
-    that all fall into one class agree without knowing anything: kappa is 0 there.
+    and `e = sum_c q_c q'_c` the share expected by chance from the class frequencies of their
+    predictions. Kappa is 0 for models that all predict a single class.
 
     Args:
         predicted: class that each model predicts, in `[0, num_classes)`.
         num_classes: number of classes, at least 2.
         where: examples that count; all by default.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
-        An `Agreement`. Kappa is at most 1, and 0 where two models predict one and the same class
-        throughout; NaN with fewer than two models, or where nothing counts.
+        An `Agreement`. Kappa is at most 1, and 0 if two models predict one and the same class for
+        all examples; NaN with fewer than two models, or if no example counts.
 
     Raises:
-        ValueError: if `num_classes` is less than 2 or shapes do not fit.
+        ValueError: if `num_classes` is less than 2 or shapes do not match.
 
     Example:
         >>> predicted = jnp.array([[0, 1, 1, 0], [0, 1, 0, 0]])
@@ -55,15 +59,14 @@ def chance_corrected_agreement(
     """
     check_at_least("num_classes", num_classes, 2)
     num_models, num_examples = predicted.shape
-    if where is not None:
-        check_same_size("where", where, 0, num_examples, "examples")
+    check_where("where", where, (num_examples,))
     chosen = jax.nn.one_hot(predicted, num_classes, dtype=jnp.float32)
     if where is not None:
         chosen = jnp.where(where[None, :, None], chosen, 0)
-    total = jnp.asarray(num_examples) if where is None else jnp.sum(where)
-    shares = jnp.sum(chosen, axis=1) / total
+    total = psum(jnp.asarray(num_examples) if where is None else jnp.sum(where), axis_name)
+    shares = psum(jnp.sum(chosen, axis=1), axis_name) / total
     expected = shares @ shares.T
-    agreeing = jnp.einsum("inc,jnc->ij", chosen, chosen) / total
+    agreeing = psum(jnp.einsum("inc,jnc->ij", chosen, chosen), axis_name) / total
     certain = expected >= 1
     scale = jnp.where(certain, 1, 1 - expected)
     kappa = jnp.where(certain, 0, agreeing - expected) / scale
@@ -85,12 +88,12 @@ def agreement_accuracy(
     growth: float = 3.0,
     margin: float = 1.0,
 ) -> Float[Array, " models"]:
-    """Estimated accuracy on unlabelled examples: what is above chance falls as agreement falls.
+    """Estimated accuracy on unlabelled examples: its excess over chance falls with agreement.
 
     With `rho = (kappa_targets + margin e) / kappa_held_out`, clipped to [0, 1], and `e` the
     standard error of the difference: `chance + (accuracy - chance) rho^(1 + growth (1 - rho)^2)`.
-    To first order in the loss of agreement it is proportional; the exponent grows because models
-    trained alike err alike the more the further they are from what they know.
+    To first order in the loss of agreement it is proportional; the exponent grows because the
+    errors of such models coincide the more, the further examples are from the training data.
 
     Args:
         held_out: `chance_corrected_agreement` on labelled held-out examples.
@@ -98,16 +101,16 @@ def agreement_accuracy(
         held_out_accuracy: accuracy on the held-out examples, or mean confidence there after
             calibration, which varies less.
         chance: accuracy of a guess; 1 / classes where classes are equally frequent.
-        growth: of the exponent as agreement is lost, at least 0.
+        growth: growth of the exponent as agreement is lost, at least 0.
         margin: standard errors in favour of the targets, at least 0.
 
     Returns:
         The estimate, never above `held_out_accuracy` (where that exceeds chance): agreement does
         not show that a model became better. NaN where kappa is NaN, or not above 0 on held-out
-        examples: such models say nothing.
+        examples: the agreement of such models is no evidence.
 
     Raises:
-        ValueError: if a plain number is below 0.
+        ValueError: if `growth` or `margin` is negative.
 
     Example:
         >>> sure = jnp.zeros(1)

@@ -1,10 +1,10 @@
-"""Weights that make held-out examples look like unlabelled targets, by their configurations."""
+"""Weights that match held-out examples to unlabelled targets, by their configurations."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_same_size
-from calmoe_jax._numerics import at_least_float32, example_weights
+from calmoe_jax._checks import check_same_size, check_where
+from calmoe_jax._numerics import AxisName, at_least_float32, example_weights, psum
 from calmoe_jax.reweighting import BalanceSolution, entropy_balance
 
 
@@ -17,31 +17,34 @@ def configuration_balance(
     target_weights: Float[Array, " targets"] | None = None,
     target_where: Bool[Array, " targets"] | None = None,
     ridge: float | Float[Array, ""] = 0.3,
+    axis_name: AxisName = None,
 ) -> BalanceSolution:
     """Weights of held-out examples under which their mean features are those of the targets.
 
     `min_w KL(w || q) + |miss|^2 / (2 ridge)`, with the miss in standard deviations of the held-out
-    features. Give the weights to any calibrator (`weights=jnp.exp(solution.log_weights)`): what is
-    fitted is then fitted for the targets, as far as their labels follow from the routing
-    configuration as they did, and the logarithm of the density ratio is linear in the features.
+    features. Give the weights to any calibrator (`weights=jnp.exp(solution.log_weights)`): it is
+    then fitted for the targets, if their labels depend on the routing configuration as on the
+    held-out examples, and the logarithm of the density ratio is linear in the features.
 
     Args:
         held_out: features of labelled held-out examples, as from `configuration_features`.
-        targets: features of unlabelled examples.
+        targets: features of the unlabelled targets.
         weights: base weights of the held-out examples; uniform by default.
         where: held-out examples that count; all by default.
         target_weights: non-negative weight of each target; 1 by default.
         target_where: targets that count; all by default.
-        ridge: how readily the moments are missed; 0 for exact balance. .3 kept most of the
-            effective sample size on the tasks of this package.
+        ridge: regularisation of the balance; 0 for exact balance. 0.3 kept most of the effective
+            sample size on the tasks of this package.
+        axis_name: device axis that the examples and the targets are sharded over.
 
     Returns:
-        A `BalanceSolution`. `effective_sample_size` says how much evidence is left: of the order of
+        A `BalanceSolution`. `effective_sample_size` is the evidence that is left: of the order of
         a tenth of the examples or less, targets are where hardly anything was held out. With no
         target that counts the log weights are NaN.
 
     Raises:
-        ValueError: if the numbers of features differ or `ridge` is negative.
+        ValueError: if the numbers of features differ, `ridge` is negative, or a mask has another
+            shape than its examples.
 
     Example:
         >>> held_out, targets = jnp.array([[0.0], [1.0], [1.0], [0.0]]), jnp.array([[0.75]])
@@ -54,10 +57,13 @@ def configuration_balance(
         on Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
     """
     check_same_size("targets", targets, 1, held_out.shape[1], "held_out.shape[1]")
+    check_where("where", where, held_out.shape[:1])
+    check_where("target_where", target_where, targets.shape[:1])
     features = at_least_float32(held_out)
     counted = example_weights(targets.shape[:1], target_weights, target_where, features.dtype)
     rows = jnp.where(counted[:, None] == 0, 0, targets.astype(features.dtype))
-    moments = jnp.sum(rows * counted[:, None], axis=0) / jnp.sum(counted)
+    total = psum(jnp.sum(rows * counted[:, None], axis=0), axis_name)
+    moments = total / psum(jnp.sum(counted), axis_name)
     return entropy_balance(
         jnp.zeros(len(features), features.dtype),
         features,
@@ -66,4 +72,5 @@ def configuration_balance(
         weights=weights,
         where=where,
         ridge=ridge,
+        axis_name=axis_name,
     )

@@ -1,4 +1,4 @@
-"""Do the labels of alike held-out examples bear a prediction out?"""
+"""Estimates accuracy from the labels of similar held-out examples."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_non_negative, check_same_size
-from calmoe_jax._numerics import at_least_float32
+from calmoe_jax._checks import check_at_least, check_non_negative, check_same_size, check_where
+from calmoe_jax._numerics import AxisName, all_rows, at_least_float32, pmax, psum, row_positions
 from calmoe_jax.calibration._inputs import class_labels
 
 # Points compared with all references at once.
@@ -15,12 +15,12 @@ _BATCH = 256
 
 
 class NeighbourSupport(NamedTuple):
-    """How far the labels of neighbours bear predictions out.
+    """Agreement of predictions with the labels of neighbours.
 
     Attributes:
         value: mean share of an example's neighbours whose label is the predicted class.
-        chance: what that would be if labels had nothing to do with predictions.
-        standard_error: of the value; `inf` where all examples are of one cluster.
+        chance: its expectation if labels were independent of predictions.
+        standard_error: standard error of the value; `inf` if all examples are in one cluster.
     """
 
     value: Float[Array, ""]
@@ -40,39 +40,40 @@ def neighbour_support(
     reference_clusters: Int[Array, " references"] | None = None,
     where: Bool[Array, " examples"] | None = None,
     num_neighbours: int = 15,
+    axis_name: AxisName = None,
 ) -> NeighbourSupport:
     """Share of labelled neighbours that have the predicted class, averaged over examples.
 
-    An example's neighbours are the references whose coordinates point most nearly in the same
-    direction: those of the largest cosine. For the support on the labelled examples themselves
-    give them as points and references, with the same clusters (or `jnp.arange` of their number),
-    so that none is its own neighbour. The cost is that of `examples * references` cosines, 256
-    examples at a time.
+    An example's neighbours are the references with the largest cosine similarity of their
+    coordinates. For the support on the labelled examples themselves, pass them as points and as
+    references, with the same clusters (or `jnp.arange` of their number), so that no example is its
+    own neighbour. The cost is `examples * references` cosines, 256 examples at a time.
 
     Args:
         points: coordinates of each example, as from `configuration_coordinates`.
-        predicted: its predicted class.
+        predicted: predicted class of each example.
         references: coordinates of labelled examples.
-        labels: their classes, in `[0, num_classes)`.
+        labels: classes of the references, in `[0, num_classes)`.
         num_classes: number of classes, at least 2; static.
-        clusters: cluster of each example, in `[0, num_clusters)`, for the standard error; each
-            example is its own by default.
+        clusters: cluster of each example, in `[0, num_clusters)`, for the standard error; by
+            default each example is its own cluster.
         num_clusters: number of clusters; static, and given with `clusters`.
-        reference_clusters: cluster of each reference: those of the example's own cluster are no
-            neighbours. All may be by default.
+        reference_clusters: cluster of each reference; references in the example's own cluster are
+            not its neighbours. By default all can be.
         where: examples that count; all by default.
-        num_neighbours: neighbours of each example, at least 1; static. Where there are fewer, all.
+        num_neighbours: neighbours of each example, at least 1; static; all if there are fewer.
+        axis_name: device axis that the examples and the references are sharded over; each device
+            compares its own examples with all references. `num_clusters` is of all devices.
 
     Returns:
-        A `NeighbourSupport`. Of equal cosines the earlier reference is the neighbour; coordinates
-        that are all 0 have cosine 0. NaN where nothing counts, an example that counts has no
-        neighbour, a coordinate of a reference or of an example that counts is NaN, or a label is
-        outside the classes.
+        A `NeighbourSupport`. Ties go to the earlier reference; coordinates that are all 0 have
+        cosine 0. NaN if no example counts, an example that counts has no neighbour, a coordinate of
+        a reference or of an example that counts is NaN, or a label is out of range.
 
     Raises:
         TypeError: if the labels are not integers.
-        ValueError: if a number is out of range, sizes differ, or clusters come without their
-            number.
+        ValueError: if a number is out of range, sizes differ, or only one of `clusters` and
+            `num_clusters` is given.
 
     Example:
         >>> points = jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
@@ -96,8 +97,13 @@ def neighbour_support(
         raise ValueError("reference_clusters must be given with clusters, got clusters=None.")
     labels = class_labels(labels)
     size = len(points)
+    check_where("where", where, (size,))
+    references, labels = all_rows(references, axis_name), all_rows(labels, axis_name)
+    if reference_clusters is not None:
+        reference_clusters = all_rows(reference_clusters, axis_name)
     if clusters is None or num_clusters is None:
-        clusters, num_clusters = jnp.arange(size), max(size, 1)
+        clusters = row_positions(size, axis_name)
+        num_clusters = max(size if axis_name is None else size * jax.lax.axis_size(axis_name), 1)
     counted = jnp.ones(size, bool) if where is None else where
     towards = _directions(references)
     count = min(num_neighbours, len(references))
@@ -119,16 +125,34 @@ def neighbour_support(
         (_directions(points), predicted, clusters),
         batch_size=min(_BATCH, max(size, 1)),
     )
-    total = jnp.sum(counted)
-    value = jnp.sum(jnp.where(counted, shares, 0)) / total
+    return _support_of(
+        shares, predicted, labels, num_classes, clusters, num_clusters, counted, axis_name
+    )
+
+
+def _support_of(
+    shares: Float[Array, " examples"],
+    predicted: Int[Array, " examples"],
+    labels: Int[Array, " references"],
+    num_classes: int,
+    clusters: Int[Array, " examples"],
+    num_clusters: int,
+    counted: Bool[Array, " examples"],
+    axis_name: AxisName,
+) -> NeighbourSupport:
+    """Mean of the examples' shares, its expectation by chance, and its standard error."""
+    total = psum(jnp.sum(counted), axis_name)
+    value = psum(jnp.sum(jnp.where(counted, shares, 0)), axis_name) / total
     off = jnp.where(counted, shares - value, 0)
-    sums = jax.ops.segment_sum(off, clusters, num_clusters)
-    held = jax.ops.segment_max(counted.astype(jnp.int32), clusters, num_clusters) > 0
+    sums = psum(jax.ops.segment_sum(off, clusters, num_clusters), axis_name)
+    held = jax.ops.segment_max(counted.astype(jnp.int32), clusters, num_clusters)
+    held = pmax(held, axis_name) > 0
     number = jnp.sum(held)
     variance = jnp.sum(jnp.square(sums)) * number / jnp.where(number > 1, number - 1, 1)
     error = jnp.where(number > 1, jnp.sqrt(variance) / total, jnp.inf)
     classes = jnp.arange(num_classes)
-    chosen = jnp.sum((predicted[:, None] == classes[None]) & counted[:, None], axis=0) / total
+    chosen = jnp.sum((predicted[:, None] == classes[None]) & counted[:, None], axis=0)
+    chosen = psum(chosen, axis_name) / total
     chance = chosen @ jnp.mean((labels[:, None] == classes[None]).astype(value.dtype), axis=0)
     outside = jnp.any((labels < 0) | (labels >= num_classes))
     value = jnp.where(outside, jnp.nan, value)
@@ -137,7 +161,7 @@ def neighbour_support(
 
 def _directions(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
     rows = at_least_float32(rows)
-    # by the largest first, so that no square overflows
+    # scaled by the largest entry first, so that no square overflows
     largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True, initial=0)
     rows = rows / jnp.where(largest > 0, largest, 1)
     length = jnp.sqrt(jnp.sum(jnp.square(rows), axis=-1, keepdims=True))
@@ -152,30 +176,30 @@ def neighbour_accuracy(
     growth: float = 5.0,
     margin: float = 2.0,
 ) -> Float[Array, ""]:
-    """Estimated accuracy on unlabelled examples: above chance it falls as support does.
+    """Estimated accuracy on unlabelled examples: its excess over chance falls with support.
 
     With `nu = (support_targets - chance_targets + margin e) / (support_held_out -
     chance_held_out)`, clipped to [0, 1], and `e` the standard error of the difference:
     `chance_targets + (accuracy - chance_targets) nu^(1 + growth (1 - nu))`. The exponent grows
-    because the neighbours of what is unlike all that was labelled are chosen by what the classifier
-    makes of it.
+    because the coordinates come from the classifier: for examples unlike all labelled ones, their
+    neighbours tend to confirm its prediction.
 
     Args:
         held_out: `neighbour_support` of labelled held-out examples among themselves.
-        targets: that of unlabelled ones, with held-out neighbours.
+        targets: `neighbour_support` of unlabelled examples, with held-out neighbours.
         held_out_accuracy: accuracy on the held-out examples, or mean confidence there after
             calibration, which varies less.
-        growth: of the exponent as support is lost, at least 0.
+        growth: growth of the exponent as support is lost, at least 0.
         margin: standard errors in favour of the targets, at least 0.
 
     Returns:
         The estimate, never above `held_out_accuracy` (where that exceeds chance). NaN where a
-        support is, or that of held-out examples is not above chance: it says nothing. It is too
-        low for examples that were chosen because their neighbours differ, and where experts lose
-        confidence and stay right (features that fade).
+        support is, or that of held-out examples is not above chance, which is no evidence. It is
+        too low for examples that were chosen because their neighbours differ, and where experts
+        lose confidence and stay right (features that fade).
 
     Raises:
-        ValueError: if a plain number is below 0.
+        ValueError: if `growth` or `margin` is negative.
 
     Example:
         >>> whole = NeighbourSupport(jnp.array(0.9), jnp.array(0.5), jnp.array(0.0))
@@ -194,7 +218,7 @@ def neighbour_accuracy(
     above = held_out.value - held_out.chance
     informative = above > 0
     error = jnp.hypot(held_out.standard_error, targets.standard_error)
-    favour = jnp.where(margin == 0, 0, margin * error)  # an error may be infinite
+    favour = jnp.where(margin == 0, 0, margin * error)  # the error may be infinite
     ratio = (targets.value - targets.chance + favour) / jnp.where(informative, above, 1)
     nu = jnp.where(informative, jnp.clip(ratio, 0, 1), jnp.nan)
     kept = jnp.power(nu, 1 + growth * (1 - nu))

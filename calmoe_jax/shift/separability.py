@@ -1,4 +1,4 @@
-"""How well a classifier tells unlabelled target examples from held-out ones."""
+"""How well a classifier distinguishes unlabelled target examples from held-out ones."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_positive, check_same_size
-from calmoe_jax._numerics import at_least_float32
+from calmoe_jax._checks import check_positive, check_same_size, check_where
+from calmoe_jax._numerics import AxisName, all_rows, at_least_float32
 
 _MAX_STEPS = 30
-# Weights below are taken for this one: their logarithm would outweigh everything.
+# Smaller weights are replaced by this one: their logarithm would dominate.
 _LEAST_WEIGHT = 1e-6
 
 
@@ -18,7 +18,7 @@ def configuration_coordinates(
     expert_log_probs: Float[Array, "examples experts classes"],
     routing_weights: Float[Array, "examples experts"],
 ) -> Float[Array, "examples coordinates"]:
-    """The routing configuration itself as columns: log weights and log probabilities, centred.
+    """The routing configuration as coordinates: log weights and log probabilities, centred.
 
     Args:
         expert_log_probs: each expert's log probabilities, in nats.
@@ -46,10 +46,11 @@ def separability(
     *,
     target_where: Bool[Array, " targets"] | None = None,
     penalty: float = 100.0,
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    """How well a cross-fitted linear classifier tells two samples apart: `clip(2 AUC - 1, 0, 1)`.
+    """How well a cross-fitted linear classifier separates two samples: `clip(2 AUC - 1, 0, 1)`.
 
-    Ridge logistic regression on standardised columns, both samples weighing alike, fitted on the
+    Ridge logistic regression on standardised columns, both samples of equal weight, fitted on the
     even rows of each and judged on the odd ones, and the other way round.
 
     Args:
@@ -57,14 +58,16 @@ def separability(
         targets: rows of the other.
         target_where: targets that count; all by default.
         penalty: `penalty / 2 |beta|^2` is added to the sum of the log losses of a fold; above 0.
+        axis_name: device axis that both samples are sharded over; each device works on all rows.
 
     Returns:
-        0 where they cannot be told apart, or a sample has less than two rows, 1 where they can
-        surely; NaN where a number that counts is NaN. Dependent rows that lie in both folds make
+        0 if the samples cannot be separated or one has fewer than two rows, 1 if they can be
+        separated perfectly, NaN if a number that counts is NaN. Dependent rows in both folds make
         it too large.
 
     Raises:
-        ValueError: if the columns differ or the penalty is not above 0.
+        ValueError: if the samples differ in columns, `penalty` is not above 0, or `target_where`
+            has another shape than the targets.
 
     Example:
         >>> a, b = jnp.linspace(0, 1, 50)[:, None], jnp.linspace(2, 3, 50)[:, None]
@@ -76,6 +79,10 @@ def separability(
     """
     check_positive("penalty", penalty)
     check_same_size("targets", targets, 1, held_out.shape[1], "held_out.shape[1]")
+    check_where("target_where", target_where, targets.shape[:1])
+    held_out, targets = all_rows(held_out, axis_name), all_rows(targets, axis_name)
+    if target_where is not None:
+        target_where = all_rows(target_where, axis_name)
     rows = jnp.concatenate([held_out, targets.astype(held_out.dtype)])
     rows = at_least_float32(rows)
     is_target = jnp.arange(len(rows)) >= len(held_out)
@@ -130,7 +137,7 @@ def _ridge_logistic(
     def newton(fit: _Fit) -> _Fit:
         probs = jax.nn.sigmoid(design @ fit.beta)
         gradient = design.T @ (weight * (probs - label)) + ridge * fit.beta
-        # at least the curvature of a probability of .1: a full step then never overshoots far
+        # at least the curvature at a probability of 0.1: a full step then never overshoots far
         curvature = weight * jnp.maximum(probs * (1 - probs), 0.09)
         hessian = (design * curvature[:, None]).T @ design + jnp.diag(ridge)
         step = jnp.linalg.solve(hessian, gradient)

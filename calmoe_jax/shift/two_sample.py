@@ -1,4 +1,4 @@
-"""Does the routing configuration shift, and what of it: a permutation test."""
+"""A permutation test for shift of the routing configuration, and of groups of its statistics."""
 
 import math
 from typing import NamedTuple
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_same_size
-from calmoe_jax._numerics import at_least_float32
+from calmoe_jax._checks import check_at_least, check_same_size, check_where
+from calmoe_jax._numerics import AxisName, all_rows, at_least_float32
 from calmoe_jax.mixture import Configuration
 
-# Directions whose variance is below this part of the largest are rounding.
+# Directions whose variance is below this fraction of the largest are rounding errors.
 _LEAST_VARIANCE = 1e-6
 
 
@@ -20,10 +20,10 @@ class ShiftTest(NamedTuple):
     """P-values of a two-sample test of the routing configuration.
 
     Attributes:
-        p_value: that nothing of the three below shifts.
-        load: that the experts' loads do not: routing weights, and how decided the router is.
-        confidence: that confidences do not: of the aggregate and of the experts.
-        disagreement: that the experts' disagreement does not.
+        p_value: p-value of a shift in any of the three groups below.
+        load: p-value of a shift of the experts' loads (routing weights and their entropy).
+        confidence: p-value of a shift of the confidences of the aggregate and of the experts.
+        disagreement: p-value of a shift of the experts' disagreement.
     """
 
     p_value: Float[Array, ""]
@@ -41,14 +41,15 @@ def configuration_shift_test(
     clusters: Int[Array, " all"] | None = None,
     num_clusters: int | None = None,
     num_permutations: int = 999,
+    axis_name: AxisName = None,
 ) -> ShiftTest:
-    """Tests whether held-out and target examples have the same law of routing configurations.
+    """Tests whether held-out and target examples have the same distribution of configurations.
 
     For each of the three groups of statistics (load, confidence, disagreement) the difference of
     the means, squared in units of the pooled covariance, is compared with that of random
-    relabellings. The three p-values are adjusted for being three (Westfall and Young's minimum of
-    p-values over the same relabellings). The whole is judged by the least of them, ties parted by
-    their mean.
+    relabellings. The three p-values are adjusted for multiple testing (Westfall and Young's minimum
+    of p-values over the same relabellings). The overall p-value is that of the smallest of them,
+    with ties broken by their mean.
 
     Args:
         key: random key.
@@ -56,21 +57,25 @@ def configuration_shift_test(
         targets: configurations of the targets.
         target_where: targets that count; all by default.
         clusters: cluster of every example, held-out ones first, in `[0, num_clusters)`; examples
-            of a cluster are relabelled together, and a cluster lies on one side. Each example is
-            its own by default.
+            of a cluster are relabelled together, and a cluster is on one side. By default each
+            example is its own cluster.
         num_clusters: number of clusters; static.
         num_permutations: relabellings, at least 19. No p-value is below
             `1 / (num_permutations + 1)`, nor below `smallest_p_value`.
+        axis_name: device axis that both sides are sharded over (`clusters` then has this device's
+            held-out examples and targets); each device works on all examples.
 
     Returns:
-        A `ShiftTest`. Under no shift `p_value <= a` has probability at most `a`, whatever the law.
-        A statistic that never varies (disagreement under hard routing) has p-value 1. It sees
-        shifts of the means of the statistics (confidence also of its square), and no shift of
-        labels given the configuration: nothing without labels can. A cluster with examples on
-        both sides counts as one of targets. NaN in a statistic gives NaN; so does an empty side.
+        A `ShiftTest`. Without shift `p_value <= a` has probability at most `a`, for any
+        distribution. A statistic that never varies (disagreement under hard routing) has p-value 1.
+        The test detects shifts of the means of the statistics (for confidence also of its square).
+        It cannot detect a shift of labels given the configuration, which no test without labels
+        can. A cluster with examples on both sides counts as targets. NaN in a statistic gives NaN;
+        so does an empty side.
 
     Raises:
-        ValueError: if `num_permutations` is less than 19, or clusters come without their number.
+        ValueError: if `num_permutations` is less than 19, or `clusters` is given without
+            `num_clusters`.
 
     Example:
         >>> experts = jnp.log(jax.random.dirichlet(jax.random.key(0), jnp.ones(3), (80, 2)))
@@ -87,10 +92,14 @@ def configuration_shift_test(
     check_at_least("num_permutations", num_permutations, 19)
     if clusters is not None and num_clusters is None:
         raise ValueError("num_clusters must be given with clusters, got num_clusters=None.")
+    check_where("target_where", target_where, targets.confidence.shape)
+    if axis_name is not None:
+        held_out, targets, target_where, clusters = _of_all_devices(
+            held_out, targets, target_where, clusters, axis_name
+        )
     count = len(held_out.confidence), len(targets.confidence)
     counted = jnp.ones(sum(count), bool)
     if target_where is not None:
-        check_same_size("target_where", target_where, 0, count[1], "targets")
         counted = counted.at[count[0] :].set(target_where)
     sizes = counted.astype(jnp.float32)
     side = (jnp.arange(sum(count)) >= count[0]) & counted
@@ -113,7 +122,7 @@ def configuration_shift_test(
     ranks = jax.vmap(_p_values)(by_group)  # [groups, 1 + permutations]
     least = jnp.min(ranks, axis=0)
     adjusted = jnp.mean(least[None, :] <= ranks[:, :1] * (1 + 1e-6), axis=1)
-    # the least p-values often tie; the mean of the three, too small to matter else, parts them
+    # the smallest p-values often tie; the mean of the three, scaled to be negligible, breaks ties
     ordered = least + jnp.mean(ranks, axis=0) / (2 * ranks.shape[1])
     overall = jnp.mean(ordered <= ordered[0] * (1 + 1e-6))
     found = jnp.concatenate([overall[None], adjusted])
@@ -121,21 +130,45 @@ def configuration_shift_test(
     return ShiftTest(*jnp.where(unknown, jnp.nan, found))
 
 
+def _of_all_devices(
+    held_out: Configuration,
+    targets: Configuration,
+    target_where: Bool[Array, " targets"] | None,
+    clusters: Int[Array, " all"] | None,
+    axis_name: AxisName,
+) -> tuple[
+    Configuration, Configuration, Bool[Array, " _targets"] | None, Int[Array, " _all"] | None
+]:
+    """Gathers the arguments of all devices, held-out examples first."""
+
+    def gather(x: jax.Array) -> jax.Array:
+        return all_rows(x, axis_name)
+
+    if clusters is not None:
+        own = len(held_out.confidence)
+        check_same_size(
+            "clusters", clusters, 0, own + len(targets.confidence), "held-out and target examples"
+        )
+        clusters = jnp.concatenate([gather(clusters[:own]), gather(clusters[own:])])
+    where = None if target_where is None else gather(target_where)
+    return jax.tree.map(gather, held_out), jax.tree.map(gather, targets), where, clusters
+
+
 def smallest_p_value(num_held_out: int, num_targets: int) -> float:
-    """The smallest p-value that relabelling so many clusters can give: one in their ways to part.
+    """The smallest p-value of a permutation test: one over the number of distinct relabellings.
 
     Args:
-        num_held_out: clusters of held-out examples (examples, where they are independent).
-        num_targets: clusters of targets.
+        num_held_out: number of clusters of held-out examples (of examples, if independent).
+        num_targets: number of clusters of targets.
 
     Returns:
-        `1 / C(a + b, a)`, twice that for `a = b` (sides may be exchanged); 1 where one is 0.
+        `1 / C(a + b, a)`, twice that for `a = b` (sides may be exchanged); 1 if one is 0.
 
     Example:
         >>> round(smallest_p_value(3, 3), 6)
         0.1
     """
-    # in logarithms: the number itself has as many digits as there are clusters
+    # in logarithms: the binomial coefficient may have as many digits as there are clusters
     log_ways = math.lgamma(num_held_out + num_targets + 1)
     log_ways -= math.lgamma(num_held_out + 1) + math.lgamma(num_targets + 1)
     return min(1.0, (1 + (num_held_out == num_targets)) * math.exp(-log_ways))
@@ -174,7 +207,7 @@ def _whiten(rows: Float[Array, "n d"], counted: Bool[Array, " n"]) -> Float[Arra
 def _relabelled(
     key: jax.Array, side: Bool[Array, " units"], counts: Bool[Array, " units"], times: int
 ) -> Float[Array, "_ units"]:
-    """The sides as they are, then relabelled at random, as many units on each side."""
+    """The original labelling, then random ones with as many units on each side."""
     number = jnp.sum(side & counts)
 
     def relabel(key: jax.Array) -> Bool[Array, " units"]:
@@ -202,10 +235,10 @@ def _statistics(
 def _p_values(statistics: Float[Array, " labellings"]) -> Float[Array, " labellings"]:
     """Share of the labellings that are at least as extreme, for each of them.
 
-    What differs by rounding is a tie: a statistic that never varies is 0 up to rounding.
+    Differences within rounding are ties: a statistic that never varies is 0 up to rounding.
     """
     tolerance = 1e-5 * jnp.max(statistics) + 1e-12
     ranked = jnp.sort(statistics)
     smaller = jnp.searchsorted(ranked, statistics - tolerance, side="left")
-    # from whole numbers: near 1, a share's complement has lost the digits that tell ties apart
+    # computed from integers: near 1, the complement of a share loses the digits that separate ties
     return (len(statistics) - smaller) / len(statistics)

@@ -1,4 +1,4 @@
-"""What to do about a shift of the routing configuration: keep, rebalance, or stop trusting."""
+"""Decides how to handle a shift of the routing configuration: keep, rebalance, or no repair."""
 
 from typing import Literal, NamedTuple
 
@@ -6,18 +6,18 @@ from calmoe_jax._checks import check_non_negative, check_range
 
 Decision = Literal["keep", "rebalance", "cannot_repair"]
 
-# Of the held-out examples, the effective share below which weights speak for too few of them, and
-# their number.
+# Smallest effective share of the held-out examples, and smallest effective number of them, for a
+# rebalanced calibration.
 _LEAST_SHARE, _LEAST_NUMBER = 0.1, 50.0
 
 
 class RepairVerdict(NamedTuple):
-    """A decision, and why.
+    """A decision and its reason.
 
     Attributes:
-        decision: `keep` the calibration as it is, `rebalance` it on the targets' configurations,
-            or it `cannot_repair` from the labels that are here.
-        reason: one sentence for people, with the figures.
+        decision: `keep` the calibration, `rebalance` it on the targets' configurations, or
+            `cannot_repair` it without labels of the targets.
+        reason: the reason in one sentence, with the numbers.
     """
 
     decision: Decision
@@ -34,26 +34,26 @@ def repair_verdict(
     smallest_p_value: float = 0.0,
     level: float = 0.05,
 ) -> RepairVerdict:
-    """Decides what held-out labels can do for targets without labels.
+    """Decides whether held-out labels can repair the calibration on unlabelled targets.
 
     Without a shift of the configuration there is nothing to rebalance. Under hard routing a shift
-    of loads and confidences alone leaves calibrated experts calibrated. Else rebalance, unless the
-    weights would rest on too few held-out examples (less than a tenth of them, or less than 50
-    effective ones): then labels from the targets are needed. All of it presumes that labels follow
-    from the configuration as they did, which no test without labels can see.
+    of loads and confidences alone leaves calibrated experts calibrated. Otherwise rebalance, unless
+    the weights would rest on too few held-out examples (less than a tenth of them, or fewer than 50
+    effective ones): then labels from the targets are needed. This assumes that the distribution of
+    labels given the configuration does not change, which no test without labels can check.
 
     Args:
-        p_value: of `configuration_shift_test`.
+        p_value: p-value of `configuration_shift_test`.
         effective_share: `effective_sample_size / num_held_out` of `configuration_balance`.
-        num_held_out: labelled held-out examples.
+        num_held_out: number of labelled held-out examples.
         hard: whether each example is routed to one expert, or there is only one.
         feasible: whether the balance was found (`feasible & converged`).
-        smallest_p_value: that the test could have given (see `smallest_p_value`).
-        level: of the test.
+        smallest_p_value: smallest p-value that the test can give (see `smallest_p_value`).
+        level: level of the test.
 
     Returns:
-        A `RepairVerdict`. A p-value or share that is NaN cannot be repaired, nor what a test of so
-        few clusters that it could not have rejected says nothing of.
+        A `RepairVerdict`. `cannot_repair` where the p-value or the share is NaN, or where a test of
+        so few clusters could not have rejected.
 
     Raises:
         ValueError: if a number is out of range.
@@ -73,7 +73,7 @@ def repair_verdict(
     number = effective_share * num_held_out
     if smallest_p_value > level:
         return RepairVerdict(
-            "cannot_repair", "there are too few clusters to tell whether the configuration shifts"
+            "cannot_repair", "there are too few clusters to test whether the configuration shifts"
         )
     if p_value > level:
         return RepairVerdict(
@@ -83,21 +83,22 @@ def repair_verdict(
     if hard:
         return RepairVerdict(
             "keep",
-            f"{shifted}, but with one expert an example calibrated experts stay calibrated where "
-            "loads and confidences alone move",
+            f"{shifted}, but with one expert per example calibrated experts stay calibrated when "
+            "only loads and confidences change",
         )
     if not feasible:
         return RepairVerdict(
-            "cannot_repair", f"{shifted} beyond what any weights of the held-out examples reach"
+            "cannot_repair",
+            f"{shifted} further than any weights of held-out examples can reach",
         )
     if effective_share < _LEAST_SHARE or number < _LEAST_NUMBER:
         return RepairVerdict(
             "cannot_repair",
-            f"{shifted}, and only {number:.0f} of {num_held_out} held-out examples' worth of "
-            "evidence is like the targets: label some of them",
+            f"{shifted}, and only {number:.0f} effective of {num_held_out} held-out examples are "
+            "like the targets: label some of them",
         )
     return RepairVerdict(
         "rebalance",
-        f"{shifted}, and {number:.0f} of {num_held_out} held-out examples' worth of evidence is "
-        "like the targets",
+        f"{shifted}, and {number:.0f} effective of {num_held_out} held-out examples are like the "
+        "targets",
     )

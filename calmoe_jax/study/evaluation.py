@@ -1,4 +1,4 @@
-"""A trained method and a task to records: every split, every calibrator, every seed."""
+"""Evaluates a trained method on a task: records for every split, calibrator and seed."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -7,35 +7,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from calmoe_jax import calibration, mixture
 from calmoe_jax._mapping import over_seeds
 from calmoe_jax.data import Split, Task
 from calmoe_jax.shift import repair
 from calmoe_jax.shift.repair import usable_temperature
-from calmoe_jax.training import METHODS, TrainedSeeds
+from calmoe_jax.study.comparison import ExampleScores
+from calmoe_jax.study.methods import Method
+from calmoe_jax.study.records import METRICS, Fit, Record, ShiftFinding
+from calmoe_jax.training import TrainedSeeds, TrainState
 
-# Those of `repair` look at each split's unlabelled examples as well.
+# The calibrators of `repair` use each split's unlabelled examples as well.
 CALIBRATORS = ("none", "temperature", "per_expert", *repair.CALIBRATORS)
-METRICS = (
-    "accuracy",
-    "nll",
-    "brier",
-    "ece",
-    "classwise_ece",
-    "smooth_ece",
-    "confidence_gap",
-    "disagreement",
-    "routing_entropy",
-)
 
 # Inputs go through a network in chunks of this many, so that one program serves every split.
 _CHUNK = 1024
 
 
 class Outputs(NamedTuple):
-    """What the networks of all seeds say of a split: of all experts, or of the chosen ones."""
+    """Predictions of the networks of all seeds for a split, of all experts or the chosen ones."""
 
     expert_log_probs: Float[Array, "seeds examples slots classes"]
     routing_weights: Float[Array, "seeds examples slots"]
@@ -43,63 +35,70 @@ class Outputs(NamedTuple):
 
 
 class Temperatures(NamedTuple):
-    """Temperatures: of every expert before mixing, and of the aggregate after it."""
+    """Temperatures of every expert before mixing, and of the aggregate after it."""
 
     experts: Float[Array, "*seeds experts"]
     aggregate: Float[Array, "*seeds"]
 
 
 class Scores(NamedTuple):
-    """Metrics of one seed on one split, and what the bootstrap needs of every example."""
+    """Metrics of one seed on one split, and per-example scores for the bootstrap."""
 
     metrics: dict[str, Float[Array, ""]]
     bins: calibration.ReliabilityBins
-    per_example: dict[str, Float[Array, " examples"]]
+    per_example: ExampleScores
 
 
 class Evaluation(NamedTuple):
-    """Everything that is known of one method, calibrator and split.
+    """Results of one method, calibrator and split.
 
     Attributes:
-        records: one for each seed, in the schema of `results.json`.
+        records: one for each seed.
         bins: reliability sums, summed over the seeds.
-        per_example: confidence, correctness, log loss and Brier score, `[seeds, examples]`.
+        per_example: scores of every example, `[seeds, examples]`.
     """
 
     method: str
     calibrator: str
     split: Split
-    records: list[dict[str, Any]]
+    records: list[Record]
     bins: calibration.ReliabilityBins
-    per_example: dict[str, np.ndarray]
+    per_example: ExampleScores
 
 
-def predict(trained: TrainedSeeds, inputs: np.ndarray, *, sparse: bool = False) -> Outputs:
+def predict(trained: TrainedSeeds, inputs: PyTree, *, sparse: bool = False) -> Outputs:
     """Predictions of all seeds, in evaluation mode, in chunks of a fixed size.
 
     Args:
         trained: networks and their parameters.
         inputs: inputs.
-        sparse: whether the chosen experts will do.
+        sparse: whether to compute only the chosen experts.
     """
     chunks = []
-    for start in range(0, len(inputs), _CHUNK):
-        chunk = inputs[start : start + _CHUNK]
-        missing = np.zeros((_CHUNK - len(chunk), *chunk.shape[1:]), chunk.dtype)
-        padded = np.concatenate([chunk, missing])
-        outputs = _predict_chunk(trained.network.apply, sparse, trained.state, jnp.asarray(padded))
-        chunks.append(Outputs(*(x[:, : len(chunk)] for x in outputs)))
+    length = len(jax.tree.leaves(inputs)[0])
+    for start in range(0, length, _CHUNK):
+        count = min(_CHUNK, length - start)
+        padded = jax.tree.map(lambda x, start=start: _chunk(x, start), inputs)
+        outputs = _predict_chunk(trained.network.apply, sparse, trained.state, padded)
+        chunks.append(Outputs(*(x[:, :count] for x in outputs)))
     return Outputs(*(jnp.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True)))
 
 
+def _chunk(x: np.ndarray, start: int) -> jax.Array:
+    """A chunk of an array's rows, padded with zeros."""
+    rows = x[start : start + _CHUNK]
+    missing = np.zeros((_CHUNK - len(rows), *x.shape[1:]), x.dtype)
+    return jnp.asarray(np.concatenate([rows, missing]))
+
+
 @partial(jax.jit, static_argnums=(0, 1))
-def _predict_chunk(apply: Any, sparse: bool, state: Any, inputs: jax.Array) -> Outputs:
-    def one_seed(params: Any, statistics: Any) -> Outputs:
-        prediction, _ = apply(params, statistics, inputs, train=False, sparse=sparse)
+def _predict_chunk(apply: Any, sparse: bool, state: TrainState, inputs: PyTree) -> Outputs:
+    def one_seed(params: PyTree, network_state: PyTree) -> Outputs:
+        prediction, _ = apply(params, network_state, inputs, train=False, sparse=sparse)
         indices, weights = prediction.routing
         return Outputs(prediction.expert_log_probs, weights, indices)
 
-    return over_seeds(one_seed)(state.params, state.statistics)
+    return over_seeds(one_seed)(state.params, state.network_state)
 
 
 @jax.jit
@@ -156,12 +155,12 @@ def _score(
         confidence, correct = calibration.top_label(probs, labels)
         correct = correct.astype(confidence.dtype)
         true = jax.nn.one_hot(labels, probs.shape[-1])
-        per_example = {
-            "correct": correct,
-            "confidence": confidence,
-            "nll": -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0],
-            "brier": jnp.sum(jnp.square(probs - true), axis=-1),
-        }
+        per_example = ExampleScores(
+            correct=correct,
+            confidence=confidence,
+            nll=-jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0],
+            brier=jnp.sum(jnp.square(probs - true), axis=-1),
+        )
         count = jnp.sum(where)
 
         def mean(values: Float[Array, " examples"]) -> Float[Array, ""]:
@@ -190,36 +189,42 @@ def _score(
 
 
 def evaluate(
-    task: Task, trained: TrainedSeeds, methods: tuple[str, ...], seeds: tuple[int, ...]
-) -> Iterator[tuple[list[Evaluation], list[dict[str, Any]], list[dict[str, Any]]]]:
+    task: Task,
+    trained: TrainedSeeds,
+    methods: tuple[Method, ...],
+    seeds: tuple[int, ...],
+    *,
+    routing: str,
+) -> Iterator[tuple[list[Evaluation], list[Fit], list[ShiftFinding]]]:
     """Evaluates the methods that share a training.
 
     Args:
-        task: data; temperatures are fitted on its calibration split alone.
-        trained: all seeds of the recipe that the methods share.
-        methods: names of the methods.
+        task: the task; temperatures are fitted only on its calibration split.
+        trained: all seeds of the training that the methods share.
+        methods: the methods.
         seeds: seed numbers.
+        routing: routing kind of the run's models, for the records.
 
     Yields:
-        For each method: its evaluations (calibrator by calibrator, split by split); one line for
-        each fitted calibrator and seed, with `converged: false` where no finite temperature is
-        optimal (see `repair.usable_temperature`); one for each split and seed: whether its
+        For each method: its evaluations (calibrator by calibrator, split by split); a fit for
+        each fitted calibrator and seed, with `converged=False` where no finite temperature is
+        optimal (see `repair.usable_temperature`); a finding for each split and seed: whether its
         configuration shifts, and what can be done about it.
     """
-    # of the split that calibrators are fitted on all experts, whatever was chosen
+    # calibrators are fitted to all experts' predictions, whichever were chosen
     raw = {
         split.name: predict(trained, split.inputs, sparse=split is not task.calibration)
         for split in task.splits[1:]
     }
-    num_experts = trained.network.num_experts
+    num_experts = trained.num_experts
     longest = max(len(split) for split in task.evaluation)
     most_clusters = max(
         (s.num_clusters for s in task.evaluation if s.num_clusters < len(s)), default=None
     )
-    for name in methods:
-        outputs, fits = raw, []
+    for method in methods:
+        name, outputs, fits = method.name, raw, []
         calibration_labels = jnp.asarray(task.calibration.labels)
-        if METHODS[name].expert_temperatures:
+        if method.expert_temperatures:
             fitted = _fit(raw["calibration"], calibration_labels)["mocae"]
             fits += _fit_lines(name, "mocae", seeds, fitted)
             outputs = {k: _scale_experts(v, usable_temperature(fitted)) for k, v in raw.items()}
@@ -233,15 +238,17 @@ def evaluate(
             "temperature": Temperatures(ones, inside),
             "per_expert": Temperatures(usable_temperature(fitted_all["per_expert"]), ones[:, 0]),
         }
-        held_out = _sample(outputs["calibration"], num_experts)
+        held_out = repair.prepare(
+            _sample(outputs["calibration"], num_experts),
+            task.calibration.labels,
+            task.calibration.clusters,
+            inside,
+        )
         evaluations, shifts = {}, []
         for split in task.evaluation:
             padded = Outputs(*(_pad(x, longest, 1) for x in outputs[split.name]))
             repaired = repair.fit_to_targets(
                 held_out,
-                task.calibration.labels,
-                task.calibration.clusters,
-                inside,
                 _sample(padded, num_experts),
                 split.clusters,
                 most_clusters=most_clusters,
@@ -253,7 +260,15 @@ def evaluate(
             }
             for calibrator, values in temperatures.items():
                 evaluations[calibrator, split.name] = _evaluate_one(
-                    task.name, name, calibrator, split, padded, values, seeds, num_experts == 1
+                    task.name,
+                    name,
+                    routing,
+                    calibrator,
+                    split,
+                    padded,
+                    values,
+                    seeds,
+                    num_experts == 1,
                 )
         ordered = [
             evaluations[calibrator, split.name]
@@ -277,6 +292,7 @@ def _sample(outputs: Outputs, num_experts: int) -> repair.Sample:
 def _evaluate_one(
     task: str,
     method: str,
+    routing: str,
     calibrator: str,
     split: Split,
     outputs: Outputs,
@@ -293,28 +309,29 @@ def _evaluate_one(
     scores = jax.tree.map(np.asarray, scores)
     absent = ("disagreement", "routing_entropy") if single else ()
     records = [
-        {
-            "task": task,
-            "method": method,
-            "seed": seed,
-            "split": split.name,
-            "kind": split.kind,
-            "calibrator": calibrator,
-            "n": count,
+        Record(
+            task=task,
+            method=method,
+            routing=routing,
+            seed=seed,
+            split=split.name,
+            kind=split.kind,
+            calibrator=calibrator,
+            n=count,
             **{
                 name: None if name in absent else _finite(name, scores.metrics[name][i])
                 for name in METRICS
             },
-        }
+        )
         for i, seed in enumerate(seeds)
     ]
     bins = calibration.ReliabilityBins(*(x.sum(axis=0) for x in scores.bins))
-    per_example = {name: x[:, :count] for name, x in scores.per_example.items()}
+    per_example = ExampleScores(*(x[:, :count] for x in scores.per_example))
     return Evaluation(method, calibrator, split, records, bins, per_example)
 
 
 def _finite(name: str, value: np.floating) -> float | None:
-    """A number, or `None` for an infinite log loss; NaN is an error, since nothing makes it."""
+    """A number, or `None` for an infinite log loss; raises on NaN, which must not occur."""
     if np.isnan(value):
         raise FloatingPointError(f"{name} is NaN: a prediction that was scored is NaN.")
     return float(value) if np.isfinite(value) else None
@@ -325,17 +342,20 @@ def _fit_lines(
     calibrator: str,
     seeds: tuple[int, ...],
     fit: calibration.calibrators.TemperatureFit,
-) -> list[dict[str, Any]]:
-    values = {name: np.asarray(x) for name, x in fit._asdict().items()}
+) -> list[Fit]:
+    def plain(values: jax.Array, i: int) -> Any:
+        of_seed = np.asarray(values)[i].tolist()
+        return tuple(of_seed) if isinstance(of_seed, list) else of_seed
+
     return [
-        {
-            "method": method,
-            "calibrator": calibrator,
-            "seed": seed,
-            "temperature": usable_temperature(fit)[i].tolist(),
-            "converged": values["converged"][i].tolist(),
-            "at_bound": values["at_bound"][i].tolist(),
-        }
+        Fit(
+            method,
+            calibrator,
+            seed,
+            temperature=plain(usable_temperature(fit), i),
+            converged=plain(fit.converged, i),
+            at_bound=plain(fit.at_bound, i),
+        )
         for i, seed in enumerate(seeds)
     ]
 
@@ -346,14 +366,14 @@ def _shift_lines(
     seeds: tuple[int, ...],
     repaired: repair.Repair,
     num_held_out: int,
-) -> list[dict[str, Any]]:
+) -> list[ShiftFinding]:
     return [
-        {
-            "method": method,
-            "split": split.name,
-            "kind": split.kind,
-            "seed": seed,
-            **repair.describe(repaired, i, num_held_out),
-        }
+        ShiftFinding(
+            method,
+            split.name,
+            split.kind,
+            seed,
+            **repair.describe(repaired, i, num_held_out)._asdict(),
+        )
         for i, seed in enumerate(seeds)
     ]

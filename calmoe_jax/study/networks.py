@@ -1,64 +1,56 @@
-"""A classifier as pure functions of its parameters, built from a configuration."""
+"""The networks and the optimiser of a configuration."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from functools import lru_cache
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+import optax
 from flax import nnx
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import PyTree
 
-from calmoe_jax.nn import (
-    MLP,
-    Backbone,
-    MoEClassifier,
-    Prediction,
-    ResNet18,
-    SingleClassifier,
-)
-from calmoe_jax.study.config import ModelConfig
-
-
-class Network(NamedTuple):
-    """A classifier as a pair of pure functions.
-
-    Attributes:
-        init: a key to `(parameters, statistics)`, nested dictionaries of arrays.
-        apply: `(parameters, statistics, inputs, *, train, sparse=False)` to
-            `(prediction, statistics)`; see `MoEClassifier`.
-        num_experts: number of experts; 1 for a single classifier.
-    """
-
-    init: Callable[[jax.Array], tuple[PyTree, PyTree]]
-    apply: Callable[..., tuple[Prediction, PyTree]]
-    num_experts: int
+from calmoe_jax.nn import MLP, MoEClassifier, Network, ResNet18, SingleClassifier, from_nnx
+from calmoe_jax.nn.classifiers import Backbone
+from calmoe_jax.study.config import ModelConfig, TrainConfig
 
 
 def build_network(
-    config: ModelConfig, *, single: bool, input_shape: tuple[int, ...], num_classes: int
+    config: ModelConfig, inputs: PyTree, *, single: bool, num_classes: int
 ) -> Network:
-    """Builds the classifier of a configuration for inputs of a shape.
+    """Builds the classifier of a configuration for a task's inputs.
 
     Args:
         config: the classifier's configuration.
+        inputs: examples; only their shape is used.
         single: one classifier instead of a mixture; the backbone starts from the same weights.
-        input_shape: shape of one example.
         num_classes: number of classes.
 
     Returns:
-        A `Network`.
+        A `Network`; the same object for the same shapes, so that compiled programs are shared.
 
     Raises:
-        ValueError: where a ResNet is asked for inputs that are not images.
+        ValueError: if the backbone is a ResNet and the inputs are not images, or the inputs are
+            not one array.
     """
+    if not isinstance(inputs, np.ndarray | jax.Array):
+        raise ValueError(
+            "network must be given for inputs that are not one array, got a "
+            f"{type(inputs).__name__}."
+        )
+    return _build(config, single, inputs.shape[1:], num_classes)
+
+
+@lru_cache(maxsize=16)
+def _build(
+    config: ModelConfig, single: bool, input_shape: tuple[int, ...], num_classes: int
+) -> Network:
     if config.backbone == "resnet18" and len(input_shape) != 3:
         raise ValueError(
             "backbone must be mlp for inputs that are not images, got "
             f"backbone={config.backbone!r} and inputs of shape {input_shape}."
         )
 
-    def module(rngs: nnx.Rngs) -> MoEClassifier | SingleClassifier:
+    def make(rngs: nnx.Rngs) -> MoEClassifier | SingleClassifier:
         backbone: Backbone
         if config.backbone == "mlp":
             hidden = (config.width,) * config.depth
@@ -80,37 +72,20 @@ def build_network(
             rngs=rngs,
         )
 
-    abstract = nnx.eval_shape(lambda: module(nnx.Rngs(0)))
-    graph, *templates = nnx.split(abstract, nnx.Param, nnx.BatchStat)
-
-    def init(key: jax.Array) -> tuple[PyTree, PyTree]:
-        _, *states = nnx.split(module(nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)
-        params, statistics = (nnx.to_pure_dict(state) for state in states)
-        return params, statistics
-
-    def apply(
-        params: PyTree,
-        statistics: PyTree,
-        inputs: jax.Array,
-        *,
-        train: bool,
-        sparse: bool = False,
-    ) -> tuple[Prediction, PyTree]:
-        states = [_filled(t, v) for t, v in zip(templates, (params, statistics), strict=True)]
-        model = nnx.merge(graph, *states)
-        prediction = model(as_float(inputs), train=train, sparse=sparse)
-        return prediction, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-
-    return Network(init, apply, 1 if single else config.experts)
+    return from_nnx(make)
 
 
-def as_float(inputs: Shaped[Array, "tokens ..."]) -> Float[Array, "tokens ..."]:
-    """Bytes of images to [0, 1]; features as they are."""
-    return inputs.astype(jnp.float32) / 255 if inputs.dtype == jnp.uint8 else inputs
+@lru_cache(maxsize=16)
+def build_optimizer(train: TrainConfig, num_examples: int) -> optax.GradientTransformation:
+    """AdamW with a cosine schedule over all steps, and gradient clipping if configured.
 
-
-def _filled(template: PyTree, values: PyTree) -> PyTree:
-    """A copy of an NNX state, with the values of a nested dictionary."""
-    state = jax.tree.map(lambda leaf: leaf, template)
-    nnx.replace_by_pure_dict(state, values)
-    return state
+    Args:
+        train: with its defaults filled in.
+        num_examples: number of training examples.
+    """
+    steps = num_examples // min(train.batch_size, num_examples) * train.epochs
+    schedule = optax.cosine_decay_schedule(train.learning_rate, steps)
+    adamw = optax.adamw(schedule, weight_decay=train.weight_decay)
+    if train.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(train.clip_norm), adamw)
+    return adamw

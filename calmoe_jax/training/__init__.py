@@ -1,15 +1,23 @@
-"""Training: configurations, methods, the compiled epoch, checkpoints, the loop."""
+"""Training: objectives, one pure step, drivers that call it, checkpoints.
 
-from calmoe_jax.study.config import ModelConfig as ModelConfig
-from calmoe_jax.study.config import RunConfig as RunConfig
-from calmoe_jax.study.config import TrainConfig as TrainConfig
-from calmoe_jax.study.methods import METHODS as METHODS
-from calmoe_jax.study.methods import PAPER_METHODS as PAPER_METHODS
-from calmoe_jax.study.methods import Method as Method
-from calmoe_jax.study.methods import Recipe as Recipe
-from calmoe_jax.study.methods import recipes_of as recipes_of
+`Objective(init, loss)` defines what is minimised, `train_step` takes one step on one `Batch`, and
+`train` is a driver for data in memory: all seeds in one program, with checkpoints.
+"""
+
+from calmoe_jax.training import objectives as objectives
+from calmoe_jax.training.batch import Batch as Batch
 from calmoe_jax.training.checkpoints import Checkpoints as Checkpoints
+from calmoe_jax.training.in_memory import EpochLog as EpochLog
+from calmoe_jax.training.in_memory import train_epoch as train_epoch
 from calmoe_jax.training.log import MetricsLog as MetricsLog
-from calmoe_jax.training.loop import NonFiniteLossError as NonFiniteLossError
-from calmoe_jax.training.loop import TrainedSeeds as TrainedSeeds
-from calmoe_jax.training.loop import train_recipe as train_recipe
+from calmoe_jax.training.objective import LossFn as LossFn
+from calmoe_jax.training.objective import Objective as Objective
+from calmoe_jax.training.objective import Rectification as Rectification
+from calmoe_jax.training.state import StepLog as StepLog
+from calmoe_jax.training.state import TrainState as TrainState
+from calmoe_jax.training.state import init_state as init_state
+from calmoe_jax.training.step import train_step as train_step
+from calmoe_jax.training.trainer import NonFiniteLossError as NonFiniteLossError
+from calmoe_jax.training.trainer import TrainedSeeds as TrainedSeeds
+from calmoe_jax.training.trainer import Training as Training
+from calmoe_jax.training.trainer import train as train

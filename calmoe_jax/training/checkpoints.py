@@ -1,4 +1,4 @@
-"""Checkpoints of a recipe's seeds, whole or not at all, by orbax."""
+"""Atomic checkpoints of a training's seeds, with orbax."""
 
 import logging
 from pathlib import Path
@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from calmoe_jax.training.step import TrainState
+from calmoe_jax.training.state import TrainState
 
 _KEPT = 2
 
 
 class Checkpoints:
-    """The checkpoints of one recipe in one folder, numbered by the epochs they have seen."""
+    """The checkpoints of one training in one folder, numbered by the epochs they have seen."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens the folder, which is made on the first save."""
+        """Opens the folder; it is created on the first save."""
         logging.getLogger("absl").setLevel(logging.WARNING)  # orbax logs every file at INFO
         self.folder = folder.absolute()
 
@@ -29,7 +29,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def latest(self) -> int | None:
-        """Epochs seen by the latest whole checkpoint, if there is one."""
+        """Epochs seen by the latest complete checkpoint, if there is one."""
         if not self.folder.is_dir():
             return None
         with self._manager() as manager:
@@ -37,32 +37,55 @@ class Checkpoints:
         return step
 
     def save(self, epochs_seen: int, state: TrainState) -> Path:
-        """Writes a checkpoint, and forgets all but the two latest; returns its folder."""
+        """Writes a checkpoint, and deletes all but the two latest; returns its folder."""
         with self._manager() as manager:
             if epochs_seen not in manager.all_steps():
-                leaves = {name: np.asarray(leaf) for name, leaf in _named_leaves(state)}
+                leaves = {
+                    name: np.asarray(leaf) for name, leaf in _named_leaves(_without_keys(state))
+                }
                 try:
                     manager.save(epochs_seen, args=ocp.args.StandardSave(leaves))
-                except ValueError as error:  # what tensorstore makes of a full disk
+                except ValueError as error:  # tensorstore's error for a full disk
                     raise OSError(
                         f"no checkpoint can be written to {self.folder}: {error}"
                     ) from error
         return self.folder / str(epochs_seen)
 
     def restore(self, epochs_seen: int, like: TrainState) -> TrainState:
-        """Reads a checkpoint into the structure of `like`, bit by bit what was saved.
+        """Reads a checkpoint into the structure of `like`, bit for bit as it was saved.
 
         Only shapes and dtypes of `like` are used: `jax.ShapeDtypeStruct` leaves will do.
         """
-        named = _named_leaves(like)
+        named = _named_leaves(jax.eval_shape(_without_keys, like))
         target = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in named}
         with self._manager() as manager:
             leaves = manager.restore(epochs_seen, args=ocp.args.StandardRestore(target))
-        ordered = [jnp.asarray(leaves[name]) for name, _ in named]
-        return jax.tree.unflatten(jax.tree.structure(like), ordered)
+        held = iter([jnp.asarray(leaves[name]) for name, _ in named])
+
+        def fill(leaf: Any) -> jax.Array:
+            values = next(held)
+            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return values
+            key: jax.Array = jax.random.wrap_key_data(values)
+            return key
+
+        state: TrainState = jax.tree.map(fill, like)
+        return state
+
+
+def _without_keys(state: TrainState) -> TrainState:
+    """The state with random keys replaced by their data."""
+
+    def plain(leaf: jax.Array) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key_data(leaf)
+        return leaf
+
+    result: TrainState = jax.tree.map(plain, state)
+    return result
 
 
 def _named_leaves(state: TrainState) -> list[tuple[str, Any]]:
-    """Leaves with their paths as names, which read the same whatever holds them."""
+    """Leaves with names from their paths, independent of the type of container."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), x) for path, x in leaves]

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: a line for every seed and epoch, that survives interruption."""
+"""`metrics.jsonl`: a line for every seed and epoch; survives interruption."""
 
 import json
 import os
@@ -14,11 +14,11 @@ class MetricsLog:
     """A file of JSON lines, appended to while training and cut back when it resumes."""
 
     def __init__(self, path: Path) -> None:
-        """Opens the log at a path; the file is made by the first line."""
+        """Opens the log at a path; the first line creates the file."""
         self.path = path
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines; a last line that was cut off by a crash is left out."""
+        """All complete lines; a last line cut off by a crash is left out."""
         if not self.path.is_file():
             return []
         lines = self.path.read_text().splitlines(keepends=True)
@@ -29,10 +29,10 @@ class MetricsLog:
         with self.path.open("a") as file:
             file.write("".join(to_json(line, indent=None) for line in lines))
             file.flush()
-            os.fsync(file.fileno())  # a checkpoint must not be there without its lines
+            os.fsync(file.fileno())  # a checkpoint must not exist without its lines
 
     def forget_after(self, method: str, epochs: int) -> None:
-        """Drops what a method logged after an epoch that training goes back to."""
+        """Drops a method's lines after the epoch that training resumes from."""
         lines = self.read()
         kept = [line for line in lines if line["method"] != method or line["epoch"] <= epochs]
         if self.path.is_file():

@@ -1,339 +1,220 @@
-"""One epoch of one recipe as a pure function: gradient, rectification, AdamW, in a scan."""
-
-import math
-from collections.abc import Callable
-from typing import NamedTuple
+"""One step of training on one batch, as a pure function: forward, gradient, update."""
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree
 
-from calmoe_jax import calibration, mixture, reweighting, routing
-from calmoe_jax.nn import Prediction
-from calmoe_jax.study.methods import Recipe
-from calmoe_jax.study.networks import Network, as_float
+from calmoe_jax import fgr, mixture, reweighting
+from calmoe_jax._numerics import AxisName, psum
+from calmoe_jax.mixture import Prediction
+from calmoe_jax.nn.network import Network, as_float
+from calmoe_jax.training.batch import Batch
+from calmoe_jax.training.objective import Objective, Rectification
+from calmoe_jax.training.objectives._parts import dense_weights
+from calmoe_jax.training.state import StepLog, TrainState, all_finite
 
-# Qualities that FGR draws from: Zhang et al., Frequency-aware Gradient Rectification, 2025.
-_FILTER_QUALITIES = (15.0, 18.0, 25.0)
-
-
-class Objective(NamedTuple):
-    """Hyper-parameters of the losses of a batch.
-
-    Attributes:
-        eta: inverse temperature of the adversary.
-        regret_threshold: of Robust Filtered, in nats.
-        disagreement_threshold: of Robust Filtered.
-        filter_share: share of a batch's images that FGR filters.
-        load_balancing: coefficient of the load-balancing loss.
-        z_loss: coefficient of the router z-loss.
-        effective_fraction: perplexity of Radius Robust's weights over the batch size.
-        adversary_decay: of the running partition of Cross-batch Robust.
-    """
-
-    eta: float
-    regret_threshold: float
-    disagreement_threshold: float
-    filter_share: float
-    load_balancing: float
-    z_loss: float
-    effective_fraction: float = 0.5
-    adversary_decay: float = 0.9
+# Auxiliary output of a pass over a batch, besides its gradient.
+_Left = tuple[PyTree, StepLog, PyTree]
 
 
-class TrainState(NamedTuple):
-    """All that is needed to go on training one seed, with its number and the epoch.
-
-    Attributes:
-        params: of the network.
-        statistics: of its batch normalisation.
-        opt_state: of the optimiser.
-        adversary: of an adversary that remembers; `()` for the others.
-    """
-
-    params: PyTree
-    statistics: PyTree
-    opt_state: PyTree
-    adversary: PyTree = ()
-
-
-class BatchLog(NamedTuple):
-    """What a step says of its batch; an epoch logs the means over its steps.
-
-    Attributes:
-        loss: the objective that was minimised, with the gate's losses.
-        nll: mean log loss of the aggregate on the training batches, in nats.
-        accuracy: on the training batches.
-        effective_sample_size: `(sum w)^2 / sum w^2` of the adversary's weights on a batch; the
-            batch size where the objective is the mean.
-        importance: share of the routing weights that each expert got.
-    """
-
-    loss: Float[Array, ""]
-    nll: Float[Array, ""]
-    accuracy: Float[Array, ""]
-    effective_sample_size: Float[Array, ""]
-    importance: Float[Array, " experts"]
-
-
-class EpochLog(NamedTuple):
-    """What an epoch says of itself.
-
-    Attributes:
-        means: means over the steps.
-        bad_step: first step of the epoch with a non-finite loss or state; -1 if none.
-    """
-
-    means: BatchLog
-    bad_step: Int[Array, ""]
-
-
-EpochFn = Callable[
-    [TrainState, Int[Array, ""], Int[Array, ""], jax.Array, jax.Array],
-    tuple[TrainState, EpochLog],
-]
-
-
-def init_key(seed: Int[Array, ""]) -> jax.Array:
-    """The key of a seed's initial weights."""
-    return jax.random.split(jax.random.key(seed))[0]
-
-
-def data_key(seed: Int[Array, ""]) -> jax.Array:
-    """The key of a seed's batches: independent of its weights' key."""
-    return jax.random.split(jax.random.key(seed))[1]
-
-
-def make_epoch(
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
     network: Network,
-    recipe: Recipe,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    *,
-    batch_size: int,
-) -> EpochFn:
-    """Builds `epoch(state, seed, epoch, inputs, labels) -> (state, log)` for one seed.
+    axis_name: AxisName = None,
+) -> tuple[TrainState, StepLog]:
+    """Takes one step: the gradient of the objective on a batch, rectified if set, and an update.
 
-    The order of the examples depends on the seed and the epoch alone, so that methods see the
-    same batches, and a resumed run sees what an uninterrupted one would have. A remainder smaller
-    than a batch is left out of the epoch.
+    Pure, so that any training loop can call it: a scan over an epoch, a loop over a stream, `jit`
+    with the state donated, `shard_map` or `pmap` over devices that each hold a part of the batch.
 
     Args:
+        state: state from `init_state` or the previous step; it may be donated.
+        batch: inputs of any kind, labels, and which examples count.
+        key: random key of the step (for FGR's filter).
         network: the classifier.
-        recipe: objective and rectification.
-        objective: hyper-parameters of the losses.
-        optimizer: gradient to update.
-        batch_size: examples a step, at most the number of examples.
+        objective: objective to minimise.
+        optimizer: gradients to updates.
+        axis_name: device axis that the batch is sharded over: losses, weights and gradients are
+            then those of the full batch, and running statistics of the network are averaged.
+            The state is the same on every device, before and after.
+
+    Returns:
+        The new state, and the log of the step. If the loss or a number of the new state is not
+        finite, the log's `finite` is false; the new state is returned as computed.
+
+    Example:
+        >>> import optax
+        >>> from calmoe_jax import nn
+        >>> from calmoe_jax.training import Batch, init_state, objectives, train_step
+        >>> network = nn.from_nnx(
+        ...     lambda rngs: nn.MoEClassifier(nn.MLP(2, (4,), rngs=rngs), 2, rngs=rngs))
+        >>> optimizer, objective = optax.sgd(0.5), objectives.robust(eta=2.0)
+        >>> state = init_state(network, objective, optimizer, jax.random.key(0))
+        >>> batch = Batch(jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([0, 1]))
+        >>> for _ in range(20):
+        ...     state, log = train_step(state, batch, jax.random.key(1),
+        ...         network=network, objective=objective, optimizer=optimizer)
+        >>> bool(log.accuracy == 1)
+        True
     """
-
-    def epoch_of_one_seed(
-        state: TrainState,
-        seed: Int[Array, ""],
-        epoch: Int[Array, ""],
-        inputs: Shaped[Array, "examples ..."],
-        labels: Int[Array, " examples"],
-    ) -> tuple[TrainState, EpochLog]:
-        key = jax.random.fold_in(data_key(seed), epoch)
-        steps = len(labels) // batch_size
-        order = jax.random.permutation(key, len(labels))[: steps * batch_size]
-
-        def step(
-            state: TrainState, batch: tuple[Int[Array, ""], Int[Array, " batch"]]
-        ) -> tuple[TrainState, tuple[BatchLog, Bool[Array, ""]]]:
-            number, rows = batch
-            step_key = jax.random.fold_in(key, number)
-            gradient, statistics, log, adversary = gradient_of_batch(
-                state, step_key, inputs[rows], labels[rows]
-            )
-            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            state = TrainState(params, statistics, opt_state, adversary)
-            # of the whole state: Adam's moments can overflow while the parameters just stand still
-            finite = jnp.isfinite(log.loss) & _all_finite(state)
-            return state, (log, finite)
-
-        numbers = jnp.arange(steps, dtype=jnp.int32)
-        batches = (numbers, order.reshape(steps, batch_size))
-        state, (logs, finite) = jax.lax.scan(step, state, batches)
-        bad_step = jnp.where(finite.all(), -1, jnp.argmin(finite).astype(jnp.int32))
-        means = jax.tree.map(lambda values: jnp.mean(values, axis=0), logs)
-        return state, EpochLog(means, bad_step)
-
-    def forward(
-        params: PyTree, statistics: PyTree, inputs: Shaped[Array, "batch ..."]
-    ) -> tuple[Prediction, PyTree]:
-        # the regret is against all experts
-        sparse = recipe.objective != "robust_filtered"
-        return network.apply(params, statistics, inputs, train=True, sparse=sparse)
-
-    def gradient_of_batch(
-        state: TrainState,
-        key: jax.Array,
-        inputs: Shaped[Array, "batch ..."],
-        labels: Int[Array, " batch"],
-    ) -> tuple[PyTree, PyTree, BatchLog, PyTree]:
-        """Gradient to the parameters, batch statistics, what to log, and the adversary."""
-
-        def losses(
-            params: PyTree, inputs: Shaped[Array, "batch ..."]
-        ) -> tuple[Float[Array, " losses"], tuple[PyTree, BatchLog, PyTree]]:
-            prediction, statistics = forward(params, state.statistics, inputs)
-            log, adversary = batch_loss(recipe, objective, prediction, labels, state.adversary)
-            values = [log.loss]
-            if recipe.rectified:
-                values.append(soft_calibration_error(prediction, labels))
-            return jnp.stack(values), (statistics, log, adversary)
-
-        def gradient_of(
-            chosen: Float[Array, " losses"], inputs: Shaped[Array, "batch ..."]
-        ) -> tuple[PyTree, PyTree, BatchLog, PyTree]:
-            _, pull_back, others = jax.vjp(
-                lambda params: losses(params, inputs), state.params, has_aux=True
-            )
-            return pull_back(chosen)[0], *others
-
-        if not recipe.rectified:
-            return gradient_of(jnp.ones(1, jnp.float32), inputs)
-        # A loop of two passes of one program: side by side, XLA holds the activations of both
-        # (5.3 GB instead of 2.7 for the benchmark's step) and the step takes a fifth longer.
-        seen = jnp.stack([filter_some(inputs, key, objective.filter_share), as_float(inputs)])
-        gradients, *others = jax.lax.map(
-            lambda one: gradient_of(*one), (jnp.eye(2, dtype=jnp.float32), seen)
+    if objective.rectification is None:
+        chosen = jnp.ones(1, jnp.float32)
+        gradient, left = _gradient(state, batch, chosen, network, objective, axis_name)
+    else:
+        gradient, left = _rectified(
+            state, batch, key, network, objective, objective.rectification, axis_name
         )
-        main, opposed = (jax.tree.map(lambda x, i=i: x[i], gradients) for i in range(2))
-        statistics, log, adversary = jax.tree.map(lambda x: x[0], others)
-        return reweighting.rectify_gradient(main, opposed), statistics, log, adversary
-
-    return epoch_of_one_seed
-
-
-def _all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Whether every number of a tree is finite (integers are): one pass over each leaf."""
-    return jax.tree.reduce(
-        jnp.logical_and, jax.tree.map(lambda x: jnp.isfinite(x).all(), tree), jnp.array(True)
-    )
+    network_state, log, objective_state = left
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = TrainState(params, network_state, opt_state, objective_state)
+    # of the full state: Adam's moments can overflow while the parameters stay finite
+    return state, log._replace(finite=jnp.isfinite(log.loss) & all_finite(state))
 
 
-def init_adversary(recipe: Recipe, objective: Objective) -> PyTree:
-    """What the recipe's adversary remembers at the start; `()` for nothing."""
-    if recipe.objective != "cross_batch_robust":
-        return ()
-    return _cross_batch(objective).init()
+def _gradient(
+    state: TrainState,
+    batch: Batch,
+    chosen: Float[Array, " losses"],
+    network: Network,
+    objective: Objective,
+    axis_name: AxisName,
+) -> tuple[PyTree, _Left]:
+    """Gradient of a mean of the losses: the objective alone, or it and the second loss."""
+
+    def losses(params: PyTree) -> tuple[Float[Array, " losses"], _Left]:
+        prediction, network_state = network.apply(
+            params, state.network_state, batch.inputs, train=True,
+            sparse=not objective.needs_all_experts,
+        )  # fmt: skip
+        log, objective_state = batch_loss(
+            objective, prediction, batch, state.objective_state, axis_name=axis_name
+        )
+        values = [log.loss]
+        if len(chosen) > 1:
+            assert objective.rectification is not None
+            values.append(objective.rectification.loss(prediction, batch, axis_name=axis_name))
+        return jnp.stack(values), (_mean_state(network_state, axis_name), log, objective_state)
+
+    _, pull_back, left = jax.vjp(losses, state.params, has_aux=True)
+    gradient: PyTree = _total(pull_back(chosen)[0], batch, axis_name)
+    return gradient, left
 
 
-def _cross_batch(objective: Objective) -> reweighting.CrossBatchAdversary:
-    return reweighting.cross_batch_tilt(eta=objective.eta, decay=objective.adversary_decay)
+def _rectified(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    network: Network,
+    objective: Objective,
+    rectification: Rectification,
+    axis_name: AxisName,
+) -> tuple[PyTree, _Left]:
+    """The gradient without the part that opposes the second loss; logs are of the objective."""
+    # A loop of two passes of one program: side by side, XLA holds the activations of both
+    # (5.3 GB instead of 2.7 for the benchmark's step) and the step takes a fifth longer.
+    inputs = as_float(batch.inputs)
+    seen = jax.tree.map(lambda *x: jnp.stack(x), rectification.perturb(inputs, key), inputs)
+
+    def one_pass(given: tuple[jax.Array, PyTree]) -> tuple[PyTree, _Left]:
+        chosen, inputs = given
+        some = batch._replace(inputs=inputs)
+        return _gradient(state, some, chosen, network, objective, axis_name)
+
+    gradients, left = jax.lax.map(one_pass, (jnp.eye(2, dtype=jnp.float32), seen))
+    main, opposed = (jax.tree.map(lambda x, i=i: x[i], gradients) for i in range(2))
+    return fgr.rectify_gradient(main, opposed), jax.tree.map(lambda x: x[0], left)
 
 
 def batch_loss(
-    recipe: Recipe,
     objective: Objective,
     prediction: Prediction,
-    labels: Int[Array, " batch"],
-    adversary: PyTree = (),
-) -> tuple[BatchLog, PyTree]:
-    """The recipe's loss of a batch with what to log of it, and the adversary afterwards."""
-    weights = prediction.routing.combine_weights
-    losses = mixture.mixture_losses(prediction.expert_log_probs, weights, labels)
-    config = mixture.configuration(prediction.expert_log_probs, weights)
-    num_experts = prediction.gate_logits.shape[-1]
-    all_weights = routing.routing_weights(prediction.routing, num_experts=num_experts)
-    loss, log_weights, adversary = _objective_of_batch(
-        recipe, objective, losses, config, all_weights, labels, adversary
+    batch: Batch,
+    objective_state: PyTree,
+    *,
+    axis_name: AxisName = None,
+) -> tuple[StepLog, PyTree]:
+    """The objective of a batch, its log, and the objective's new state.
+
+    Args:
+        objective: objective to minimise.
+        prediction: prediction for the batch.
+        batch: the batch.
+        objective_state: state before the batch.
+        axis_name: device axis that the batch is sharded over.
+    """
+    losses = mixture.mixture_losses(
+        prediction.expert_log_probs, prediction.routing.combine_weights, batch.labels,
+        prediction.log_probs,
+    )  # fmt: skip
+    loss, log_weights, objective_state = objective.loss(
+        losses, prediction, batch, objective_state, axis_name=axis_name
     )
-    total, squares = (jax.nn.logsumexp(factor * log_weights) for factor in (1, 2))
-    predicted = jnp.argmax(config.log_probs, axis=-1)
-    log = BatchLog(
-        loss=loss + _gate_losses(objective, prediction),
-        nll=reweighting.erm_loss(losses.loss),
-        accuracy=jnp.mean((predicted == labels).astype(jnp.float32)),
-        effective_sample_size=jnp.exp(2 * total - squares),
-        importance=jnp.mean(all_weights, axis=0),
+    right = jnp.argmax(prediction.log_probs, axis=-1) == batch.labels
+
+    def mean(values: Float[Array, " examples"]) -> Float[Array, ""]:
+        return reweighting.erm_loss(values, where=batch.where, axis_name=axis_name)
+
+    log = StepLog(
+        loss=loss,
+        nll=mean(losses.loss),
+        accuracy=mean(right.astype(jnp.float32)),
+        effective_sample_size=_effective_sample_size(log_weights, axis_name),
+        importance=jax.vmap(mean, in_axes=1)(dense_weights(prediction)),
+        finite=jnp.array(True),
     )
-    return log, adversary
+    return log, objective_state
 
 
-def _objective_of_batch(
-    recipe: Recipe,
-    objective: Objective,
-    losses: mixture.MixtureLosses,
-    config: mixture.Configuration,
-    all_weights: Float[Array, "batch experts"],
-    labels: Int[Array, " batch"],
-    adversary: PyTree,
-) -> tuple[Float[Array, ""], Float[Array, " batch"], PyTree]:
-    """The objective, the adversary's log weights, and what it remembers."""
-    eta, kind = objective.eta, recipe.objective
-    constant = jax.lax.stop_gradient(losses.loss)
-    even = jnp.full(labels.shape, -math.log(len(labels)), jnp.float32)
-    if kind == "erm":
-        return reweighting.erm_loss(losses.loss), even, adversary
-    if kind == "robust":
-        loss = reweighting.robust_loss(losses.loss, eta=eta, detach=recipe.detach)
-        return loss, reweighting.tilted_log_weights(constant, eta=eta), adversary
-    if kind == "robust_filtered":
-        relevant = reweighting.routing_relevance(
-            losses.regret,
-            config.disagreement,
-            regret_threshold=objective.regret_threshold,
-            disagreement_threshold=objective.disagreement_threshold,
-        )
-        loss = reweighting.robust_filtered_loss(
-            losses.loss, relevant, eta=eta, detach=recipe.detach
-        )
-        tilted = reweighting.tilted_log_weights(constant, eta=eta, where=relevant)
-        return loss, jnp.where(relevant.any(), tilted, even), adversary
-    if kind == "balanced_robust":
-        classes = jax.nn.one_hot(labels, config.log_probs.shape[-1])
-        moments = jnp.stack([config.confidence, config.entropy], axis=-1)
-        constraints = jnp.concatenate([classes, all_weights, moments], axis=-1)
-        solution = reweighting.entropy_balance(losses.loss, constraints, eta=eta)
-        loss = reweighting.danskin_loss(solution, losses.loss, constraints)
-        return loss, jnp.where(solution.converged, solution.log_weights, even), adversary
-    if kind == "configuration_robust":
-        features = mixture.configuration_features(config)
-        signal = reweighting.configuration_signal(losses.loss, features)
-        log_weights = reweighting.tilted_log_weights(signal, eta=eta)
-    elif kind == "radius_robust":
-        radius = reweighting.radius_of_fraction(objective.effective_fraction)
-        log_weights = reweighting.entropy_balance(losses.loss, radius=radius).log_weights
-    else:
-        log_weights, adversary = _cross_batch(objective).update(losses.loss, adversary)
-    return reweighting.weighted_loss(log_weights, losses.loss), log_weights, adversary
-
-
-def _gate_losses(objective: Objective, prediction: Prediction) -> Float[Array, ""]:
-    total = jnp.float32(0)
-    if objective.load_balancing > 0:
-        # where every expert is a slot, those of weight 0 do not count as load
-        total += objective.load_balancing * routing.load_balancing_loss(
-            routing.gate_probabilities(prediction.gate_logits),
-            jax.lax.stop_gradient(prediction.routing),
-        )
-    if objective.z_loss > 0:
-        total += objective.z_loss * routing.router_z_loss(prediction.gate_logits)
-    return total
-
-
-def soft_calibration_error(
-    prediction: Prediction, labels: Int[Array, " batch"]
+def _effective_sample_size(
+    log_weights: Float[Array, " examples"], axis_name: AxisName
 ) -> Float[Array, ""]:
-    """FGR's calibration loss: the soft-binned top-label error of the aggregate."""
-    log_probs = mixture.mix_log_probs(
-        prediction.expert_log_probs, prediction.routing.combine_weights
-    )
-    confidence, correct = calibration.top_label(jnp.exp(log_probs), labels)
-    return calibration.soft_binned_error(confidence, correct)
+    """`(sum w)^2 / sum w^2`."""
+    if axis_name is None:
+        total, squares = (jax.nn.logsumexp(factor * log_weights) for factor in (1, 2))
+        return jnp.exp(2 * total - squares)
+    weights = jnp.exp(log_weights)
+    total, squares = (psum(jnp.sum(weights**power), axis_name) for power in (1, 2))
+    return total**2 / squares
 
 
-def filter_some(
-    inputs: Shaped[Array, "batch ..."], key: jax.Array, share: float
-) -> Shaped[Array, "batch ..."]:
-    """FGR's filter on the first images of a batch (it is in random order); features stay."""
-    inputs = as_float(inputs)
-    if inputs.ndim != 4:
-        return inputs
-    count = max(1, int(share * len(inputs)))
-    quality = jax.random.choice(key, jnp.array(_FILTER_QUALITIES), (count,))
-    return inputs.at[:count].set(reweighting.dct_filter(inputs[:count], quality))
+def _total(gradient: PyTree, batch: Batch, axis_name: AxisName) -> PyTree:
+    """The gradient of the full batch's loss.
+
+    The loss is a sum over all devices. Where `shard_map` follows which values differ between
+    devices (its default), the gradient to what they share is already summed. Elsewhere (`pmap`,
+    `check_vma=False`) a sum's transpose is a sum, each device's gradient is its part times their
+    number, and the mean is the total.
+    """
+    if axis_name is None or _followed(batch, axis_name):
+        return gradient
+    mean: PyTree = jax.lax.pmean(gradient, axis_name)
+    return mean
+
+
+def _followed(batch: Batch, axis_name: AxisName) -> bool:
+    """Whether an enclosing `shard_map` follows which values differ along an axis."""
+    kind = jax.typeof(batch.labels)
+    varying = kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+    return any(name in varying for name in names)
+
+
+def _mean_state(network_state: PyTree, axis_name: AxisName) -> PyTree:
+    """Running statistics averaged over devices; integers and keys are the same on all."""
+    if axis_name is None:
+        return network_state
+
+    def one(x: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        mean: jax.Array = jax.lax.pmean(x, axis_name)
+        return mean
+
+    return jax.tree.map(one, network_state)

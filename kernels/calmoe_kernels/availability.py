@@ -1,4 +1,4 @@
-"""Which implementations of kernels this machine can run, and why it cannot run the others."""
+"""Which implementations of kernels this machine can run, and why not the others."""
 
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +17,7 @@ class Implementation(NamedTuple):
     Attributes:
         name: `xla`, `triton` or `pallas_tpu`.
         runs: whether this machine can run it.
-        reason: why it cannot; empty where it can.
+        reason: why it cannot; empty if it can.
     """
 
     name: str
@@ -29,8 +29,8 @@ def implementations() -> tuple[Implementation, ...]:
     """All implementations, the one that runs everywhere first.
 
     Returns:
-        What can run on the default backend of JAX. That a machine can run an implementation does
-        not say that a kernel has one. With `TRITON_INTERPRET=1` in the environment, Triton's
+        The implementations for the default backend of JAX. Not every kernel has every
+        implementation. With `TRITON_INTERPRET=1` in the environment, Triton's
         interpreter runs its kernels on the host: for tests, and slowly.
 
     Example:
@@ -60,7 +60,7 @@ def _why_no_triton(backend: str) -> str:
     try:
         installed = version("jax-triton")
     except PackageNotFoundError:
-        installed = ""  # a bare folder on the path: its user knows
+        installed = ""  # a bare folder on the path has no version
     if installed and not installed.startswith(f"{_JAX_TRITON}."):
         return f"jax-triton {installed} is installed, {_JAX_TRITON}.1 is needed"
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))

@@ -1,9 +1,9 @@
-"""Where the groups of a dispatch lie: the arithmetic that every implementation shares."""
+"""The layout of the groups of a dispatch, shared by all implementations."""
 
 import jax
 import jax.numpy as jnp
 
-# By these names `jax.checkpoint` finds what a routing and a plan leave for the backward pass.
+# Names for policies of `jax.checkpoint`: residuals of a routing and of a plan.
 PLAN_NAME = "calmoe_plan"
 ROUTING_NAME = "calmoe_routing"
 
@@ -11,7 +11,7 @@ ROUTING_NAME = "calmoe_routing"
 def check_layout(
     tokens: int, k: int, num_experts: int, capacity: int | None, block_size: int | None
 ) -> None:
-    """Raises `ValueError` where the static facts of a plan do not fit together."""
+    """Raises `ValueError` if the static arguments of a plan are inconsistent."""
     for name, value in (("num_experts", num_experts), ("capacity", capacity),
                         ("block_size", block_size)):  # fmt: skip
         if value is not None and value < 1:
@@ -34,7 +34,7 @@ def check_layout(
 def num_rows(
     tokens: int, k: int, num_experts: int, capacity: int | None, block_size: int | None
 ) -> int:
-    """Rows of the dispatched array: known before the routing is.
+    """Number of rows of the dispatched array, independent of the routing.
 
     Dropless: `tokens * k`. With a capacity `C`: `experts * C`. With blocks of `B`: the most that
     padding every expert that can have a slot to a multiple of `B` may need.

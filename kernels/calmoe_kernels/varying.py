@@ -21,7 +21,7 @@ def varying_axes(*trees: Any) -> frozenset[str]:
 
 
 def vary_along(tree: Tree, axes: frozenset[str]) -> Tree:
-    """Marks every leaf as different between devices along some axes more.
+    """Marks every leaf as varying between devices along additional axes.
 
     The transpose of the mark is a sum over those axes, so a gradient to what devices share is
     summed; a `custom_vjp` rule has to be given arguments that are marked alike.

@@ -1,14 +1,21 @@
 """`calmoe audit`: a deployed model's logs."""
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import calmoe_jax as cm
-from calmoe_jax.audit.judge import LogError, Logs, audit, describe_audit, read_logs
+from calmoe_jax.audit import Audit, LogError, audit, describe_audit, read_logs
+from calmoe_jax.audit.logs import take
 from calmoe_jax.audit.pictures import draw_audit
+from calmoe_jax.audit.results import Estimate
 from calmoe_jax.cli import main
 
 SIZE, TARGETS, EXPERTS, CLASSES = 240, 180, 3, 4
@@ -46,11 +53,12 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(folder):
     arrays = make(sharper=3.0)
-    return arrays, audit(read_logs(write(folder, arrays)))
+    judged = audit(read_logs(write(folder, arrays)))
+    return arrays, judged, judged.to_json()
 
 
 def test_scores_are_those_of_the_library(found):
-    arrays, result = found
+    arrays, _, result = found
     for rows, scores in (
         (slice(None, SIZE), result["held_out"]),
         (slice(SIZE, None), result["targets_scored"]["none"]),
@@ -74,7 +82,7 @@ def test_scores_are_those_of_the_library(found):
 
 
 def test_a_shift_of_confidence_is_seen_and_a_decision_made(found):
-    _, result = found
+    _, judged, result = found
     shifted = result["shift"]
     assert shifted["p_value"] <= 0.01
     assert shifted["confidence"] <= 0.01
@@ -82,17 +90,17 @@ def test_a_shift_of_confidence_is_seen_and_a_decision_made(found):
     assert shifted["decision"] in ("rebalance", "cannot_repair")
     inside = result["targets"]["temperatures"]["temperature"]
     assert all(t >= inside - 1e-6 for t in result["targets"]["temperatures"].values())
-    words = describe_audit(result)
+    words = describe_audit(judged)
     assert shifted["reason"] in words
     assert "nan" not in words.lower()
     json.dumps(result, allow_nan=False)
 
 
 def test_labels_of_the_targets_change_no_decision(folder, found):
-    arrays, result = found
+    arrays, _, result = found
     blind = arrays | {"labels": np.where(arrays["targets"], -1, arrays["labels"])}
     del blind["targets"]
-    again = audit(read_logs(write(folder, blind)))
+    again = audit(read_logs(write(folder, blind))).to_json()
     assert again["shift"] == result["shift"]
     assert again["targets"] == result["targets"]
     assert "targets_scored" not in again
@@ -125,8 +133,8 @@ def spoil(values, index, value):
         (lambda logs: {k: v for k, v in logs.items() if k != "labels"}, "lacks labels"),
         (change(labels=lambda x: x.astype(np.float32)), "labels must be whole numbers"),
         (change(labels=lambda x: spoil(x, 3, CLASSES)), r"labels must be in \[-1, 3\]"),
-        (change(labels=lambda x: np.full_like(x, -1)), "must have a label"),
-        (change(labels=lambda x: spoil(x, 3, -1)), "every example that is no target"),
+        (change(labels=lambda x: np.full_like(x, -1)), "known for at least one"),
+        (change(labels=lambda x: spoil(x, 3, -1)), "every non-target example"),
         (change(labels=lambda x: x[:-1]), "labels must be of shape"),
         (change(expert_probs=lambda x: x[:, 0]), "expert_probs must be"),
         (change(expert_probs=lambda x: spoil(x, (0, 0, 0), np.nan)), "probs"),
@@ -142,7 +150,7 @@ def test_what_is_wrong_with_a_file_is_named(folder, edit, message):
         read_logs(write(folder, edit(make())))
 
 
-def test_what_is_no_file_of_logs(folder, capsys):
+def test_invalid_log_files_are_refused(folder, capsys):
     whole = write(folder, make()).read_bytes()
     contents = {"empty": b"", "text": b"no archive", "half": whole[: len(whole) // 2]}
     middle = len(whole) // 3
@@ -156,6 +164,24 @@ def test_what_is_no_file_of_logs(folder, capsys):
         assert "cannot be read" in capsys.readouterr().err, name
 
 
+def test_what_is_not_known_is_said_in_words(found):
+    _, judged, _ = found
+    unknown = Estimate(0.5, None, None)
+    scores = replace(
+        judged.held_out.scores, accuracy=unknown,
+        negative_log_likelihood=Estimate(None, None, None),
+    )  # fmt: skip
+    held_out = replace(judged.held_out, scores=scores, expert_ece=[None, 0.1, 0.2])
+    shift = replace(judged.shift, p_value=None, separability=None)
+    words = describe_audit(replace(judged, held_out=held_out, shift=shift))
+    for part in ("NLL infinite", "accuracy 0.500;", "no load", "p = unknown", "separability unk"):
+        assert part in words
+    alone = describe_audit(Audit(judged.held_out))
+    assert "No targets: no shift to test for." in alone
+    assert list(Audit(judged.held_out).to_json()) == ["held_out"]
+
+
+@pytest.mark.exhaustive  # programs of sizes of its own
 def test_logs_that_tell_little_are_described(folder):
     """One held-out example, in one cluster with everything else, and a certain, wrong expert."""
     arrays = make()
@@ -164,22 +190,22 @@ def test_logs_that_tell_little_are_described(folder):
     first = np.zeros((EXPERTS, CLASSES), np.float32)
     first[:, (arrays["labels"][0] + 1) % CLASSES] = 1
     arrays["expert_probs"][0] = first
-    result = audit(read_logs(write(folder, arrays)))
-    assert result["shift"]["decision"] == "cannot_repair"
-    words = describe_audit(result)
+    judged = audit(read_logs(write(folder, arrays)))
+    assert judged.shift.decision == "cannot_repair"
+    words = describe_audit(judged)
     assert "NLL infinite" in words
     assert "unknown" in words
     assert "nan" not in words.lower()
-    json.dumps(result, allow_nan=False)
+    json.dumps(judged.to_json(), allow_nan=False)
 
 
-def test_pictures_are_of_held_out_examples(folder):
+def test_plots_show_held_out_examples(folder):
     logs = read_logs(write(folder, make(sharper=3.0)))
-    held_out = Logs(*(values[~logs.targets] for values in logs))
+    held_out = take(logs, ~logs.targets)
     assert draw_audit(logs) == draw_audit(held_out)
 
 
-def test_a_parquet_file_says_the_same(folder):
+def test_a_parquet_file_gives_the_same_result(folder):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -208,3 +234,28 @@ def test_a_parquet_file_says_the_same(folder):
         read_logs(folder / "infinite.parquet")
     np.testing.assert_allclose(logs.expert_probs, arrays["expert_probs"], rtol=1e-6)
     np.testing.assert_array_equal(logs.targets, arrays["targets"])
+
+
+PROGRAM = """
+import sys
+from calmoe_jax import cli
+
+file = sys.argv[1]
+assert cli.main(["audit", file, "--out", file + ".json", "--plots", file + ".plots"]) == 0
+print("heavy:", *{"flax", "optax", "orbax"} & set(sys.modules))
+"""
+
+
+def test_the_command_imports_neither_flax_nor_optax_nor_orbax(folder):
+    # of the sizes and devices of this module, whose programs are compiled already
+    count = str(len(jax.devices()))
+    arrays = make()
+    arrays["labels"][SIZE:] = -1
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(write(folder, arrays))],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": count},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Verdict" in done.stdout
+    assert done.stdout.splitlines()[-1] == "heavy:"

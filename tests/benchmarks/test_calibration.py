@@ -1,4 +1,4 @@
-"""The benchmark of calibration: who is not installed is left out, and it reports and judges."""
+"""The benchmark of calibration: absent peers are left out, and it reports and checks bounds."""
 
 import json
 
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
+from benchmarking import quick_turns
 
 from benchmarks import calibration
 
@@ -37,11 +38,12 @@ def test_its_own_formulations_equal_a_loop():
 
 
 @pytest.mark.parametrize(("most", "code"), [(1e9, 0), (1e-9, 1)])
-def test_it_runs_writes_and_judges(tmp_path, monkeypatch, capsys, most, code):
+def test_it_runs_writes_and_checks(tmp_path, monkeypatch, capsys, most, code):
     without(monkeypatch, *PEERS)
     bounds = {name: most for name in calibration.MOST}
     monkeypatch.setattr(calibration, "MOST", bounds)
     monkeypatch.setattr(calibration, "LEAST", {})
+    monkeypatch.setattr(calibration, "time_in_turns", quick_turns)
     out = tmp_path / "calibration.json"
     options = "--problems expected bootstrap --size 2000 --rounds 1 --check --out"
     arguments = calibration.parse([*options.split(), str(out)])
@@ -51,13 +53,14 @@ def test_it_runs_writes_and_judges(tmp_path, monkeypatch, capsys, most, code):
     assert {*bounds, "expected: numpy / ours", "bootstrap: interval / pass"} <= names
     assert written["problems"]["expected"]["jax"]["fastest"] == "plain JAX"
     printed = capsys.readouterr().out.splitlines()
-    assert "netcal is not installed: not judged" in printed
+    assert "netcal is not installed: not compared" in printed
     assert printed[-1].startswith("FAILED" if code else "ok")
 
 
 def test_a_value_that_differs_is_caught(monkeypatch):
     without(monkeypatch, *PEERS)
     monkeypatch.setattr(calibration, "expected_by_numpy", lambda probs, labels: 0.5)
+    monkeypatch.setattr(calibration, "time_in_turns", quick_turns)
     found, _ = calibration.measure_expected(calibration.make(200, 3), 1)
     broken = [figure.name for figure in found if "differs" in figure.name and not figure.holds]
     assert broken == ["expected: numpy differs by"]
@@ -65,13 +68,13 @@ def test_a_value_that_differs_is_caught(monkeypatch):
 
 @pytest.mark.peers
 def test_every_bound_is_of_a_figure():
-    """A bound under another name would never be judged."""
+    """A bound under another name would never be checked."""
     for module in PEERS:
         if calibration.find_spec(module) is None:
             pytest.skip(f"needs {module}")
     given = calibration.make(300, 3)
     figures = [x for measure in calibration.PROBLEMS.values() for x in measure(given, 1)[0]]
-    judged = {x.name for x in figures if x.bound is not None or x.least is not None}
-    assert {*calibration.MOST, *calibration.LEAST} <= judged
+    checked = {x.name for x in figures if x.bound is not None or x.least is not None}
+    assert {*calibration.MOST, *calibration.LEAST} <= checked
     differing = [x.name for x in figures if "differs" in x.name and not x.holds]
     assert differing == []

@@ -1,4 +1,4 @@
-"""The benchmark of sparse layers: its loads, and that it reports and judges."""
+"""The benchmark of sparse layers: its loads, and that it reports and checks its bounds."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import moe_layer
-
-pytestmark = pytest.mark.slow
 
 TINY = moe_layer.Layer(64, 4, 2, 8, 12, dtype="float32", with_dense=True)
 
@@ -22,7 +20,9 @@ def test_groups_sum_to_the_rows(load):
     assert ((sizes == 0).sum() == 4) == (load == "empty")
 
 
-@pytest.mark.parametrize("load", ["balanced", "zipf", "one_expert"])
+@pytest.mark.parametrize(
+    "load", [pytest.param("balanced", marks=pytest.mark.exhaustive), "zipf", "one_expert"]
+)
 def test_the_dropless_layers_agree_with_all_experts(load):
     problem = TINY._replace(load=load)
     arrays = moe_layer.make_arrays(problem)

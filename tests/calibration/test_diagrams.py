@@ -1,4 +1,4 @@
-"""The arrays behind pictures: curves with bands, and gaps along a statistic."""
+"""The arrays behind plots: curves with bands, and gaps along a statistic."""
 
 import functools
 import math
@@ -175,7 +175,7 @@ def test_gaps_equal_loops(ties):
 
 
 def test_groups_are_equal_mass_bins():
-    """By exact comparisons: a quotient would be rounded, in jit to the other side of an edge."""
+    """By exact comparisons: a quotient may be rounded to the other side of an edge under jit."""
     confidence, correct, _ = map(jnp.asarray, draw(3))
     for size in (49, 196):
         given = confidence[:size], correct[:size]

@@ -1,4 +1,4 @@
-"""What is no prediction becomes NaN, and on the host an error that names the row."""
+"""Invalid predictions become NaN, and on the host an error that names the row."""
 
 import functools
 

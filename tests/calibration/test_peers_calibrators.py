@@ -1,4 +1,4 @@
-"""Calibrators against independent libraries: the same optimum, or what keeps a peer from it."""
+"""Calibrators against independent libraries: the same optimum, or the reason for a difference."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ SCALES = (1.0, 8.0, 0.01)
 
 
 def problem(seed, size, classes, scale=1.0):
-    """Logits that know something of the labels, rounded so that some tie; and counts.
+    """Logits that depend on the labels, rounded so that some tie; and counts.
 
     Float32 holds every number, and half of the problems count examples more than once.
     """
@@ -56,7 +56,7 @@ def fits(function, *arrays):
 
 @pytest.mark.parametrize(("size", "classes", "dtype"), CASES)
 def test_temperature_equals_scikit_learn(size, classes, dtype):
-    """Its class is private, and knows weights; the public way to it has no other optimum."""
+    """Its class is private, and takes weights; the public interface has the same optimum."""
     calibration = peer("sklearn.calibration")
     if not hasattr(calibration, "_TemperatureScaling"):  # since 1.8
         pytest.skip("needs scikit-learn's temperature scaling")
@@ -177,7 +177,7 @@ def log_loss(probs, outcome, counts):
 
 
 def test_beta_equals_the_best_logistic_regression_that_does_not_fall():
-    """scikit-learn's knows no bounds: its best without either column, or both, that keeps them."""
+    """scikit-learn has no bounds: its best fit within them, without one column or both."""
     linear_model = peer("sklearn.linear_model")
 
     def calibrated(confidence, outcome, weights):

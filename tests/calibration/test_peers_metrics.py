@@ -1,7 +1,7 @@
 """Metrics against independent libraries: 100 random problems with ties, edges, zeros and ones.
 
 netcal and torchmetrics sort into [lo, hi) bins as we do, uncertainty-calibration into (lo, hi].
-Peers know no weights: they get examples repeated, we get the counts. Where a peer is wrong, the
+Peers do not take weights: they get examples repeated, we get the counts. Where a peer is wrong, the
 test says why, and shows it by undoing the error.
 """
 

@@ -1,4 +1,4 @@
-"""A stream in any pieces, any order and on any devices is the whole."""
+"""A stream in any pieces, any order and on any devices gives the values of all its data."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Pictures of calibration: what is in them, and that nothing covers anything."""
+"""Plots of calibration: their content, and that no texts overlap."""
 
 import doctest
 import io
@@ -97,7 +97,7 @@ def boxes(figure):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_no_words_cover_one_another(name, drawn):
+def test_texts_do_not_overlap(name, drawn):
     figure = drawn[name]
     for (a, first), (b, second) in itertools.combinations(boxes(figure), 2):
         assert not first.overlaps(second), f"{a!r} and {b!r}"
@@ -115,7 +115,7 @@ def test_no_words_cover_one_another(name, drawn):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_diagonals_are_diagonal_and_feet_stand_below(name, drawn):
+def test_panels_are_square_with_histograms_below(name, drawn):
     for ax in drawn[name].axes:
         if (
             ax.get_ylabel().startswith("accuracy")
@@ -239,9 +239,9 @@ def test_what_cannot_be_drawn_is_named():
         draw_reliability_diagram(batch(2))
     with pytest.raises(ValueError, match=r"curves must have the axes \(experts, bins\)"):
         draw_expert_diagrams(curve(), jnp.ones(1))
-    with pytest.raises(ValueError, match="load must be of the 2 experts"):
+    with pytest.raises(ValueError, match="load must have the 2 experts"):
         draw_expert_diagrams(batch(2), jnp.ones(3))
-    with pytest.raises(ValueError, match="names must be of the 2 experts"):
+    with pytest.raises(ValueError, match="names must have the 2 experts"):
         draw_expert_diagrams(batch(2), jnp.ones(2), names=["a"])
     with pytest.raises(ValueError, match="gaps must hold a statistic"):
         draw_gaps({})
@@ -252,7 +252,7 @@ def test_what_cannot_be_drawn_is_named():
 
 
 def test_the_examples_run():
-    names = {"jnp": jnp, **vars(cm.calibration)}
+    names = {"jax": jax, "jnp": jnp, **vars(cm.calibration)}
     found = doctest.testmod(diagrams, extraglobs=names)
     assert found.attempted > 0
     assert found.failed == 0

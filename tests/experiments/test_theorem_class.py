@@ -1,9 +1,10 @@
-"""The experiment on exact reweightings: its tilts, and what it says of predictions made to fit."""
+"""The experiment on exact reweightings: its tilts, a small run, and predictions that need none."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experimenting import run_small
 
 from calmoe_jax.data import Split, Task
 from calmoe_jax.shift import repair
@@ -11,7 +12,7 @@ from experiments import theorem_class
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_tilts_have_the_effective_share_asked_for(share):
+def test_tilts_have_the_given_effective_share(share):
     values = np.random.RandomState(0).randn(300)
     weights = np.exp(theorem_class.tilt_to_share(values, share))
     np.testing.assert_allclose(weights.sum() ** 2 / (weights**2).sum() / 300, share, rtol=1e-6)
@@ -38,3 +39,14 @@ def test_every_partition_is_compared_under_every_tilt():
     assert len(of_first) >= 4
     for line in of_first:  # labels were drawn from these predictions: there is nothing to repair
         assert abs(line["rebalanced"]) < 5 * line["rebalanced_error"] < 5
+
+
+@pytest.mark.slow
+def test_a_small_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(theorem_class, "NUM_REPLICATES", 3)
+    found = run_small(theorem_class, tmp_path, monkeypatch, "--partitions", "1")
+    assert len(found["portal"]) == 2 * len(theorem_class.TILTS)
+    assert {line["tilt"] for line in found["portal"]} == set(theorem_class.TILTS)
+    printed = capsys.readouterr().out
+    assert all(f"\nportal, {tilt}" in printed for tilt in theorem_class.TILTS)
+    assert "within two standard errors of the oracle: rebalanced" in printed

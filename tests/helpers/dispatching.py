@@ -1,4 +1,4 @@
-"""What the tests of dispatch share: jitted calls, awkward inputs, comparisons."""
+"""Shared by the tests of dispatch: jitted calls, edge-case inputs, comparisons."""
 
 import functools
 
@@ -9,9 +9,17 @@ import references
 
 import calmoe_jax as cm
 
-ROOMS = [{}, {"capacity": 3}, {"block_size": 4}]
-ROOM_IDS = ["dropless", "capacity", "blocks"]
-rooms = pytest.mark.parametrize("room", ROOMS, ids=ROOM_IDS)
+LAYOUTS = [{}, {"capacity": 3}, {"block_size": 4}]
+LAYOUT_IDS = ["dropless", "capacity", "blocks"]
+layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
+
+
+def exhaustive(*cases):
+    """Cases similar to others: not run by default."""
+    return [
+        pytest.param(*(c if isinstance(c, tuple) else (c,)), marks=pytest.mark.exhaustive)
+        for c in cases
+    ]
 
 
 def host(f):
@@ -87,9 +95,9 @@ def indices_of(seed, tokens, k, experts):
     return chosen.astype(np.int32)
 
 
-def plan_of(seed, tokens, k, experts, *, implementation, **room):
+def plan_of(seed, tokens, k, experts, *, implementation, **layout):
     indices = indices_of(seed, tokens, k, experts)
-    return plan_dispatch(indices, num_experts=experts, implementation=implementation, **room)
+    return plan_dispatch(indices, num_experts=experts, implementation=implementation, **layout)
 
 
 def same(tree, other):

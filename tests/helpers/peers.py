@@ -1,4 +1,4 @@
-"""What the `peers`-marked tests share: their random problems, and the import of a peer."""
+"""Shared by the tests marked `peers`: random problems, and the import of a peer."""
 
 import warnings
 from importlib import metadata
@@ -88,7 +88,7 @@ def stacked(shape, dtype=np.float64, kinds=KINDS):
 
 
 def peer(name, *, distribution=None, version=None) -> ModuleType:
-    """Imports a peer, or skips; what it warns of while it is imported is its own business.
+    """Imports a peer, or skips; its warnings on import are ignored.
 
     Where a test pins what one version gets wrong, `version` skips it for any other.
     """

@@ -1,4 +1,4 @@
-"""A task small enough to train in a blink, with a shift that hurts."""
+"""A task small enough to train very fast, with a harmful shift."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -10,7 +10,7 @@ from calmoe_kernels import availability
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine to order: backend, what is installed, and the GPU's capability."""
+    """A simulated machine: backend, installed packages, and the GPU's capability."""
 
     def build(backend="gpu", installed=("triton", "jax_triton"), version="0.3.1", capability="9.0"):
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dispatching import exhaustive
 from jax.sharding import AxisType, PartitionSpec
 
 from calmoe_jax import routing
 from calmoe_jax.moe import route
 from calmoe_jax.routing._top_k import choose as pick
-from calmoe_kernels import selection, tpu
+from calmoe_kernels import selection
 from calmoe_kernels.availability import Implementation
+from calmoe_kernels.pallas_tpu import top_k as tpu
 
 DATA = PartitionSpec("data")
 
@@ -29,11 +31,13 @@ def top_k(rows, k):
 
 # experts, k, tokens
 SIZES = [
-    (1, 1, 1), (1, 1, 128), (3, 1, 17), (3, 2, 1000), (3, 3, 128),
-    (8, 1, 1000), (8, 2, 1), (8, 2, 17), (8, 2, 128), (8, 8, 1000),
-    (60, 1, 128), (60, 2, 1), (60, 8, 17), (60, 8, 1000), (60, 60, 17),
-    (128, 1, 1), (128, 2, 128), (128, 8, 1000), (128, 8, 17), (128, 128, 1),
-    (384, 1, 17), (384, 2, 128), (384, 8, 1000),
+    (1, 1, 1), (3, 2, 1000), (3, 3, 128), (8, 2, 17), (60, 8, 1000), (60, 60, 17),
+    (128, 8, 1000), (384, 8, 1000),
+    *exhaustive(
+        (1, 1, 128), (3, 1, 17), (8, 1, 1000), (8, 2, 1), (8, 2, 128), (8, 8, 1000),
+        (60, 1, 128), (60, 2, 1), (60, 8, 17), (128, 1, 1), (128, 2, 128), (128, 8, 17),
+        (128, 128, 1), (384, 1, 17), (384, 2, 128),
+    ),
 ]  # fmt: skip
 
 
@@ -209,7 +213,7 @@ def test_routing_by_it(choice):
 
 @pytest.mark.usefixtures("rolled")
 def test_route_by_it(monkeypatch):
-    """The whole of `route`, as on a TPU."""
+    """All of `route`, as on a TPU."""
     logits = jnp.asarray(rows_of(40, 12), jnp.bfloat16)
 
     def routed_by(name):
@@ -256,7 +260,7 @@ AHEAD_OF_TIME = """
 import json, jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from calmoe_kernels.tpu import top_k
+from calmoe_kernels.pallas_tpu.top_k import top_k
 
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 one, data = SingleDeviceSharding(devices[0]), PartitionSpec("data")

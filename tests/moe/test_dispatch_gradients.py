@@ -6,32 +6,33 @@ import numpy as np
 import pytest
 import references
 from dispatching import (
-    ROOMS,
+    LAYOUTS,
     awkward,
     close,
+    exhaustive,
     expected_results,
     gradients,
     host,
+    layouts,
     normal,
     plan_of,
-    rooms,
 )
 from jax.test_util import check_grads
 
 import calmoe_jax as cm
-from calmoe_kernels import xla
+from calmoe_kernels.xla import permute
 
 
 @pytest.mark.parametrize(
-    ("tokens", "k", "room"),
+    ("tokens", "k", "layout"),
     [
         *((0, 2, {}), (0, 2, {"capacity": 3})),
-        *((9, 2, room) for room in ROOMS),
+        *((9, 2, layout) for layout in LAYOUTS),
         *((5, 17, {}), (5, 17, {"capacity": 3})),
     ],
 )
-def test_gradients_equal_those_of_a_product_with_a_one_hot(tokens, k, room, implementation):
-    plan = plan_of(35, tokens, k, 4, **room, implementation=implementation)
+def test_gradients_equal_those_of_a_product_with_a_one_hot(tokens, k, layout, implementation):
+    plan = plan_of(35, tokens, k, 4, **layout, implementation=implementation)
     x, rows, weights = (
         normal(36, tokens, 3), normal(37, len(plan.slot_indices), 3), normal(38, tokens, k),
     )  # fmt: skip
@@ -39,10 +40,10 @@ def test_gradients_equal_those_of_a_product_with_a_one_hot(tokens, k, room, impl
     close(found, expected_results(plan, x, rows, weights)[1:])
 
 
-@pytest.mark.parametrize("form", [xla._dots_of_rows, xla._dots_of_slots])
-@rooms
-def test_gradients_to_weights_in_the_form_of_each_platform(form, room):
-    plan = plan_of(35, 9, 2, 4, implementation="xla", **room)
+@pytest.mark.parametrize("form", [permute._dots_of_rows, permute._dots_of_slots])
+@layouts
+def test_gradients_to_weights_in_the_form_of_each_platform(form, layout):
+    plan = plan_of(35, 9, 2, 4, implementation="xla", **layout)
     x, rows = normal(36, 9, 3), normal(37, len(plan.slot_indices), 3)
     found = jax.jit(form)(x, rows, plan.positions, plan.slot_indices)
     close(found, expected_results(plan, x, rows, np.ones((9, 2)))[3])
@@ -65,8 +66,9 @@ def test_gradients_equal_finite_differences(implementation):
 @pytest.mark.parametrize(
     ("scores", "renormalize", "extra"),
     [
-        *(("softmax", True, ""), ("softmax", False, ""), ("sigmoid", True, "")),
-        *(("sigmoid", False, ""), ("softmax", True, "bias"), ("sigmoid", True, "bias groups")),
+        *(("softmax", True, ""), ("softmax", False, ""), ("sigmoid", False, "")),
+        ("sigmoid", True, "bias groups"),
+        *exhaustive(("sigmoid", True, ""), ("softmax", True, "bias")),
     ],
 )
 def test_gradients_to_logits_equal_differences(scores, renormalize, extra, implementation):

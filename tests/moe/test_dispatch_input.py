@@ -1,4 +1,4 @@
-"""What dispatch refuses, and what it makes of a plan that points nowhere."""
+"""Errors of dispatch, and plans with indices out of range."""
 
 import math
 import re
@@ -195,7 +195,7 @@ bad_hands = pytest.mark.parametrize(("name", "plan"), BAD_HANDS, ids=[str(i) for
 
 
 @bad_hands
-def test_checkify_reports_plans_that_point_nowhere(name, plan, implementation):
+def test_checkify_reports_plans_with_indices_out_of_range(name, plan, implementation):
     x, weights = jnp.ones((3, 2)), jnp.ones((3, 1))
 
     def f(plan):
@@ -219,7 +219,7 @@ def test_checkify_passes_plans_of_the_library(implementation):
 
 
 @bad_hands
-def test_plans_that_point_nowhere_give_zeros(name, plan, implementation):
+def test_plans_with_indices_out_of_range_give_zeros(name, plan, implementation):
     x, weights, expected = np.ones((3, 2), np.float32), np.ones((3, 1), np.float32), [[1], [0], [0]]
     found = (
         dispatch(x, plan, implementation=implementation),

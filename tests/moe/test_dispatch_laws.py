@@ -4,15 +4,15 @@ import functools
 
 import numpy as np
 import pytest
-from dispatching import ROOMS, close, host, indices_of, plan_dispatch, route, same
+from dispatching import LAYOUTS, close, host, indices_of, plan_dispatch, route, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
 @functools.cache
-def planner(room, implementation):
+def planner(layout, implementation):
     return functools.partial(
-        host(plan_dispatch), num_experts=4, implementation=implementation, **ROOMS[room]
+        host(plan_dispatch), num_experts=4, implementation=implementation, **LAYOUTS[layout]
     )
 
 
@@ -22,15 +22,15 @@ def slots_of(plan, e):
 
 
 seeds = st.integers(0, 2**31 - 1)
-some_rooms = st.integers(0, len(ROOMS) - 1)
+some_layouts = st.integers(0, len(LAYOUTS) - 1)
 laws = settings(max_examples=20, deadline=None, derandomize=True)
 
 
 @pytest.mark.slow
 @laws
-@given(seed=seeds, room=some_rooms)
-def test_positions_and_slots_are_inverse(implementation, seed, room):
-    plan = planner(room, implementation)(indices_of(seed, 6, 2, 4))
+@given(seed=seeds, layout=some_layouts)
+def test_positions_and_slots_are_inverse(implementation, seed, layout):
+    plan = planner(layout, implementation)(indices_of(seed, 6, 2, 4))
     rows, slots, positions = len(plan.slot_indices), plan.slot_indices, plan.positions.reshape(-1)
     kept, full = np.flatnonzero(positions < rows), np.flatnonzero(slots < 12)
     np.testing.assert_array_equal(slots[positions[kept]], kept)
@@ -40,10 +40,10 @@ def test_positions_and_slots_are_inverse(implementation, seed, room):
 
 
 @laws
-@given(seed=seeds, room=some_rooms)
-def test_sizes_sum(implementation, seed, room):
+@given(seed=seeds, layout=some_layouts)
+def test_sizes_sum(implementation, seed, layout):
     indices = indices_of(seed, 6, 2, 4)
-    plan = planner(room, implementation)(indices)
+    plan = planner(layout, implementation)(indices)
     dropped = (plan.positions == len(plan.slot_indices)).sum()
     assert plan.group_sizes.sum() + dropped == 12
     assert plan.load.sum() == ((indices >= 0) & (indices < 4)).sum()
@@ -55,11 +55,11 @@ def test_sizes_sum(implementation, seed, room):
 
 @pytest.mark.slow
 @laws
-@given(seed=seeds, room=some_rooms)
-def test_permuted_experts_are_relabelled(implementation, seed, room):
+@given(seed=seeds, layout=some_layouts)
+def test_permuted_experts_are_relabelled(implementation, seed, layout):
     rng = np.random.RandomState(seed)
     logits, new = rng.randn(6, 4).astype(np.float32), rng.permutation(4)
-    options = {"k": 2, "implementation": implementation} | ROOMS[room]
+    options = {"k": 2, "implementation": implementation} | LAYOUTS[layout]
     before, after = route(logits, **options), route(logits[:, np.argsort(new)], **options)
     np.testing.assert_array_equal(after.routing.expert_indices, new[before.routing.expert_indices])
     close(after.routing.combine_weights, before.routing.combine_weights)

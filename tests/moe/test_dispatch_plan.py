@@ -5,19 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
-from dispatching import dispatch, indices_of, plan_dispatch, plan_of, rooms, same_plan
+from dispatching import dispatch, exhaustive, indices_of, layouts, plan_dispatch, plan_of, same_plan
 
 import calmoe_jax as cm
-from calmoe_kernels import xla
+from calmoe_kernels.xla.plan import _stable_order
 
 
 @pytest.mark.parametrize(
     ("tokens", "k", "experts", "capacity", "block_size"),
     [
         *((0, 1, 3, None, None), (0, 2, 8, 5, None), (0, 2, 8, None, 16), (1, 1, 1, None, None)),
-        *((17, 2, 1, 5, None), (17, 2, 3, None, 16), (5, 1, 60, 1, None), (17, 2, 128, 1, None)),
-        *((17, 8, 60, 5, None), (17, 1, 384, None, None), (17, 1, 384, None, 16)),
+        *((17, 2, 1, 5, None), (17, 1, 384, None, 16), (17, 8, 60, 5, None)),
         *((1000, 2, 8, None, None), (1000, 2, 8, 250, None), (1000, 2, 8, None, 128)),
+        *exhaustive((17, 2, 3, None, 16), (5, 1, 60, 1, None), (17, 2, 128, 1, None)),
+        *exhaustive((17, 1, 384, None, None)),
     ],
 )
 def test_plan_equals_loops(tokens, k, experts, capacity, block_size, implementation):
@@ -29,12 +30,14 @@ def test_plan_equals_loops(tokens, k, experts, capacity, block_size, implementat
     same_plan(plan, references.plan(indices, experts, capacity, block_size))
 
 
-@rooms
-def test_all_slots_to_one_expert(room, implementation):
+@layouts
+def test_all_slots_to_one_expert(layout, implementation):
     for expert in (0, 3, 7):
         indices = np.full((17, 2), expert, np.int32)
-        plan = plan_dispatch(indices, num_experts=8, **room, implementation=implementation)
-        same_plan(plan, references.plan(indices, 8, room.get("capacity"), room.get("block_size")))
+        plan = plan_dispatch(indices, num_experts=8, **layout, implementation=implementation)
+        same_plan(
+            plan, references.plan(indices, 8, layout.get("capacity"), layout.get("block_size"))
+        )
 
 
 def test_order_is_that_of_a_stable_sort(implementation):
@@ -47,7 +50,7 @@ def test_order_is_that_of_a_stable_sort(implementation):
 
 def test_order_where_expert_and_slot_do_not_fit_one_integer():
     expert = np.random.RandomState(61).randint(0, 3, 50).astype(np.int32)
-    order = xla._stable_order(jnp.asarray(expert), 2**32)
+    order = _stable_order(jnp.asarray(expert), 2**32)
     np.testing.assert_array_equal(order, np.argsort(expert, kind="stable"))
     assert order.dtype == jnp.int32
 
@@ -73,7 +76,7 @@ def test_slots_to_no_expert_are_dropped(none, implementation):
 
 
 @pytest.mark.usefixtures("unchecked")  # the hook's Int is signed
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint32, *exhaustive(np.uint8, np.int16)])
 def test_indices_of_other_integers(dtype, implementation):
     indices = indices_of(14, 9, 2, 4)
     f = jax.jit(lambda i: cm.plan_dispatch(i, num_experts=4, implementation=implementation))

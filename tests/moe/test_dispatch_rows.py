@@ -4,31 +4,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dispatching import (
-    ROOMS,
+    LAYOUTS,
     at_rows,
     close,
     combine,
     dispatch,
+    exhaustive,
     expected_results,
     gradients,
+    layouts,
     normal,
     plan_dispatch,
     plan_of,
-    rooms,
     route,
 )
 
 
 @pytest.mark.parametrize(
-    ("tokens", "k", "d", "room"),
+    ("tokens", "k", "d", "layout"),
     [
         *((0, 2, 3, {}), (0, 2, 3, {"capacity": 3}), (17, 1, 1, {})),
-        *((17, 2, 5, room) for room in ROOMS),
+        *((17, 2, 5, layout) for layout in LAYOUTS),
         *((9, 17, 4, {}), (9, 17, 4, {"capacity": 3})),
     ],
 )
-def test_dispatch_and_combine_equal_loops(tokens, k, d, room, implementation):
-    plan = plan_of(16, tokens, k, 6, **room, implementation=implementation)
+def test_dispatch_and_combine_equal_loops(tokens, k, d, layout, implementation):
+    plan = plan_of(16, tokens, k, 6, **layout, implementation=implementation)
     x, weights, at = normal(17, tokens, d), normal(18, tokens, k), at_rows(plan)
     rows = dispatch(x, plan, implementation=implementation)
     np.testing.assert_array_equal(rows, np.einsum("tkr,td->rd", at, x))
@@ -50,10 +51,10 @@ def test_many_rows_equal_loops(implementation):
     close(combine(dispatched, plan, weights, implementation=implementation), y)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@rooms
-def test_dispatch_copies_exactly(dtype, room, implementation):
-    plan = plan_of(22, 17, 2, 4, **room, implementation=implementation)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, *exhaustive(jnp.float16)])
+@layouts
+def test_dispatch_copies_exactly(dtype, layout, implementation):
+    plan = plan_of(22, 17, 2, 4, **layout, implementation=implementation)
     x = normal(23, 17, 5).astype(dtype)
     rows = dispatch(x, plan, implementation=implementation)
     assert rows.dtype == dtype
@@ -87,8 +88,8 @@ def test_weights_stay_in_float32(implementation):
 @pytest.mark.parametrize(
     ("of_rows", "of_weights"),
     [
-        *((jnp.bfloat16, jnp.float32), (jnp.float16, jnp.float32), (jnp.bfloat16, jnp.bfloat16)),
-        *((jnp.float32, jnp.bfloat16), (jnp.float16, jnp.float16)),
+        *((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16), (jnp.float16, jnp.float16)),
+        *exhaustive((jnp.float16, jnp.float32), (jnp.bfloat16, jnp.bfloat16)),
     ],
 )
 def test_dtypes_of_results_and_gradients(of_rows, of_weights, implementation):
@@ -135,9 +136,9 @@ def test_a_nan_weight_is_its_tokens_alone(token, implementation):
     assert np.isnan(y).tolist() == [[t == token] * 2 for t in range(3)]
 
 
-@pytest.mark.parametrize("room", [{"capacity": 3}, {"block_size": 4}], ids=["capacity", "blocks"])
-def test_what_lies_in_empty_rows_is_not_seen(room, implementation):
-    plan = plan_of(31, 9, 2, 4, **room, implementation=implementation)
+@pytest.mark.parametrize("layout", [{"capacity": 3}, {"block_size": 4}], ids=["capacity", "blocks"])
+def test_values_in_empty_rows_do_not_matter(layout, implementation):
+    plan = plan_of(31, 9, 2, 4, **layout, implementation=implementation)
     empty = np.asarray(plan.slot_indices) == 18
     assert empty.any()
     rows, x, weights = normal(32, len(empty), 3), normal(33, 9, 3), normal(34, 9, 2)

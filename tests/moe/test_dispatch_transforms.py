@@ -1,4 +1,4 @@
-"""What JAX's transformations do to dispatch, for every implementation."""
+"""Dispatch under JAX's transformations, for every implementation."""
 
 import functools
 import re
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dispatching import close, combine, dispatch, normal, plan_of, route, same
+from dispatching import close, combine, dispatch, exhaustive, normal, plan_of, route, same
 
 import calmoe_jax as cm
 from calmoe_jax.moe import PLAN_NAME, ROUTING_NAME
@@ -135,7 +135,9 @@ def sharded(f, mesh, check_vma, in_specs=("d", "d", None)):
     )
 
 
-@pytest.mark.parametrize(("check_vma", "capacity"), [(True, None), (True, 3), (False, None)])
+@pytest.mark.parametrize(
+    ("check_vma", "capacity"), [(True, 3), (False, None), *exhaustive((True, None))]
+)
 def test_shard_map_is_a_loop(check_vma, capacity, mesh, implementation):
     f = one_layer(implementation=implementation, capacity=capacity)
     inputs = layer_inputs(mesh.size)
@@ -153,7 +155,7 @@ def test_gradients_through_shard_map_are_a_loop(check_vma, mesh, implementation)
     close(found, (to_x, to_logits, to_scale.sum(axis=0)), atol=1e-5)
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", [True, *exhaustive(False)])
 def test_many_slots_under_shard_map(check_vma, mesh, implementation):
     f = one_layer(implementation=implementation, k=17)
     inputs = layer_inputs(mesh.size, tokens=2, experts=20)
@@ -174,7 +176,10 @@ def products(implementation):
 
 @pytest.mark.parametrize(
     ("check_vma", "shared"),
-    [(True, "x"), (True, "ids"), (True, "weights"), (True, "ids weights"), (False, "x weights")],
+    [
+        *((True, "x"), (True, "ids weights"), (False, "x weights")),
+        *exhaustive((True, "ids"), (True, "weights")),
+    ],
 )
 def test_gradients_where_devices_share_an_argument(check_vma, shared, mesh, implementation):
     n, names = mesh.size, ["x", "ids", "weights", "factor"]
@@ -202,7 +207,7 @@ def test_route_of_shared_logits_with_a_bias_of_each_device(mesh, implementation)
 
     mapped = sharded(weights, mesh, True, [None, "d"])
     found = jax.jit(jax.grad(lambda logits: jnp.sum(mapped(logits, bias))))(logits)
-    alone = jax.grad(lambda logits: sum(weights(logits, b) for b in bias))
+    alone = jax.jit(jax.grad(lambda logits: sum(weights(logits, b) for b in bias)))
     close(found, alone(logits))
 
 
@@ -255,7 +260,7 @@ def test_sharded_tokens_without_shard_map(mesh, implementation):
     compiled = jax.jit(layer).lower(*tokens_over(mesh)).compile()
     gathered = re.findall(r"= (\w+)\[.*? all-gather", compiled.as_text())
     assert set(gathered) <= {"s32", "u32"}  # indices, and neither tokens nor logits
-    close(compiled(*tokens_over(mesh)), layer(x, logits))
+    close(compiled(*tokens_over(mesh)), jax.jit(layer)(x, logits))
 
 
 def saving(implementation):

@@ -1,5 +1,6 @@
 """The sparse layer against experts that are all computed, in loops."""
 
+import itertools
 import math
 from functools import partial
 
@@ -7,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dispatching import exhaustive, plan_dispatch
 
 import calmoe_jax as cm
 from calmoe_jax.moe import PLAN_NAME, ExpertParams, expert_mlp, sparse_layer
+from calmoe_kernels import selection
 
 jitted = jax.jit(sparse_layer, static_argnames=("k", "activation", "capacity", "implementation"))
 
@@ -45,8 +48,13 @@ def loop(x, logits, params, k, activation):
     return result
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
-@pytest.mark.parametrize("k", [1, 2, 4])
+SOME = [(1, "relu"), (2, "gelu"), (4, "swiglu")]
+ALL = itertools.product((1, 2, 4), ("relu", "gelu", "swiglu"))
+
+
+@pytest.mark.parametrize(
+    ("k", "activation"), [*SOME, *exhaustive(*(each for each in ALL if each not in SOME))]
+)
 def test_layer_equals_a_loop(k, activation, implementation):
     x, logits, params = problem(activation=activation)
     out = jitted(x, logits, params, k=k, activation=activation, implementation=implementation)
@@ -55,6 +63,7 @@ def test_layer_equals_a_loop(k, activation, implementation):
     )
 
 
+@jax.jit
 def dense(x, weights, params):
     inner = jnp.einsum("td,edh->teh", x, params.w_in) + params.b_in[None]
     hidden = jax.nn.gelu(inner, approximate=False)
@@ -126,16 +135,16 @@ def test_no_tokens():
     assert jitted(x, logits, params, k=2).output.shape == (0, 6)
 
 
-def test_jit_vmap_and_remat():
+def test_vmap_and_remat():
     x, logits, params = problem(8, tokens=12)
     names = jax.checkpoint_policies.save_only_these_names(PLAN_NAME)
 
     def loss(x, logits, params):
         return jnp.sum(jnp.sin(sparse_layer(x, logits, params, k=2).output))
 
-    eager = jax.grad(loss, argnums=(0, 1, 2))(x, logits, params)
+    plain = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x, logits, params)
     remat = jax.jit(jax.grad(jax.checkpoint(loss, policy=names), argnums=(0, 1, 2)))
-    for a, b in zip(jax.tree.leaves(remat(x, logits, params)), jax.tree.leaves(eager), strict=True):
+    for a, b in zip(jax.tree.leaves(remat(x, logits, params)), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     both = jax.jit(jax.vmap(lambda x, logits: sparse_layer(x, logits, params, k=2).output))(
         jnp.stack([x, 2 * x]), jnp.stack([logits, -logits])
@@ -143,6 +152,13 @@ def test_jit_vmap_and_remat():
     np.testing.assert_allclose(
         both[1], jitted(2 * x, -logits, params, k=2).output, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.exhaustive  # its parts are compared one by one elsewhere
+def test_jit_equals_eager():
+    x, logits, params = problem(8)
+    eager = sparse_layer(x, logits, params, k=2).output
+    np.testing.assert_allclose(jitted(x, logits, params, k=2).output, eager, rtol=1e-5, atol=1e-5)
 
 
 def test_biases_may_be_left_out():
@@ -172,14 +188,50 @@ def test_bad_input(words, change, unchecked):
     x, logits, params = problem(9)
     arguments = {"gate_logits": logits, "params": params, "k": 2} | change
     with pytest.raises(ValueError, match=words):
-        sparse_layer(x, **arguments)
+        jax.eval_shape(lambda: sparse_layer(x, **arguments))
 
 
 def test_expert_mlp_of_rows_of_no_group_is_zero():
     _, _, params = problem(10)
-    plan = cm.plan_dispatch(jnp.array([[1], [3]]), num_experts=4, block_size=8)
+    plan = plan_dispatch(np.int32([[1], [3]]), num_experts=4, block_size=8)
     rows = jnp.ones((plan.slot_indices.shape[0], 6))
-    y = expert_mlp(rows, plan, params, block_size=8)
+    y = jax.jit(partial(expert_mlp, block_size=8))(rows, plan, params)
     empty = plan.slot_indices == 2
     assert (y[empty] == 0).all()
     assert (y[~empty] != 0).all()
+
+
+@pytest.mark.parametrize("capacity", [None, 16])
+def test_xla_is_used_for_every_part(capacity, monkeypatch):
+    x, logits, params = problem(12)
+    ran = []
+    run = selection.run
+
+    def record(attempts, implementation, *args, operation):
+        def named(name, attempt):
+            def call(*args):
+                ran.append((operation, name))
+                return attempt(*args)
+
+            return call
+
+        recorded = {name: named(name, attempt) for name, attempt in attempts.items()}
+        return run(recorded, implementation, *args, operation=operation)
+
+    def loss(x, logits, params, implementation):
+        out = sparse_layer(x, logits, params, k=2, capacity=capacity, implementation=implementation)
+        return jnp.sum(out.output)
+
+    def gradient(implementation):
+        every = jax.grad(partial(loss, implementation=implementation), argnums=(0, 1, 2))
+        return jax.jit(every).lower(x, logits, params)
+
+    monkeypatch.setattr(selection, "run", record)
+    text = gradient("xla").as_text()
+    assert {name for _, name in ran} == {"xla"}
+    assert {operation for operation, _ in ran} == {
+        "route", "scatter_rows", "gather_rows", "combine_backward", "grouped_rows",
+        "grouped_matrices",
+    }  # fmt: skip
+    if jax.default_backend() == "cpu":
+        assert gradient(None).as_text() == text

@@ -1,4 +1,4 @@
-"""The Flax metric is the state behind another interface."""
+"""The Flax metric wraps the calibration state."""
 
 import jax
 import jax.numpy as jnp

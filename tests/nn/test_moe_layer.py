@@ -40,6 +40,14 @@ def test_options_of_the_choice_arrive(options):
     assert not np.allclose(want, sparse_layer(x, logits, params, **call).output, atol=1e-3)
 
 
+def test_the_implementation_arrives():
+    x = tokens(20)
+    text = {name: str(jax.make_jaxpr(build(implementation=name))(x)) for name in ("xla", None)}
+    assert text["xla"] == text[None]  # on a CPU
+    with pytest.raises(NotImplementedError, match="pallas_tpu"):
+        build(implementation="pallas_tpu")(x)
+
+
 @pytest.mark.parametrize(("activation", "matrices"), [("gelu", 2), ("swiglu", 3)])
 def test_number_of_parameters(activation, matrices):
     state = nnx.state(build(activation=activation), nnx.Param)

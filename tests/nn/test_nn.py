@@ -1,4 +1,4 @@
-"""Networks: shapes, counts, initial laws, and what each kind of routing does."""
+"""Networks: shapes, counts, initial distributions, and each kind of routing."""
 
 import jax
 import jax.numpy as jnp

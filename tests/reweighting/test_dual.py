@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from calmoe_kernels import dual
-from calmoe_kernels.dual import Columns
+from calmoe_kernels.xla import dual
+from calmoe_kernels.xla.dual import Columns
 
 
 def functions(implementation):
     if implementation == "xla":
         return dual.moments, dual.means
-    from calmoe_kernels.gpu import dual as gpu
+    from calmoe_kernels.triton import dual as gpu
 
     return gpu.moments, gpu.means
 
@@ -62,8 +62,8 @@ def test_programs_that_work_through_many_tiles(implementation, monkeypatch):
     if implementation == "xla":
         monkeypatch.setattr(dual, "_BLOCK", 64)
     else:
-        from calmoe_kernels.gpu import dual as gpu
-        from calmoe_kernels.gpu.configs import DualConfig
+        from calmoe_kernels.triton import dual as gpu
+        from calmoe_kernels.triton.configs import DualConfig
 
         monkeypatch.setattr(gpu, "dual_config", lambda size, width: DualConfig(32, 5, 4))
     columns, scores, slopes = problem(1000, 4)

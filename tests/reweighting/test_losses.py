@@ -250,7 +250,7 @@ def test_transforms_agree(detach):
 
 @DETACH
 @pytest.mark.parametrize("filler", [0.0, np.nan, 1e30])
-def test_uneven_shards_give_the_objectives_of_the_whole(filler, detach):
+def test_uneven_shards_give_the_objectives_of_the_full_batch(filler, detach):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     losses, _ = problem(3)
     where = jnp.arange(16) < 9  # shards hold 4, 4, 1 and 0 examples

@@ -56,7 +56,7 @@ def oracle(name, s, q):
 
 @pytest.mark.parametrize("name", list(SETS))
 def test_the_worst_case_equals_a_general_solver(name):
-    s, q = draw(20)
+    s, q = draw()
     case = SETS[name](s, weights=q)
     w, value = oracle(name, s, q)
     assert case.converged
@@ -91,38 +91,38 @@ def test_the_worst_case_equals_cvxpy(name):
 
 @pytest.mark.parametrize("name", list(SETS))
 def test_laws_of_every_set(name):
-    s, q = draw(200)
+    s, q = draw()
     call = SETS[name]
     case = call(s, weights=q)
     w = jnp.exp(case.log_weights)
     np.testing.assert_allclose(w.sum(), 1, rtol=1e-5)
     np.testing.assert_allclose(case.effective_sample_size, 1 / jnp.sum(w**2), rtol=1e-4)
     assert jnp.sum(q * s) / jnp.sum(q) <= case.value <= s.max()
-    order = np.random.RandomState(1).permutation(200)
+    order = np.random.RandomState(1).permutation(40)
     mixed = call(s[order], weights=q[order])
     np.testing.assert_allclose(jnp.exp(mixed.log_weights), w[order], atol=1e-5)
-    some = jnp.arange(200) < 120
-    masked = call(s.at[120:].set(jnp.nan), weights=q, where=some)
+    some = jnp.arange(40) < 24
+    masked = call(s.at[24:].set(jnp.nan), weights=q, where=some)
     np.testing.assert_allclose(
-        jnp.exp(masked.log_weights[:120]), jnp.exp(call(s[:120], weights=q[:120]).log_weights),
+        jnp.exp(masked.log_weights[:24]), jnp.exp(call(s[:24], weights=q[:24]).log_weights),
         atol=1e-5,
     )  # fmt: skip
-    assert (masked.log_weights[120:] == -jnp.inf).all()
+    assert (masked.log_weights[24:] == -jnp.inf).all()
     both = jax.vmap(SETS[name])(jnp.stack([s, -s]))
     np.testing.assert_allclose(both.value[1], call(-s).value, atol=1e-5)
-    nothing = call(s, where=jnp.zeros(200, bool))
+    nothing = call(s, weights=q, where=jnp.zeros(40, bool))
     assert (nothing.log_weights == -jnp.inf).all()
     assert not nothing.converged
 
 
 @pytest.mark.parametrize("name", list(SETS))
 def test_equal_signals_and_one_example(name):
-    even = SETS[name](jnp.full(7, 3.0))
-    np.testing.assert_allclose(jnp.exp(even.log_weights), 1 / 7, rtol=1e-5)
+    even = SETS[name](jnp.full(40, 3.0))
+    np.testing.assert_allclose(jnp.exp(even.log_weights), 1 / 40, rtol=1e-5)
     np.testing.assert_allclose(even.value, 3, rtol=1e-5)
     one = SETS[name](jnp.array([2.0]))
     assert jnp.exp(one.log_weights[0]) == 1
-    assert not jnp.isnan(SETS[name](draw(50)[0] * 1e30).log_weights).any()
+    assert not jnp.isnan(SETS[name](draw()[0] * 1e30).log_weights).any()
     gone = SETS[name](jnp.array([1.0, -jnp.inf, 2.0]))
     assert gone.log_weights[1] == -jnp.inf
     assert gone.converged
@@ -130,7 +130,7 @@ def test_equal_signals_and_one_example(name):
 
 @pytest.mark.parametrize("name", list(SETS))
 def test_the_gradient_of_the_dual_value_is_the_weights(name):
-    s, _ = draw(30)
+    s, _ = draw()
     w = jnp.exp(SETS[name](s).log_weights)
     for i in (int(jnp.argmax(s)), int(jnp.argmin(s)), 3):
         step = 1e-2
@@ -158,7 +158,7 @@ def test_a_large_chi_square_radius_takes_the_largest_alone():
 
 @pytest.mark.parametrize("name", list(SETS))
 def test_devices_give_what_one_gives(name, mesh):
-    s, q = draw(40 * len(mesh.devices))
+    s, q = draw()
     spec = jax.sharding.PartitionSpec("d")
     one = SETS[name](s, weights=q)
     out = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), one)._replace(log_weights=spec)

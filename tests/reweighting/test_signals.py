@@ -60,31 +60,30 @@ def test_no_label_moves_its_own_configuration_signal():
     rng = np.random.RandomState(3)
     losses = jnp.asarray(rng.rand(20), jnp.float32)
     features = jnp.asarray(rng.randn(20, 3), jnp.float32)
-    moved = cm.reweighting.configuration_signal(losses.at[4].set(100.0), features)
-    before = cm.reweighting.configuration_signal(losses, features)
+    signal = jax.jit(cm.reweighting.configuration_signal)
+    moved, before = signal(losses.at[4].set(100.0), features), signal(losses, features)
     np.testing.assert_array_equal(moved[::2], before[::2])
     assert (moved[1::2] != before[1::2]).any()
-    masked = cm.reweighting.configuration_signal(
+    masked = signal(
         losses.at[15:].set(jnp.nan), features.at[15:].set(jnp.nan), where=jnp.arange(20) < 15
     )
-    np.testing.assert_allclose(
-        masked[:15], cm.reweighting.configuration_signal(losses[:15], features[:15]), rtol=1e-5
-    )
+    np.testing.assert_allclose(masked[:15], signal(losses[:15], features[:15]), rtol=1e-5)
 
 
 def test_features_of_the_configuration():
     rng = np.random.RandomState(4)
     experts = jnp.asarray(np.log(references.softmax(rng.randn(6, 3, 4))), jnp.float32)
     weights = jnp.asarray(references.softmax(rng.randn(6, 3)), jnp.float32)
-    config = cm.configuration(experts, weights)
-    features = cm.mixture.configuration_features(config)
+    configuration = jax.jit(cm.configuration)
+    config = configuration(experts, weights)
+    features = jax.jit(cm.mixture.configuration_features)(config)
     assert features.shape == (6, 8 + 3 + 3)
     np.testing.assert_allclose(features[:, 1], config.confidence**2, rtol=1e-6)
     np.testing.assert_allclose(features[:, 5] ** 2, config.disagreement, rtol=1e-5)
-    hard = cm.configuration(experts, jax.nn.one_hot(jnp.arange(6) % 3, 3))
-    gradient = jax.grad(
+    hard = configuration(experts, jax.nn.one_hot(jnp.arange(6) % 3, 3))
+    gradient = jax.jit(jax.grad(
         lambda w: cm.mixture.configuration_features(cm.configuration(experts, w)).sum()
-    )(hard.routing_weights)  # fmt: skip
+    ))(hard.routing_weights)  # fmt: skip
     assert jnp.isfinite(gradient).all()
 
 
@@ -198,7 +197,7 @@ def test_robust_losses_and_what_they_fall_back_to():
             lambda: cm.reweighting.configuration_signal(jnp.ones(3), jnp.ones((3, 1)), num_folds=1),
         ),
         (
-            "features must be of the 3",
+            "features must have the 3",
             lambda: cm.reweighting.configuration_signal(jnp.ones(3), jnp.ones((2, 1))),
         ),
         (

@@ -67,7 +67,7 @@ def test_ties_and_signed_zeros_go_to_the_lower_index():
     assert r.hard_routing(logits).expert_indices.tolist() == [[0]] * 3
 
 
-def test_masked_experts_get_exactly_nothing():
+def test_masked_experts_get_exactly_zero():
     logits = jnp.array([[-jnp.inf, 0.0, -jnp.inf], [1.0, -jnp.inf, 1.0]])
     for k in (1, 2, 3):
         weights = r.routing_weights(r.top_k_routing(logits, k=k), num_experts=3)
@@ -196,7 +196,7 @@ def test_transforms_agree():
         np.testing.assert_allclose(other.combine_weights, eager.combine_weights, rtol=1e-6)
 
 
-def test_uneven_shards_give_the_loss_of_the_whole():
+def test_uneven_shards_give_the_loss_of_the_full_batch():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     logits, where = logits_of(9, 16, 4), jnp.arange(16) < 9  # shards hold 4, 4, 1 and 0 tokens
     spec = jax.P("data")
@@ -230,7 +230,7 @@ def test_k_out_of_range(k):
 
 def test_other_bad_input():
     routing = r.hard_routing(jnp.zeros((2, 4)))
-    with pytest.raises(ValueError, match="same tokens"):
+    with pytest.raises(ValueError, match="tokens of gate_probs"):
         r.load_balancing_loss(jnp.ones((3, 4)), routing)
     with pytest.raises(ValueError, match="num_experts must be at least 1, got num_experts=0"):
         r.routing_weights(routing, num_experts=0)

@@ -1,4 +1,4 @@
-"""Support by labelled neighbours against loops, and the accuracy that it suggests."""
+"""Support by labelled neighbours against loops, and the accuracy estimated from it."""
 
 import functools
 import math
@@ -69,7 +69,7 @@ def test_support_equals_a_loop(k):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_no_example_is_borne_out_by_its_own_cluster():
+def test_no_example_is_supported_by_its_own_cluster():
     points, predicted, labels = draw(120)
     clusters = np.arange(120) // 3
     every = np.ones(120, bool)

@@ -8,6 +8,9 @@ from small import small_task
 
 import calmoe_jax as cm
 from calmoe_jax.shift import repair
+from calmoe_jax.shift.repair.held_out import spread
+from calmoe_jax.shift.repair.sides import side_of
+from calmoe_jax.shift.repair.temperatures import match_aim
 
 SEEDS, EXPERTS, CLASSES = 3, 4, 3
 
@@ -23,10 +26,8 @@ def draw(size, seed=0):
 
 def fit(task, held_out, inside, targets, split):
     """The calibration split's names stand for examples of `held_out`."""
-    return repair.fit_to_targets(
-        held_out, task.calibration.labels, task.calibration.clusters, inside, targets,
-        split.clusters,
-    )  # fmt: skip
+    prepared = repair.prepare(held_out, task.calibration.labels, task.calibration.clusters, inside)
+    return repair.fit_to_targets(prepared, targets, split.clusters)
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +55,14 @@ def test_no_rule_goes_below_the_temperature_in_distribution(fitted):
     assert ((found.separability >= 0) & (found.separability <= 1)).all()
 
 
-def test_no_temperature_is_below_a_high_one_and_none_is_boundless(fitted):
+def test_temperatures_keep_the_floor_and_are_finite(fitted):
     task, split, held_out, _, targets, _ = fitted
     high = fit(task, held_out, jnp.full(SEEDS, 50.0), targets, split)
     for name, value in high.temperatures.items():
         assert (value >= 50 * (1 - 1e-6)).all(), name
     logits, one = targets.expert_log_probs[0, :, 0], jnp.ones(())
     where = jnp.ones(len(logits), bool)
-    hopeless = jax.jit(repair._match)(logits, jnp.zeros(()), one, where)
+    hopeless = jax.jit(match_aim)(logits, jnp.zeros(()), one, where)
     assert 10 < hopeless < 1e5
     assert cm.shift.mean_confidence(logits, hopeless) < 1 / CLASSES + 2e-3
 
@@ -77,93 +78,109 @@ def test_padding_does_not_matter(fitted):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@jax.jit
+def by_public_functions(labels, own, clusters, held_out, targets, inside):
+    """Temperatures of one seed and its mean confidences, with public functions alone.
+
+    `agreement` is missing: it is of all seeds.
+    """
+    samples = held_out, targets
+    ours, theirs = (cm.configuration(*sample) for sample in samples)
+    means = [cm.shift.mean_confidence(x.log_probs, inside) for x in (ours, theirs)]
+    accuracy = cm.calibration.accuracy(ours.log_probs, labels, from_logits=True)
+    levels = [jax.nn.softmax(x.log_probs / inside).max(axis=-1) for x in (ours, theirs)]
+    predicted = [jnp.argmax(x.log_probs, axis=-1) for x in (ours, theirs)]
+    points = [cm.shift.configuration_coordinates(*sample) for sample in samples]
+    error = jnp.sqrt(sum(x.var() / len(x) for x in levels))
+    supports = [
+        cm.shift.neighbour_support(
+            p, c, points[0], labels, num_classes=CLASSES, clusters=n, num_clusters=len(n), **more
+        )
+        for p, c, n, more in zip(
+            points, predicted, (own, clusters), ({"reference_clusters": own}, {}), strict=True
+        )
+    ]
+    aims = {
+        "neighbours": cm.shift.neighbour_accuracy(*supports, means[0]),
+        "difference_of_confidences": cm.shift.difference_of_confidences(
+            accuracy, *means, slope=1.5
+        ),
+        "average_threshold": cm.shift.average_threshold_accuracy(
+            levels[0], predicted[0] == labels, levels[1]
+        ),
+        "separability": cm.shift.separability_confidence(
+            *means, error, cm.shift.separability(*points), num_classes=CLASSES
+        ),
+    }
+    found = {name: matched(theirs.log_probs, aim, inside) for name, aim in aims.items()}
+    solution = cm.shift.configuration_balance(
+        *(cm.mixture.configuration_features(x) for x in (ours, theirs))
+    )
+    refit = cm.calibration.calibrators.fit_temperature(
+        ours.log_probs, labels, weights=jnp.exp(solution.log_weights)
+    )
+    found["configuration_balanced"] = jnp.maximum(
+        jnp.where(refit.converged, refit.temperature, 0), inside
+    )
+    shares = jnp.mean(jax.nn.one_hot(predicted[1], CLASSES), axis=0)
+    chance = shares @ jnp.mean(jax.nn.one_hot(labels, CLASSES), axis=0)
+    return found, aims["neighbours"], means[0], chance
+
+
+def matched(log_probs, aim, inside):
+    aim = jnp.maximum(aim, 1 / CLASSES + 1e-3)
+    return cm.shift.match_confidence(log_probs, aim, at_least=inside).temperature
+
+
+@jax.jit
+def agreement_of(sample):
+    predicted = jnp.argmax(cm.mix_log_probs(*sample), axis=-1)
+    return cm.shift.chance_corrected_agreement(predicted, num_classes=CLASSES)
+
+
 def test_each_rule_is_the_public_functions_put_together(fitted):
     task, split, held_out, inside, targets, found = fitted
     labels = jnp.asarray(task.calibration.labels)
     real = repair.Sample(*(x[:, : len(split)] for x in targets))
-    mixed = [cm.mix_log_probs(*sample) for sample in (held_out, real)]
-    agreement = [
-        cm.shift.chance_corrected_agreement(jnp.argmax(x, axis=-1), num_classes=CLASSES)
-        for x in mixed
+    ids = [
+        jnp.asarray(np.unique(x.clusters, return_inverse=True)[1])
+        for x in (task.calibration, split)
     ]
+    agreement = [agreement_of(sample) for sample in (held_out, real)]
+    match = jax.jit(matched)
     for i in range(SEEDS):
-        ours, theirs = (cm.configuration(*(x[i] for x in sample)) for sample in (held_out, real))
-        means = [cm.shift.mean_confidence(x.log_probs, inside[i]) for x in (ours, theirs)]
-        accuracy = cm.calibration.accuracy(ours.log_probs, labels, from_logits=True)
-        levels = [jax.nn.softmax(x.log_probs / inside[i]).max(axis=-1) for x in (ours, theirs)]
-        shares = jnp.mean(jax.nn.one_hot(jnp.argmax(mixed[1][i], axis=-1), CLASSES), axis=0)
-        classes = jnp.mean(jax.nn.one_hot(labels, CLASSES), axis=0)
-        told = cm.shift.separability(
-            *(
-                cm.shift.configuration_coordinates(*(x[i] for x in sample))
-                for sample in (held_out, real)
-            )
+        of_seed = [repair.Sample(*(x[i] for x in sample)) for sample in (held_out, real)]
+        expected, by_neighbours, confidence, chance = by_public_functions(
+            labels, *ids, *of_seed, inside[i]
         )
-        aims = {
-            "difference_of_confidences": cm.shift.difference_of_confidences(
-                accuracy, *means, slope=1.5
-            ),
-            "average_threshold": cm.shift.average_threshold_accuracy(
-                levels[0], jnp.argmax(mixed[0][i], axis=-1) == labels, levels[1]
-            ),
-            "separability": cm.shift.separability_confidence(
-                *means, jnp.sqrt(sum(x.var() / len(x) for x in levels)), told, num_classes=CLASSES
-            ),
-            "agreement": cm.shift.agreement_accuracy(
-                *agreement, jnp.full(SEEDS, means[0]), jnp.full(SEEDS, shares @ classes)
-            )[i],
-        }
-        solution = cm.shift.configuration_balance(
-            cm.mixture.configuration_features(ours), cm.mixture.configuration_features(theirs)
-        )
-        refit = cm.calibration.calibrators.fit_temperature(
-            ours.log_probs, labels, weights=jnp.exp(solution.log_weights)
-        )
-        ids = [np.unique(x.clusters, return_inverse=True)[1] for x in (task.calibration, split)]
-        points = [cm.shift.configuration_coordinates(*(x[i] for x in s)) for s in (held_out, real)]
-        own, other = (
-            cm.shift.neighbour_support(
-                p, jnp.argmax(m[i], axis=-1), points[0], labels, num_classes=CLASSES,
-                clusters=jnp.asarray(c), num_clusters=len(c), **more,
-            )
-            for p, m, c, more in zip(
-                points, mixed, ids, ({"reference_clusters": jnp.asarray(ids[0])}, {}), strict=True
-            )
-        )  # fmt: skip
-        aims["neighbours"] = cm.shift.neighbour_accuracy(own, other, means[0])
-        aims["agreement"] = jnp.minimum(aims["agreement"], aims["neighbours"])
-        expected = {
-            name: cm.shift.match_confidence(
-                theirs.log_probs, jnp.maximum(aim, 1 / CLASSES + 1e-3), at_least=inside[i]
-            ).temperature
-            for name, aim in aims.items()
-        }
-        expected["configuration_balanced"] = jnp.maximum(
-            jnp.where(refit.converged, refit.temperature, 0), inside[i]
-        )
+        by_seeds = cm.shift.agreement_accuracy(
+            *agreement, jnp.full(SEEDS, confidence), jnp.full(SEEDS, chance)
+        )[i]
+        aim = jnp.minimum(by_seeds, by_neighbours)
+        expected["agreement"] = match(cm.mix_log_probs(*of_seed[1]), aim, inside[i])
         assert set(expected) == set(found.temperatures)
         assert min(expected["agreement"], expected["neighbours"]) > inside[i]
         for name, value in expected.items():
             np.testing.assert_allclose(found.temperatures[name][i], value, rtol=2e-3, err_msg=name)
 
 
-def test_the_test_sees_as_many_examples_of_a_small_split_as_there_are(fitted):
-    task, _, held_out, *_ = fitted
-    long = draw(3000, seed=5)
-    sides, (counted, clusters), counts = repair._sides(
-        held_out, task.calibration.clusters, long, np.arange(40), None, 1000
-    )
-    assert counted.sum() == 40
-    assert len(np.unique(clusters[len(task.calibration) :][np.asarray(counted)])) == 40
-    np.testing.assert_array_equal(sides[1].routing_weights[:, :40], long.routing_weights[:, :40])
-    assert counts == [len(task.calibration), 1000]
+def test_the_test_sees_as_many_examples_of_a_small_split_as_there_are():
+    side = side_of(np.arange(40), 3000, most_examples=1000)
+    assert side.num_clusters == len(side.rows) == 1000
+    np.testing.assert_array_equal(side.counted, np.arange(1000) < 40)
+    np.testing.assert_array_equal(side.rows[:40], np.arange(40))
+    np.testing.assert_array_equal(side.numbers[:40], np.arange(40))
+    assert (side.rows[40:] == 0).all()
+    many = side_of(np.arange(3000), 3000, most_examples=1000)
+    assert many.counted.all()
+    np.testing.assert_allclose(many.rows, np.arange(1000) * 2999 / 999, atol=0.5)
 
 
 @pytest.mark.parametrize(
     ("count", "size"), [(5000, 6000), (1500, 6000), (2001, 2001), (7, 9), (0, 3)]
 )
 def test_neighbours_are_looked_for_evenly(count, size):
-    rows, counted = repair._spread(jnp.asarray(count), size)
+    rows, counted = spread(jnp.asarray(count), size)
     most = min(count, 2000)
     np.testing.assert_array_equal(np.flatnonzero(counted), np.arange(most))
     expected = np.arange(most) * max(count, 1) // max(most, 1)
@@ -183,32 +200,19 @@ def test_agreement_is_the_more_cautious_of_two():
     biased = jax.nn.log_softmax(targets.expert_log_probs.at[..., -1].add(4.0))
     targets = targets._replace(expert_log_probs=biased)
     alone, pad = np.arange(400), ((0, 0), (0, 80), (0, 0), (0, 0))
-    both, one = (
-        repair.fit_to_targets(
-            *(repair.Sample(*(x[:n] for x in held_out)), labels, alone, jnp.ones(n)),
-            *(repair.Sample(*(jnp.pad(x[:n], pad[: x.ndim]) for x in targets)), alone),
-        ).temperatures
-        for n in (2, 1)
+    found = repair.fit_to_targets(
+        repair.prepare(held_out, labels, alone, jnp.ones(2)),
+        repair.Sample(*(jnp.pad(x, pad[: x.ndim]) for x in targets)), alone,
+    ).temperatures  # fmt: skip
+    np.testing.assert_allclose(found["agreement"], found["neighbours"], rtol=1e-4)
+    of_seed = [repair.Sample(*(x[0] for x in sample)) for sample in (held_out, targets)]
+    numbers = jnp.asarray(alone)
+    expected, _, confidence, _ = by_public_functions(
+        jnp.asarray(labels), numbers, numbers, *of_seed, jnp.ones(())
     )
-    np.testing.assert_allclose(both["agreement"], one["neighbours"][0], rtol=1e-4)
-    numbers = {"clusters": jnp.asarray(alone), "num_clusters": 400}
-    points = [cm.shift.configuration_coordinates(*(x[0] for x in s)) for s in (held_out, targets)]
-    chosen = [jnp.argmax(cm.mix_log_probs(*(x[0] for x in s)), -1) for s in (held_out, targets)]
-    own, other = (
-        cm.shift.neighbour_support(
-            p, c, points[0], jnp.asarray(labels), num_classes=CLASSES, **numbers, **more
-        )
-        for p, c, more in zip(
-            points, chosen, ({"reference_clusters": jnp.asarray(alone)}, {}), strict=True
-        )
-    )
-    ours, theirs = (cm.mix_log_probs(*(x[0] for x in s)) for s in (held_out, targets))
-    aim = cm.shift.neighbour_accuracy(own, other, cm.shift.mean_confidence(ours, jnp.ones(())))
-    expected = cm.shift.match_confidence(theirs, aim, at_least=1.0).temperature
-    np.testing.assert_allclose(one["neighbours"][0], expected, rtol=1e-3)
-    confidence = cm.shift.mean_confidence(cm.mix_log_probs(*(x[0] for x in held_out)), jnp.ones(()))
-    matched = cm.shift.match_confidence(cm.mix_log_probs(*(x[0] for x in targets)), confidence)
-    assert (both["agreement"] > 1.2 * jnp.maximum(matched.temperature, 1)).all()
+    np.testing.assert_allclose(found["neighbours"][0], expected["neighbours"], rtol=1e-3)
+    sure = jax.jit(matched)(cm.mix_log_probs(*of_seed[1]), confidence, jnp.ones(()))
+    assert (found["agreement"] > 1.2 * sure).all()
 
 
 def test_hard_routing_of_what_is_real_is_seen(fitted):
@@ -221,17 +225,30 @@ def test_hard_routing_of_what_is_real_is_seen(fitted):
 
 
 def test_clusters_of_the_test_stay_whole():
-    held_out, targets = draw(30), draw(40, seed=1)
-    _, (counted, numbers), counts = repair._sides(
-        held_out, np.repeat(["b", "a", "c"], 10), targets, np.arange(24) // 4, 9, 1000
-    )
-    assert counts == [3, 9]
-    np.testing.assert_array_equal(counted, np.arange(40) < 24)
-    np.testing.assert_array_equal(numbers[:30], np.repeat([1, 0, 2], 10))
-    np.testing.assert_array_equal(numbers[30:54], 3 + np.arange(24) // 4)
+    own = side_of(np.repeat(["b", "a", "c"], 10), 30, most_examples=1000)
+    other = side_of(np.arange(24) // 4, 40, most_examples=1000, least_clusters=9)
+    assert (own.num_clusters, other.num_clusters) == (3, 9)
+    np.testing.assert_array_equal(other.counted, np.arange(40) < 24)
+    np.testing.assert_array_equal(own.numbers, np.repeat([1, 0, 2], 10))
+    np.testing.assert_array_equal(other.numbers[:24], np.arange(24) // 4)
 
 
-def test_one_seed_has_nothing_to_agree_with(fitted):
+def test_what_is_known_of_held_out_examples_is_computed_once(fitted, monkeypatch):
+    """One preparation for several splits gives the same result as one for each."""
+    task, split, held_out, inside, targets, found = fitted
+    prepared = repair.prepare(held_out, task.calibration.labels, task.calibration.clusters, inside)
+    monkeypatch.setattr(repair.held_out, "_prepare", None)
+    for _ in range(2):
+        again = repair.fit_to_targets(prepared, targets, split.clusters)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True):
+            np.testing.assert_array_equal(a, b)
+    record = repair.describe(found, 1, len(task.calibration))
+    assert record.p_value == float(found.shift.p_value[1])
+    assert record.temperatures == {k: float(v[1]) for k, v in found.temperatures.items()}
+    assert record.decision in ("keep", "rebalance", "cannot_repair")
+
+
+def test_one_seed_has_no_agreement(fitted):
     task, split, held_out, inside, targets, _ = fitted
     alone = [repair.Sample(*(x[:1] for x in sample)) for sample in (held_out, targets)]
     found = fit(task, alone[0], inside[:1], alone[1], split)

@@ -53,7 +53,7 @@ def test_the_standard_error_is_the_spread_over_samples():
     assert 0.8 < claimed / spread < 1.25
 
 
-def test_models_that_fall_into_one_class_know_nothing():
+def test_models_that_predict_one_class_have_kappa_0():
     same = jnp.zeros((3, 20), jnp.int32)
     np.testing.assert_array_equal(cm.shift.chance_corrected_agreement(same, num_classes=5).kappa, 0)
     other = jnp.arange(20) % 5
@@ -348,6 +348,7 @@ def test_balanced_moments_are_those_of_the_targets():
 def test_rebalancing_undoes_a_reweighting_by_the_configuration():
     """Theorem class: labels follow from S as before, and log dQ/dP is linear in the moments."""
     rng = np.random.RandomState(8)
+    fit_temperature = jax.jit(cm.calibration.calibrators.fit_temperature)
     size = 20000
     logits = rng.randn(size, 3) * np.where(rng.rand(size) < 0.5, 1.0, 4.0)[:, None]
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -365,16 +366,11 @@ def test_rebalancing_undoes_a_reweighting_by_the_configuration():
     solution = cm.shift.configuration_balance(
         jnp.asarray(feature[:half]), jnp.asarray(feature[chosen]), ridge=0.0
     )
-    plain = cm.calibration.calibrators.fit_temperature(*held_out).temperature
-    balanced = cm.calibration.calibrators.fit_temperature(
-        *held_out, weights=jnp.exp(solution.log_weights)
-    ).temperature
-    oracle = cm.calibration.calibrators.fit_temperature(*(x[chosen] for x in args)).temperature
+    plain = fit_temperature(*held_out).temperature
+    balanced = fit_temperature(*held_out, weights=jnp.exp(solution.log_weights)).temperature
+    oracle = fit_temperature(*(x[chosen] for x in args)).temperature
     resampled = [rng.choice(chosen, 6000) for _ in range(8)]
-    draws = [
-        cm.calibration.calibrators.fit_temperature(*(x[rows] for x in args)).temperature
-        for rows in resampled
-    ]
+    draws = [fit_temperature(*(x[rows] for x in args)).temperature for rows in resampled]
     # both temperatures have an error
     error = np.sqrt(2) * np.std(np.asarray(draws), ddof=1)
     assert abs(balanced - oracle) < 2 * error
@@ -406,7 +402,7 @@ def test_a_large_share_of_few_examples_is_no_evidence():
     assert cm.shift.repair_verdict(0.01, 0.9, 40, hard=False).decision == "cannot_repair"
 
 
-def test_too_few_clusters_tell_nothing():
+def test_too_few_clusters_give_no_verdict():
     for own, other in ((3, 3), (2, 3), (1, 1), (0, 5), (1, 9)):
         sides = {frozenset(x) for x in itertools.combinations(range(own + other), own)}
         if own == other:  # the sides have no names

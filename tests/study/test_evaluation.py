@@ -1,20 +1,28 @@
-"""Records and comparisons against independent counts."""
+"""Records against independent counts."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
-from small import all_experts, small_task, split
+from small import small_task
 
 import calmoe_jax as cm
 from calmoe_jax import training
+from calmoe_jax.nn import Network
 from calmoe_jax.shift import repair
-from calmoe_jax.study import comparison, evaluation
-from calmoe_jax.study.networks import Network, build_network
-from calmoe_jax.training.step import TrainState
+from calmoe_jax.study import evaluation
+from calmoe_jax.study.config import ModelConfig
+from calmoe_jax.study.methods import Method
+from calmoe_jax.study.networks import build_network
+from calmoe_jax.training import TrainState, objectives
 
 SEEDS = (1, 2)
+VANILLA = Method("vanilla", objectives.erm())
+MOCAE = Method("mocae", objectives.erm(), expert_temperatures=True)
+SINGLE = Method("single", objectives.erm())
 
 
 def fake_network(experts):
@@ -24,7 +32,7 @@ def fake_network(experts):
         assert not train
         log_probs = jax.nn.log_softmax(jnp.einsum("nd,dec->nec", inputs, params["experts"]))
         gate = inputs @ params["gate"]
-        prediction = training.models.Prediction(log_probs, gate, all_experts(jax.nn.softmax(gate)))
+        prediction = cm.mixture.predict(log_probs, gate)
         return prediction, statistics
 
     rng = np.random.RandomState(0)
@@ -35,9 +43,7 @@ def fake_network(experts):
         "gate": jnp.asarray(rng.randn(2, 4, experts), jnp.float32),
     }
     importance = np.full((2, experts), 1 / experts)
-    return training.TrainedSeeds(
-        Network(None, apply, experts), TrainState(params, {}, ()), importance
-    )
+    return training.TrainedSeeds(Network(None, apply), TrainState(params, {}, ()), importance)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,7 @@ def evaluated():
     results = dict(
         zip(
             ("vanilla", "mocae"),
-            evaluation.evaluate(task, trained, ("vanilla", "mocae"), SEEDS),
+            evaluation.evaluate(task, trained, (VANILLA, MOCAE), SEEDS, routing="dense"),
             strict=True,
         )
     )
@@ -63,18 +69,13 @@ def test_every_combination_is_recorded_once(evaluated):
     task, _, results = evaluated
     for method, (evaluations, _, shifts) in results.items():
         records = [r for e in evaluations for r in e.records]
-        keys = [(r["calibrator"], r["split"], r["seed"]) for r in records]
+        keys = [(r.calibrator, r.split, r.seed) for r in records]
         assert len(keys) == len(set(keys)) == 9 * 4 * 2
-        assert [(x["split"], x["seed"]) for x in shifts] == [
+        assert [(x.split, x.seed) for x in shifts] == [
             (split.name, seed) for split in task.evaluation for seed in SEEDS
         ]
-        assert list(records[0]) == [
-            "task", "method", "seed", "split", "kind", "calibrator", "n",
-            "accuracy", "nll", "brier", "ece", "classwise_ece", "smooth_ece", "confidence_gap",
-            "disagreement", "routing_entropy",
-        ]  # fmt: skip
-        assert {r["method"] for r in records} == {method}
-        assert {(r["split"], r["kind"], r["n"]) for r in records} == {
+        assert {(r.task, r.method, r.routing) for r in records} == {("portal", method, "dense")}
+        assert {(r.split, r.kind, r.n) for r in records} == {
             (s.name, s.kind, len(s)) for s in task.evaluation
         }
 
@@ -104,7 +105,7 @@ def test_records_equal_oracles(evaluated):
                 "routing_entropy": np.mean([references.entropy(w) for w in weights]),
             }
             for name, value in expected.items():
-                assert abs(record[name] - value) < 1e-5, (e.split.name, name)
+                assert abs(getattr(record, name) - value) < 1e-5, (e.split.name, name)
 
 
 def test_temperatures_are_fitted_on_the_calibration_split_alone(evaluated):
@@ -115,8 +116,8 @@ def test_temperatures_are_fitted_on_the_calibration_split_alone(evaluated):
         labels = jnp.asarray(task.calibration.labels)
         mixed = cm.mix_log_probs(jnp.asarray(log_experts), jnp.asarray(weights))
         expected = cm.calibration.calibrators.fit_temperature(mixed, labels).temperature
-        (line,) = (f for f in fits if (f["calibrator"], f["seed"]) == ("temperature", seed))
-        assert abs(line["temperature"] / float(expected) - 1) < 1e-4
+        (line,) = (f for f in fits if (f.calibrator, f.seed) == ("temperature", seed))
+        assert abs(line.temperature / float(expected) - 1) < 1e-4
         for e in evaluations:
             if e.calibrator == "temperature":
                 log_experts, weights = outputs_of(trained, e.split.inputs, i)
@@ -125,7 +126,7 @@ def test_temperatures_are_fitted_on_the_calibration_split_alone(evaluated):
                 nll = cm.calibration.negative_log_likelihood(
                     scaled, jnp.asarray(e.split.labels), from_logits=True
                 )
-                assert abs(e.records[i]["nll"] - float(nll)) < 1e-4
+                assert abs(e.records[i].nll - float(nll)) < 1e-4
 
 
 def test_per_expert_weights_by_the_router_and_mocae_does_not(evaluated):
@@ -137,10 +138,10 @@ def test_per_expert_weights_by_the_router_and_mocae_does_not(evaluated):
     )
     on_all = cm.calibration.calibrators.fit_expert_temperatures(log_experts, labels)
     fits = {
-        (m, f["calibrator"]): f["temperature"]
+        (m, f.calibrator): f.temperature
         for m, (_, lines, _) in results.items()
         for f in lines
-        if f["seed"] == SEEDS[0]
+        if f.seed == SEEDS[0]
     }
     np.testing.assert_allclose(fits["vanilla", "per_expert"], on_view.temperature, rtol=1e-4)
     np.testing.assert_allclose(fits["mocae", "mocae"], on_all.temperature, rtol=1e-4)
@@ -174,38 +175,40 @@ def test_each_expert_gets_its_own_temperature(order):
 
 @pytest.mark.parametrize("routing", ["top_k", "hard"])
 def test_records_do_not_depend_on_how_experts_are_computed(routing, monkeypatch):
-    task, methods = small_task(), ("vanilla", "mocae")
-    model = training.ModelConfig(width=8, depth=1, experts=3, routing=routing, k=2)
-    network = build_network(model, single=False, input_shape=task.input_shape, num_classes=3)
+    task, methods = small_task(), (VANILLA, MOCAE)
+    model = ModelConfig(width=8, depth=1, experts=3, routing=routing, k=2)
+    network = build_network(model, task.train.inputs, single=False, num_classes=3)
     params, statistics = jax.vmap(network.init)(jax.random.split(jax.random.key(0), 2))
     state = TrainState(params, statistics, ())
     trained = training.TrainedSeeds(network, state, np.full((2, 3), 1 / 3))
-    sparse = list(evaluation.evaluate(task, trained, methods, SEEDS))
+    sparse = list(evaluation.evaluate(task, trained, methods, SEEDS, routing=routing))
     predict = evaluation.predict
     monkeypatch.setattr(evaluation, "predict", lambda t, x, *, sparse: predict(t, x, sparse=False))
-    dense = list(evaluation.evaluate(task, trained, methods, SEEDS))
+    dense = list(evaluation.evaluate(task, trained, methods, SEEDS, routing=routing))
     assert predict(trained, task.evaluation[0].inputs, sparse=True).expert_indices.shape[2] < 3
     for (left, left_fits, left_shifts), (right, right_fits, right_shifts) in zip(
         sparse, dense, strict=True
     ):
         assert left_fits == right_fits
         for one, other in zip(left_shifts, right_shifts, strict=True):
-            assert one["temperatures"] == pytest.approx(other["temperatures"], rel=1e-3)
-            assert one["p_value"] == other["p_value"]
+            assert one.temperatures == pytest.approx(other.temperatures, rel=1e-3)
+            assert one.p_value == other.p_value
         for a, b in zip(left, right, strict=True):
             for one, other in zip(a.records, b.records, strict=True):
-                assert one == pytest.approx(other, abs=1e-5)
+                assert dataclasses.asdict(one) == pytest.approx(dataclasses.asdict(other), abs=1e-5)
 
 
 def test_a_single_classifier_has_no_disagreement_to_report():
-    (result,) = evaluation.evaluate(small_task(), fake_network(1), ("single",), SEEDS)
+    (result,) = evaluation.evaluate(
+        small_task(), fake_network(1), (SINGLE,), SEEDS, routing="dense"
+    )
     for record in (r for e in result[0] for r in e.records):
-        assert record["disagreement"] is None
-        assert record["routing_entropy"] is None
+        assert record.disagreement is None
+        assert record.routing_entropy is None
     by = {(e.calibrator, e.split.name): e.records for e in result[0]}
     for name in ("test", "late"):  # one expert: its temperature is the aggregate's
         a, b = by["temperature", name], by["per_expert", name]
-        assert all(abs(x["nll"] - y["nll"]) < 1e-5 for x, y in zip(a, b, strict=True))
+        assert all(abs(x.nll - y.nll) < 1e-5 for x, y in zip(a, b, strict=True))
 
 
 def test_temperatures_without_a_finite_optimum():
@@ -220,119 +223,6 @@ def test_nan_is_an_error_and_an_infinite_loss_is_none():
     assert evaluation._finite("nll", np.float32(np.inf)) is None
     with pytest.raises(FloatingPointError, match="ece is NaN"):
         evaluation._finite("ece", np.float32(np.nan))
-
-
-def evaluation_of(method, part, seed, shift=0.0):
-    rng = np.random.RandomState(seed)
-    n = len(part)
-    confidence = rng.rand(2, n)
-    correct = (rng.rand(2, n) < confidence - shift).astype(np.float32)
-    per_example = {
-        "confidence": confidence.astype(np.float32),
-        "correct": correct,
-        "nll": rng.rand(2, n).astype(np.float32),
-        "brier": rng.rand(2, n).astype(np.float32),
-    }
-    return evaluation.Evaluation(method, "none", part, [], None, per_example)
-
-
-def test_compared_values_equal_plain_means():
-    part = split("s", "shift", 200, 0, clusters=15)
-    ours, reference = evaluation_of("robust", part, 1), evaluation_of("vanilla", part, 2)
-    comparator = comparison.Comparator(2)
-    comparator.add(reference)
-    comparator.add(ours)
-    lines = {(x["split"], x["metric"]): x for x in comparator.compare()}
-    for name, e in (("value", ours), ("reference", reference)):
-        x = e.per_example
-        expected = {
-            "accuracy": x["correct"].mean(),
-            "nll": x["nll"].mean(),
-            "brier": x["brier"].mean(),
-            "confidence_gap": (x["confidence"] - x["correct"]).mean(),
-            "ece": np.mean([
-                references.calibration_error(x["confidence"][i], x["correct"][i]) for i in range(2)
-            ]),
-        }  # fmt: skip
-        for metric, value in expected.items():
-            assert abs(lines["s", metric][name] - value) < 1e-5
-            assert lines["s", metric] | {"split": ""} == lines[comparison.SHIFT_MEAN, metric] | {
-                "split": ""
-            }
-    for line in lines.values():
-        assert abs(line["difference"] - (line["value"] - line["reference"])) < 1e-9
-        assert line["low"] < line["difference"] < line["high"]
-
-
-def test_a_method_does_not_differ_from_itself():
-    part = split("s", "shift", 100, 0)
-    comparator = comparison.Comparator(2)
-    comparator.add(evaluation_of("vanilla", part, 1))
-    comparator.add(evaluation_of("robust", part, 1))
-    for line in comparator.compare():
-        assert line["low"] == line["difference"] == line["high"] == 0
-
-
-def test_intervals_cover_and_clusters_widen_them():
-    """95 % intervals of a difference of mean losses, with a common offset in each cluster."""
-    covered, widths = 0, []
-    for trial in range(60):
-        rng = np.random.RandomState(trial)
-        clusters = np.repeat(np.arange(40), 5).astype(np.int32)
-        width = []
-        for numbers in (clusters, np.arange(200, dtype=np.int32)):
-            part = split("s", "shift", 200, 0)
-            object.__setattr__(part, "clusters", numbers)
-            noise = np.repeat(rng.randn(40), 5) + 0.3 * rng.randn(200)
-            comparator = comparison.Comparator(1)
-            for method, offset in (("vanilla", 0.0), ("robust", 0.2 + noise)):
-                e = evaluation_of(method, part, 3)
-                one = {k: v[:1] for k, v in e.per_example.items()}
-                one["nll"] = np.broadcast_to(offset, (1, 200)).astype(np.float32)
-                comparator.add(e._replace(per_example=one))
-            (line,) = (x for x in comparator.compare() if (x["split"], x["metric"]) == ("s", "nll"))
-            width.append(line["high"] - line["low"])
-            if numbers is clusters:
-                covered += line["low"] <= 0.2 <= line["high"]
-        widths.append(width)
-    assert 51 <= covered <= 60  # 57 expected; outside 51..60 has probability under 1 %
-    assert np.mean([a / b for a, b in widths]) > 1.5
-
-
-def test_copies_of_a_split_bring_no_certainty():
-    """The same examples corrupted in thirty ways are not thirty times as many examples."""
-    widths = []
-    for copies in (1, 30):
-        comparator = comparison.Comparator(2)
-        for method, seed in (("vanilla", 1), ("robust", 2)):
-            for copy in range(copies):
-                part = split(f"s{copy}", "shift", 200, 0)
-                comparator.add(evaluation_of(method, part, seed))
-        (line,) = (
-            x
-            for x in comparator.compare()
-            if (x["split"], x["metric"]) == (comparison.SHIFT_MEAN, "accuracy")
-        )
-        widths.append(line["high"] - line["low"])
-    assert abs(widths[1] / widths[0] - 1) < 1e-6
-
-
-def test_an_infinite_loss_has_no_interval():
-    comparator = comparison.Comparator(2)
-    part = split("s", "shift", 40, 0)
-    for method in ("vanilla", "robust"):
-        e = evaluation_of(method, part, 1)
-        e.per_example["nll"][0, 3] = np.inf
-        comparator.add(e)
-    assert {x["metric"] for x in comparator.compare()} == {
-        "accuracy", "brier", "ece", "confidence_gap",
-    }  # fmt: skip
-
-
-def test_without_vanilla_there_is_nothing_to_compare_with():
-    comparator = comparison.Comparator(2)
-    comparator.add(evaluation_of("robust", split("s", "shift", 30, 0), 1))
-    assert comparator.compare() == []
 
 
 def test_bootstrap_counts():

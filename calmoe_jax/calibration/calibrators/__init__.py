@@ -5,11 +5,11 @@
     fit_platt(score, outcome)                       # of one event: or beta, histogram_binning,
                                                     # isotonic
     fit_expert_temperatures(expert_logits, labels, routing_weights=r)  # every expert on its view
-    fit_gate_temperature(gate_logits, expert_logits, labels)           # the router's own
+    fit_gate_temperature(gate_logits, expert_logits, labels)           # for the router
 
 A fit is a NamedTuple of parameters with a certificate (`converged`, `at_bound`, `residual`,
-`num_steps`) where it is searched for, and passes through `jax.jit` and `jax.vmap`. All but the
-isotonic ones, which run on the host, are fitted under both too.
+`num_steps`) if it comes from an iterative method, and passes through `jax.jit` and `jax.vmap`. All
+but the isotonic ones, which run on the host, are fitted under both too.
 """
 
 from calmoe_jax.calibration.calibrators.beta import BetaFit as BetaFit

@@ -1,4 +1,4 @@
-"""What calibrators are fitted to: examples that count and can be fitted, in standard units."""
+"""The examples that calibrators are fitted to, and their standardisation."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ from calmoe_jax._numerics import pick_label
 
 
 class Examples(NamedTuple):
-    """What scores are fitted to.
+    """The examples that scores are fitted to.
 
     Attributes:
         labels: class of each example; 0 where it does not count.
-        weight: of each example; sums to 1, or to 0 where nothing counts.
+        weight: weight of each example; they sum to 1, or to 0 if no example counts.
         possible: classes that an example may have; all of them where it does not count.
-        invalid: whether something that counts cannot be fitted.
+        invalid: whether an example that counts cannot be fitted.
     """
 
     labels: Int[Array, " examples"]
@@ -29,12 +29,12 @@ def examples(
     labels: Int[Array, " examples"],
     weight: Float[Array, " examples"],
 ) -> Examples:
-    """Finds what counts, what is possible and what cannot be fitted.
+    """Determines which examples count, their possible classes, and whether one is invalid.
 
     Args:
         logits: logits or log probabilities; `-inf` for impossible classes.
         labels: class of each example.
-        weight: of each example, not yet normalised.
+        weight: weight of each example, not yet normalised.
     """
     total = jnp.sum(weight)
     weight = weight / jnp.where(total == 0, 1, total)
@@ -56,18 +56,18 @@ def standardise(
     weight: Float[Array, " examples"],
     known: Bool[Array, "examples columns"],
 ) -> tuple[Float[Array, "examples columns"], Float[Array, " columns"], Float[Array, " columns"]]:
-    """Columns of mean 0 and mean square 1, and the mean and scale that they had.
+    """Standardises columns to mean 0 and mean square 1; returns their mean and scale too.
 
     Args:
-        columns: any finite numbers where they are known.
-        weight: of each example; sums to 1.
+        columns: columns, finite where `known`.
+        weight: weight of each example; they sum to 1.
         known: which entries count; the others become 0.
     """
     weight = jnp.where(known, weight[:, None], 0)
     total = jnp.sum(weight, axis=0)
     total = jnp.where(total > 0, total, 1)
     counted = weight > 0
-    # from the middle of its range a constant column is exactly 0, and nothing overflows
+    # relative to the middle of its range a constant column is exactly 0, and nothing overflows
     top = jnp.max(jnp.where(counted, columns, -jnp.inf), axis=0, initial=-jnp.inf)
     bottom = jnp.min(jnp.where(counted, columns, jnp.inf), axis=0, initial=jnp.inf)
     middle = jnp.where(jnp.isfinite(top), top / 2 + bottom / 2, 0)
@@ -75,7 +75,7 @@ def standardise(
     shift = jnp.sum(weight * centred, axis=0) / total
     mean = middle + shift
     centred = jnp.where(counted, centred - shift[None], 0)
-    # the largest is taken out first, so that no square underflows
+    # scaled by the largest entry first, so that no square underflows
     largest = jnp.max(jnp.abs(centred), axis=0, initial=0)
     constant = largest <= 4 * jnp.finfo(columns.dtype).eps * jnp.abs(mean)
     unit = jnp.where(constant, 1, largest)

@@ -1,4 +1,4 @@
-"""Logistic regression of an event on a few columns: what Platt and beta calibration fit."""
+"""Logistic regression of an event on a few columns, for Platt scaling and beta calibration."""
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +17,19 @@ def fit_log_odds(
     """Fits the log odds of an event as a weighted sum of columns plus a constant.
 
     Args:
-        columns: anything; what is not finite and counts cannot be fitted.
+        columns: columns; the fit is invalid if an entry that counts is not finite.
         outcome: whether the event happened, or its probability.
-        weight: of each example, not yet normalised.
+        weight: weight of each example, not yet normalised.
         free: which columns may have a coefficient other than 0.
 
     Returns:
-        The minimum that was found, the coefficients and the constant.
+        The minimum, the coefficients and the constant.
     """
     counted = weight != 0
     sound = jnp.isfinite(columns).all(axis=-1) & (outcome >= 0) & (outcome <= 1)
     columns = jnp.where((counted & sound)[:, None], columns, 0)
     outcome = jnp.where(counted & sound, outcome, 0)
-    # an example of probability o is one that happened, of weight o, and one that did not
+    # an outcome o counts as an event of weight o and a non-event of weight 1 - o
     size = len(outcome)
     twice = jnp.concatenate([outcome, 1 - outcome]) * jnp.concatenate([weight, weight])
     total = jnp.sum(twice)

@@ -1,13 +1,13 @@
-"""Log losses of scores that are linear in their parameters, minimised by a damped Newton method.
+"""Minimises log losses of scores that are linear in their parameters, by a damped Newton method.
 
 `F(t) = sum_i w_i log sum_c exp u_ic(t) + t A t / 2`, where `u_ic = s_ic - s_iy` are the scores
 relative to the true class, linear in the parameters `t`, and `A` is a penalty (or 0). F is convex.
-Relative to the true class nothing cancels: the gradient `sum_i w_i p_ic du_ic` keeps its digits
-where nearly every example is right.
+Relative to the true class nothing cancels: the gradient `sum_i w_i p_ic du_ic` stays accurate if
+nearly every example is right.
 
-Steps are found by conjugate gradients, which need products with the Hessian only: no matrix of as
-many rows as parameters is held, so that a hundred classes (ten thousand parameters) are as good as
-two, and directions in which F is flat do no harm.
+Steps come from conjugate gradients, which need only products with the Hessian. No matrix of that
+size is stored, so a hundred classes (ten thousand parameters) are feasible, and directions in which
+F is flat do no harm.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax.calibration.calibrators._examples import Examples
 
 _MAX_STEPS = 80
-# Products with the Hessian for one step, at most.
+# Largest number of products with the Hessian for one step.
 _MAX_PRODUCTS = 300
-# Share of the residual that the conjugate gradients of one step leave: far away, and near.
+# Fraction of the residual at which conjugate gradients stop: far from the optimum, and near it.
 _ROUGH, _FINE = 0.1, 0.003
-# Share of a step that is not worth taking.
+# Smallest fraction of a step.
 _SHORTEST = 1e-4
 
 Linear = Callable[[jax.Array], jax.Array]
@@ -32,15 +32,15 @@ Precondition = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Minimum(NamedTuple):
-    """The minimum of a loss, as far as the search came.
+    """The result of a minimisation.
 
     Attributes:
-        parameters: of the scores; 0 where there is nothing to fit.
-        loss: what is minimised, in nats.
+        parameters: parameters of the scores; 0 if there is nothing to fit.
+        loss: the loss at them, in nats.
         residual: largest entry of the gradient, in nats per unit of a parameter.
         fitted: whether there was something to fit.
         converged: whether the parameters are those of the optimum.
-        at_bound: whether the loss falls on and on, however far the parameters go.
+        at_bound: whether the loss has no finite minimum.
         num_steps: Newton steps taken.
     """
 
@@ -65,14 +65,14 @@ class _Search(NamedTuple):
 
 
 class _Loss(NamedTuple):
-    """What is minimised.
+    """The loss to minimise.
 
     Attributes:
-        given: labels, weights, and what is possible.
-        weight: of each example, in a column.
-        relative: from parameters to scores relative to the true class.
-        adjoint: its transpose.
-        precondition: from a gradient and its spread to an approximate Newton step.
+        given: labels, weights and possible classes.
+        weight: weight of each example, as a column.
+        relative: maps parameters to scores relative to the true class.
+        adjoint: the transpose of `relative`.
+        precondition: maps a gradient and its spread to an approximate Newton step.
         penalise: product with the penalty's matrix.
     """
 
@@ -98,10 +98,10 @@ def minimise(
     """Minimises the mean log loss of linear scores, from parameters 0.
 
     Args:
-        scores: from parameters to scores of all examples and classes; linear.
+        scores: linear map from parameters to scores of all examples and classes.
         size: shape of the parameters.
-        given: labels, weights, and what is possible.
-        precondition: from a gradient and `w_i p_ic (1 - p_ic)` to an approximate Newton step;
+        given: labels, weights and possible classes.
+        precondition: maps a gradient and `w_i p_ic (1 - p_ic)` to an approximate Newton step;
             symmetric and positive semidefinite.
         penalise: product with the penalty's matrix A; symmetric and positive semidefinite.
     """
@@ -118,14 +118,14 @@ def minimise(
     def step(old: _Search) -> _Search:
         parameters, value, share = _line_search(loss, old)
         residual, decrement, direction, moved = _direction(loss, parameters, old.moved > 0.1)
-        # rounding allows no more
+        # rounding prevents further progress
         stalled = (old.moved <= settled) & (residual > 0.5 * old.residual) & (decrement <= flat)
         done = (old.moved <= small) | (residual <= 2 * epsilon) | stalled | (share <= _SHORTEST)
         steps = old.steps + 1
         return _Search(parameters, direction, value, residual, decrement, moved, done, steps)
 
     fitted = (jnp.sum(given.weight) > 0) & ~given.invalid & (given.possible.shape[1] > 1)
-    # the first step leads nowhere: it looks at the gradient
+    # the first step has size 0: it only evaluates the gradient
     endless = jnp.full((), jnp.inf, dtype)
     steps = jnp.full((), -1, jnp.int32)
     begin = _Search(zeros, zeros, endless, endless, endless, endless, ~fitted, steps)
@@ -166,7 +166,7 @@ def _loss(
 
 
 def _direction(loss: _Loss, parameters: jax.Array, rough: jax.Array) -> tuple[jax.Array, ...]:
-    """The gradient's largest entry, what the Newton step gains, the step, how far it moves."""
+    """The gradient's largest entry, the gain of the Newton step, the step, and its size."""
     weight = loss.weight
     odds = loss.relative(parameters)
     probs = loss.probabilities(odds)
@@ -182,15 +182,15 @@ def _direction(loss: _Loss, parameters: jax.Array, rough: jax.Array) -> tuple[ja
     direction = _solve(curve, -gradient, lambda r: loss.precondition(r, spread), share)
     change = jnp.abs(loss.relative(direction)) / (1 + jnp.abs(odds))
     moved = jnp.max(jnp.where(weight > 0, change, 0), initial=0)
-    # probabilities of 0 and 1 alone, down to the last digit: nothing is left to move
+    # all probabilities are 0 or 1 up to rounding: the loss cannot decrease further
     moved = jnp.where(jnp.sum(spread) > 0, moved, jnp.inf)
-    # twice what the loss would fall by
+    # twice the predicted decrease of the loss
     decrement = -jnp.sum(gradient * direction)
     return jnp.max(jnp.abs(gradient), initial=0), decrement, direction, moved
 
 
 def _line_search(loss: _Loss, old: _Search) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A share of the step after which the loss is lower and does not rise too steeply."""
+    """A fraction of the step at which the loss is lower and its slope not too steep."""
     given, dtype = loss.given, loss.weight.dtype
     odds, change = loss.relative(old.parameters), loss.relative(old.direction)
     curved = jnp.sum(old.direction * loss.penalise(old.direction))
@@ -200,15 +200,15 @@ def _line_search(loss: _Loss, old: _Search) -> tuple[jax.Array, jax.Array, jax.A
 
     def overshot(state: tuple[Any, ...]) -> jax.Array:
         share, value, slope, first = state
-        # a slope that rises as steeply as it fell, or a higher loss; where the way is so short
-        # that rounding hides both, it is taken
+        # rejects a slope that rises as steeply as it fell, or a higher loss; accepts steps so short
+        # that rounding hides both
         steep = slope > 0.5 * old.decrement + noise * share
         higher = (value > old.loss + noise) | jnp.isnan(value)
         return first | ((steep | higher) & (share > _SHORTEST))
 
     def shorten(state: tuple[Any, ...]) -> tuple[Any, ...]:
         share, _, slope, first = state
-        # where the slope is 0 if it grows evenly
+        # the zero of the slope by linear interpolation
         rise = slope + old.decrement
         root = share * old.decrement / jnp.where(rise > 0, rise, 1)
         root = jnp.where(slope > 0, root, share / 2)
@@ -241,8 +241,8 @@ def _solve(curve: Linear, right: jax.Array, precondition: Linear, share: jax.Arr
         x, residual, way, left, norm, _, count = state
         bent = curve(way)
         curvature = jnp.sum(way * bent)
-        # what does not curve more than rounding may (the same shift of every class's score, say)
-        # leads far, and nowhere
+        # directions whose curvature is within rounding (a common shift of all classes' scores, say)
+        # are flat: a step along them would be long and useless
         sound = curvature > least * norm
         length = jnp.where(sound, left / jnp.where(sound, curvature, 1), 0)
         x, residual = x + length * way, residual - length * bent

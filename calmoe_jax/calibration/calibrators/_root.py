@@ -1,4 +1,4 @@
-"""Newton's method for one unknown, inside a bracket."""
+"""Newton's method in one dimension, inside a bracket."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Steps towards a root, at most.
+# Largest number of steps towards a root.
 _MAX_STEPS = 60
 
 Slope = Callable[[Float[Array, ""]], tuple[Float[Array, ""], Float[Array, ""]]]
 
 
 class Root(NamedTuple):
-    """Where a search for a root stands.
+    """State of a search for a root.
 
     Attributes:
-        at: the unknown.
+        at: the current point.
         low: the slope is below 0 from here, or the search began here.
         high: the slope is above 0 from here, or the search began here.
         done: whether the last step was small.
@@ -39,15 +39,15 @@ def search_root(
     idle: Bool[Array, ""],
     near: float,
 ) -> Root:
-    """Newton's method inside a bracket; bisection where a step would leave it.
+    """Newton's method inside a bracket, with bisection if a step would leave it.
 
     Args:
-        moments: slope and curvature of what is minimised.
-        start: where to begin, in the bracket.
+        moments: slope and curvature of the function to minimise.
+        start: starting point, in the bracket.
         low: lower end of the bracket.
         high: upper end.
-        idle: whether there is nothing to search; the result is then the start.
-        near: a step of no more than this is the last.
+        idle: whether to skip the search; the result is then the start.
+        near: the search ends with a step of at most this size.
     """
 
     def unfinished(root: Root) -> Bool[Array, ""]:
@@ -68,7 +68,7 @@ def search_root(
 
 
 def sums(*arrays: Float[Array, "..."], axis: int) -> tuple[Float[Array, "..."], ...]:
-    """The sum of each array, in one pass: XLA's CPU compiler fuses no two sums by itself."""
+    """The sum of each array, in one pass: XLA's CPU compiler does not fuse separate sums."""
 
     def add(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(a + b for a, b in zip(left, right, strict=True))

@@ -1,4 +1,4 @@
-"""Beta calibration: a confidence by the family of maps that beta distributions give rise to."""
+"""Beta calibration: recalibrates a confidence by a map derived from beta distributions."""
 
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ class BetaFit(NamedTuple):
     """A fitted beta calibration with its certificate.
 
     Attributes:
-        low: `a`, at least 0: how the map leaves 0.
-        high: `b`, at least 0: how the map reaches 1.
+        low: `a`, at least 0: coefficient of `log p`, shapes the map near 0.
+        high: `b`, at least 0: coefficient of `-log(1 - p)`, shapes the map near 1.
         offset: `c`, in nats.
         residual: largest entry of the gradient of the mean log loss with respect to the parameters
             that are not held at 0, in nats, with `log p` and `log(1 - p)` standardised.
@@ -45,21 +45,22 @@ def fit_beta(
     weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
 ) -> BetaFit:
-    """Finds the `a, b >= 0` and `c` of `sigmoid(a log p - b log(1 - p) + c)` of least log loss.
+    """Finds the `a, b >= 0` and `c` that minimise the log loss of the beta map.
 
-    The loss is convex. Its minimum among `a, b >= 0` is that without the bounds where it keeps
-    them, and else the best of those with `a = 0`, `b = 0` or both, found by a damped Newton method
-    each. The map never falls. For gradients the fit is a constant.
+    The map is `sigmoid(a log p - b log(1 - p) + c)`. The loss is convex. The constrained minimum is
+    the unconstrained one if it satisfies `a, b >= 0`, otherwise the best of those with `a = 0`,
+    `b = 0` or both, each found by a damped Newton method. The map is non-decreasing. For
+    gradients the fit is a constant.
 
     Args:
-        confidence: predicted probability of the event, in [0, 1]; taken to be no nearer to 0 or 1
-            than the rounding of its dtype (1.2e-7 in float32).
+        confidence: predicted probability of the event, in [0, 1]; clipped away from 0 and 1 by the
+            rounding of its dtype (1.2e-7 in float32).
         outcome: whether the event happened, or its probability where that is known.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
 
     Returns:
-        A `BetaFit`. `a` and `b` are 1 and `c` is 0 (the identity), unconverged, where nothing has
+        A `BetaFit`. `a` and `b` are 1 and `c` is 0 (the identity), unconverged, if no example has
         weight. Confidences and outcomes outside [0, 1] or NaN make every parameter NaN.
 
     Example:

@@ -16,10 +16,10 @@ class MatrixFit(NamedTuple):
     """A fitted matrix scaling, or Dirichlet calibration, with its certificate.
 
     Attributes:
-        matrix: `W`; row `c` makes the score of class `c` of all logits. Where nothing penalises
-            them, each column sums to 0: a shift of a column changes no probability.
-        offset: `b`, in nats; sums to 0 where nothing penalises it.
-        residual: largest entry of the gradient of what is minimised, in nats per unit of a
+        matrix: `W`; row `c` maps the logits to the score of class `c`. Without a penalty each
+            column sums to 0, because a shift of a column changes no probability.
+        offset: `b`, in nats; sums to 0 without a penalty.
+        residual: largest entry of the gradient of the penalised loss, in nats per unit of a
             parameter, with logits standardised class by class: 0 at the optimum.
         converged: whether a further Newton step would gain less than eps^(2/3) nats (2e-5 in
             float32), and change no example's log odds by more than eps^(1/3) of 1 + |log odds|
@@ -48,14 +48,14 @@ def fit_matrix_scaling(
 ) -> MatrixFit:
     """Finds the `W` and `b` that minimise the log loss of `softmax(W z + b)`, penalised (ODIR).
 
-    What is minimised is convex: the mean log loss `+ off_diagonal * sum_{c != j} W_cj^2
+    The penalised loss is convex: the mean log loss `+ off_diagonal * sum_{c != j} W_cj^2
     + intercept * sum_c b_c^2`. A damped Newton method finds the minimum, with steps by conjugate
-    gradients that need products with the Hessian only: memory is that of the logits however many
-    classes there are, and time grows with `examples * classes^2`. For gradients the fit is a
+    gradients that need only products with the Hessian: memory is that of the logits for any number
+    of classes, and time grows with `examples * classes^2`. For gradients the fit is a
     constant.
 
-    There are `classes * (classes + 1)` parameters: without penalties, a few hundred examples for
-    each class are the least that they can be fitted to.
+    There are `classes * (classes + 1)` parameters: without penalties, at least a few hundred
+    examples for each class are needed.
 
     Args:
         logits: logits or log probabilities. A class with logit `-inf` is impossible for that
@@ -67,7 +67,7 @@ def fit_matrix_scaling(
         where: examples that count; all by default.
 
     Returns:
-        A `MatrixFit`. `W` is the identity and `b` 0, unconverged, where there is nothing to fit: no
+        A `MatrixFit`. `W` is the identity and `b` 0, unconverged, if there is nothing to fit: no
         weight, or one class. Labels outside the classes, true classes with logit `-inf`, logits
         `inf` and NaN make every parameter NaN.
 
@@ -121,7 +121,7 @@ def fit_matrix_scaling(
 def _columns(
     logits: Float[Array, "examples classes"], given: Examples
 ) -> tuple[Float[Array, "examples columns"], Float[Array, " classes"], Float[Array, " classes"]]:
-    """Standardised logits with a column of ones, and the mean and scale that they had."""
+    """Standardised logits with a column of ones, and their original mean and scale."""
     counted = given.weight > 0
     shown = jnp.where(given.possible & counted[:, None], logits, 0)
     values, mean, scale = standardise(shown, given.weight, jnp.ones(shown.shape, bool))
@@ -132,7 +132,7 @@ def _columns(
 def _decorrelated(
     values: Float[Array, "examples columns"], weight: Float[Array, " examples"]
 ) -> Precondition:
-    """Columns are decorrelated once; for conjugate gradients the examples' spread is left."""
+    """A preconditioner from the columns' correlations and the spread of the probabilities."""
     covariance = (values * weight[:, None]).T @ values
     sizes, axes = jnp.linalg.eigh(covariance)
     classes = values.shape[1] - 1
@@ -152,7 +152,7 @@ def _coordinates(
     mean: Float[Array, " classes"],
     scale: Float[Array, " classes"],
 ) -> tuple[Linear, Linear]:
-    """From parameters of standardised logits to `W` and `b`; and the penalty's product."""
+    """Maps parameters of standardised logits to `W` and `b`; and the penalty's product."""
 
     def original(parameters: jax.Array) -> jax.Array:
         matrix = parameters[:, :-1] / scale[None]
@@ -183,8 +183,7 @@ def apply_matrix_scaling(
 
     Args:
         fit: a fitted matrix scaling.
-        logits: logits or log probabilities, of the kind that was fitted; `-inf` for impossible
-            classes.
+        logits: logits or log probabilities, as in the fit; `-inf` for impossible classes.
 
     Returns:
         Probabilities, at least float32.
@@ -213,7 +212,7 @@ def fit_dirichlet(
 
     Args:
         logits: logits or log probabilities; `log p = log_softmax(logits)` either way.
-        labels: as for `fit_matrix_scaling`, like what follows.
+        labels: class of each example, in `[0, classes)`.
         off_diagonal: penalty of the off-diagonal entries of `W`, at least 0.
         intercept: penalty of the offsets, at least 0.
         weights: non-negative weight of each example; 1 by default.
@@ -252,7 +251,7 @@ def apply_dirichlet(
     """Probabilities after Dirichlet calibration: `softmax(W log_softmax(logits) + b)`.
 
     Args:
-        fit: from `fit_dirichlet`.
+        fit: a fit from `fit_dirichlet`.
         logits: logits or log probabilities; `-inf` for impossible classes.
 
     Returns:

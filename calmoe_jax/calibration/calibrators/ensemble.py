@@ -1,4 +1,4 @@
-"""Ensemble temperature scaling: the scaled, the given and the uniform prediction, mixed."""
+"""Ensemble temperature scaling: a mixture of the scaled, original and uniform prediction."""
 
 from typing import Any, NamedTuple
 
@@ -17,12 +17,12 @@ class EnsembleFit(NamedTuple):
     """A fitted ensemble temperature scaling with its certificate.
 
     Attributes:
-        temperature: T > 0, that of temperature scaling alone.
+        temperature: T > 0, as in temperature scaling alone.
         mixing: weights of `softmax(z / T)`, `softmax(z)` and the uniform distribution; they are at
             least 0 and sum to 1.
-        residual: at least the loss at `mixing` less its minimum over all mixing weights, given T,
-            in nats: the largest entry of `G - 1`, with `G_j` the mean of `q_j / (mixing . q)` at
-            the true class.
+        residual: upper bound of the loss at `mixing` minus its minimum over all mixing weights,
+            given T, in nats: the largest entry of `G - 1`, with `G_j` the mean of
+            `q_j / (mixing . q)` at the true class.
         converged: whether T is converged and the residual is at most eps^(2/3) (2e-5 in float32).
         at_bound: whether no finite T is optimal, as in `TemperatureFit`.
         num_steps: Newton steps taken for the mixing weights.
@@ -43,23 +43,23 @@ def fit_ensemble_temperature(
     weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
 ) -> EnsembleFit:
-    """Finds the temperature, and then how to mix: `w_1 softmax(z / T) + w_2 softmax(z) + w_3 / C`.
+    """Fits the temperature, then the mixing: `w_1 softmax(z / T) + w_2 softmax(z) + w_3 / C`.
 
     T is that of `fit_temperature`. Given T the log loss is convex in `w`, and its minimum on the
     simplex is found by Newton's method: the quadratic model of each step is minimised on the whole
     simplex. For gradients the fit is a constant.
 
     Args:
-        logits: logits or log probabilities; `-inf` for impossible classes, over which the uniform
-            distribution does not go.
+        logits: logits or log probabilities; `-inf` for impossible classes, which the uniform
+            distribution excludes.
         labels: class of each example, in `[0, classes)`.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
 
     Returns:
-        An `EnsembleFit`. T is 1 and all weight is on the first part, unconverged, where there is
-        nothing to fit: no weight, or one class. Where T = 1 the first two parts are the same, and
-        any share between them is optimal. What makes T NaN makes the weights NaN.
+        An `EnsembleFit`. T is 1 and all weight is on the first part, unconverged, if there is
+        nothing to fit: no weight, or one class. If T = 1 the first two parts are the same, and any
+        split of the weight between them is optimal. If T is NaN the weights are NaN.
 
     Example:
         >>> logits = jnp.log(jnp.array([[0.9, 0.1]] * 4))
@@ -78,7 +78,7 @@ def fit_ensemble_temperature(
     given = examples(logits, labels, weight)
     shown = jnp.where((given.weight > 0)[:, None], logits, 0)
     parts = jnp.stack([pick_label(x, given.labels) for x in _parts(shown, scaled.temperature)], -1)
-    # only ratios matter: the largest part of each example is 1
+    # only ratios matter: scaled so that the largest part of each example is 1
     parts = jnp.exp(parts - jnp.max(parts, axis=-1, keepdims=True))
     fitted = (jnp.sum(given.weight) > 0) & ~given.invalid & (logits.shape[1] > 1)
     enough = float(jnp.finfo(dtype).eps) ** (2 / 3)
@@ -119,7 +119,7 @@ def apply_ensemble_temperature(
 def _parts(
     logits: Float[Array, "examples classes"], temperature: Float[Array, ""]
 ) -> tuple[Float[Array, "examples classes"], ...]:
-    """Log probabilities of what is mixed."""
+    """Log probabilities of the three parts."""
     flat = jnp.where(jnp.isneginf(logits) | jnp.isnan(logits), logits, 0)
     return (
         scale_log_probs(logits, temperature[None]),
@@ -131,7 +131,7 @@ def _parts(
 def _ratios(
     parts: Float[Array, "examples 3"], mixing: Float[Array, " 3"]
 ) -> Float[Array, "examples 3"]:
-    """By how much each part exceeds the mixture, in units of the mixture."""
+    """Relative excess of each part over the mixture."""
     mixed = jnp.sum(parts * mixing[None], axis=-1, keepdims=True)
     return (parts - mixed) / mixed
 
@@ -148,11 +148,11 @@ def _best_mixing(
     fitted: Bool[Array, ""],
     enough: float,
 ) -> tuple[Float[Array, " 3"], Int[Array, ""]]:
-    """The mixing weights of least log loss, and the Newton steps taken.
+    """The mixing weights with the smallest log loss, and the Newton steps taken.
 
     Args:
         parts: probability of the true class under each part, up to a factor of the example.
-        weight: of each example; sums to 1.
+        weight: weight of each example; they sum to 1.
         fitted: whether there is something to fit.
         enough: largest entry of the gradient at which rounding may end the search.
     """
@@ -172,7 +172,7 @@ def _best_mixing(
         share = _line_search(jnp.sum(ratio * way[None], axis=-1), weight)
         new = jnp.maximum(mixing + share * way, 0)
         gap = jnp.max(slope)
-        # near enough, and rounding allows no more
+        # close enough, and rounding prevents further progress
         done = (gap <= 4 * epsilon) | ((gap <= enough) & (gap > 0.5 * before))
         return jnp.where(done, mixing, new / jnp.sum(new)), gap, done, steps + 1
 
@@ -185,13 +185,13 @@ def _best_mixing(
 def _best_step(
     mixing: Float[Array, " 3"], hessian: Float[Array, "3 3"], gain: Float[Array, " 3"]
 ) -> Float[Array, " 3"]:
-    """The step `s` of least `s H s / 2 - gain s` that stays on the simplex.
+    """The step `s` that minimises `s H s / 2 - gain s` on the simplex.
 
-    It leads inside, or to the best of an edge, or from here along one of the edges' ways: steps are
-    counted from here, so that small ones keep their digits.
+    The candidates are the interior minimum and the minima on the edges, all relative to the current
+    point, so that small steps stay accurate.
     """
     corners = jnp.eye(3, dtype=gain.dtype)
-    # a little more curvature, where parts are the same or nearly so
+    # a little more curvature, in case parts are equal or nearly so
     more = 1 + 4 * float(jnp.finfo(gain.dtype).eps)
 
     def along(begin: Float[Array, " 3"], way: Float[Array, " 3"]) -> Float[Array, " 3"]:
@@ -224,7 +224,7 @@ def _best_step(
 def _line_search(
     change: Float[Array, " examples"], weight: Float[Array, " examples"]
 ) -> Float[Array, ""]:
-    """Share `t` of a step for which `-sum_i w_i log(1 + t c_i)` is below 0 and not too steep."""
+    """Fraction `t` of a step for which `-sum_i w_i log(1 + t c_i)` is below 0 and not too steep."""
 
     def slope(share: Float[Array, ""]) -> Float[Array, ""]:
         return -jnp.sum(weight * change / (1 + share * change))

@@ -1,4 +1,4 @@
-"""The gate's temperature: how sharply a mixture's router should choose, for honest mixtures."""
+"""The router's temperature, fitted for a calibrated mixture."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
 from calmoe_jax.calibration.calibrators._root import Slope, search_root
 
-# The search runs over log T within this distance of the logarithm of the logits' own scale, and
-# looks at so many temperatures first: one at every half of a nat.
+# The search runs over log T within this distance of the logarithm of the logits' scale, and starts
+# with a grid of this many temperatures, half a nat apart.
 _LOG_RANGE = 10.0
 _GRID = 41
 
@@ -26,10 +26,10 @@ class GateTemperatureFit(NamedTuple):
         residual: `|dloss / dlog T|` at T, in nats: 0 at an optimum.
         converged: whether T is a local minimum (a further Newton step would move log T by less
             than eps^(2/3), 2e-5 in float32, and the loss curves upwards) whose loss is no higher
-            than at any of the 41 temperatures looked at first.
-        at_bound: whether the loss is least at an end of the search: towards T = 0 (the top expert
-            alone) or T = infinity (all experts alike). T is then that end.
-        num_steps: Newton or bisection steps taken after the first look.
+            than at any of the 41 temperatures of the grid.
+        at_bound: whether the loss is smallest at an end of the search: towards T = 0 (the top
+            expert alone) or T = infinity (uniform weights). T is then that end.
+        num_steps: Newton or bisection steps taken after the grid search.
     """
 
     temperature: Float[Array, "*batch"]
@@ -41,17 +41,17 @@ class GateTemperatureFit(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """What the temperature is fitted to.
+    """The data that the temperature is fitted to.
 
     Attributes:
-        below: gate logits less the largest of their example, in units of their spread.
+        below: gate logits minus the largest of their example, in units of their spread.
         prior: 0 for experts that may be chosen, `-inf` for the others.
         likelihood: log probability of the label under each expert that may be chosen.
-        weight: of each example; sums to 1, or to 0 where nothing counts.
+        weight: weight of each example; they sum to 1, or to 0 if no example counts.
         spread: scale of the gate logits.
         empty: whether no example has weight.
         trivial: whether the logits do not distinguish experts.
-        invalid: whether something that counts cannot be fitted.
+        invalid: whether an example that counts cannot be fitted.
     """
 
     below: Float[Array, "examples experts"]
@@ -72,9 +72,9 @@ def fit_gate_temperature(
     weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
 ) -> GateTemperatureFit:
-    """Finds the T of least log loss of the aggregate `sum_k softmax(g / T)_k f_k`.
+    """Finds the T that minimises the log loss of the aggregate `sum_k softmax(g / T)_k f_k`.
 
-    The loss is not convex in T. It is looked at for 41 temperatures, a factor `exp(1/2)` apart,
+    The loss is not convex in T. It is evaluated at 41 temperatures, a factor `exp(1/2)` apart,
     around the scale of the logits; then Newton's method, with bisection, goes from the best of them
     to the minimum between its neighbours. A minimum narrower than that can be missed. For gradients
     the fit is a constant.
@@ -87,10 +87,10 @@ def fit_gate_temperature(
         where: examples that count; all by default.
 
     Returns:
-        A `GateTemperatureFit`. T is 1, unconverged, where there is nothing to fit: no weight (the
+        A `GateTemperatureFit`. T is 1, unconverged, if there is nothing to fit: no weight (the
         loss is then NaN), one expert, or logits that do not distinguish experts. T is NaN for
-        labels outside the classes, NaN, logits `inf`, and where no chosen expert thinks the true
-        class possible.
+        labels outside the classes, NaN, logits `inf`, and if all chosen experts give the true class
+        probability 0.
 
     Example:
         >>> experts = jnp.log(jnp.array([[[0.9, 0.1], [0.3, 0.7]]] * 5))
@@ -113,7 +113,7 @@ def fit_gate_temperature(
     epsilon = float(jnp.finfo(dtype).eps)
     noise = 4 * epsilon * (1 + jnp.abs(losses[best]))
     end = jnp.where(grid[best] < 0, 0, _GRID - 1)
-    # as good as the end, and level on the way there: nothing is gained by stopping
+    # a plateau at the loss of the end: the end is as good
     inner = jnp.maximum(jnp.minimum(best, end), 0), jnp.maximum(best, end)
     number = jnp.arange(_GRID)
     on_the_way = (number >= inner[0]) & (number <= inner[1])
@@ -199,11 +199,11 @@ def _moments(given: _Given) -> Slope:
         beta = jnp.exp(log_beta)
         scores = beta * below + given.prior
         routing = jax.nn.softmax(scores, axis=-1)
-        # the experts' shares once the label is known
+        # posterior weights of the experts given the label
         posterior = jax.nn.softmax(scores + given.likelihood, axis=-1)
         before = jnp.sum(routing * below, axis=-1)
         after = jnp.sum(posterior * below, axis=-1)
-        # in one sum: before and after are nearly the same where the label says little
+        # in one sum: prior and posterior are nearly equal if the label is uninformative
         change = jnp.sum((routing - posterior) * below, axis=-1)
         variance = jnp.sum(routing * jnp.square(below - before[:, None]), axis=-1)
         variance -= jnp.sum(posterior * jnp.square(below - after[:, None]), axis=-1)

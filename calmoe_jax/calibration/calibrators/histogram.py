@@ -1,4 +1,4 @@
-"""Histogram binning: a confidence by how often the event happened in its bin."""
+"""Histogram binning: replaces a confidence by the event frequency of its bin."""
 
 from typing import NamedTuple
 
@@ -12,11 +12,12 @@ from calmoe_jax.calibration.metrics.binning import equal_width_index, reliabilit
 
 
 class HistogramFit(NamedTuple):
-    """A fitted histogram binning. It is a closed form: there is nothing to converge.
+    """A fitted histogram binning, in closed form.
 
     Attributes:
-        probability: of the event in each bin of equal width, in [0, 1].
-        weight: total weight of the examples of each bin; 0 where its centre stands in.
+        probability: probability of the event in each bin of equal width, in [0, 1].
+        weight: total weight of the examples of each bin; a bin of weight 0 has its centre as
+            probability.
     """
 
     probability: Float[Array, "*batch bins"]
@@ -31,7 +32,7 @@ def fit_histogram_binning(
     where: Bool[Array, " examples"] | None = None,
     num_bins: int = 15,
 ) -> HistogramFit:
-    """Finds the weighted mean outcome of each bin: it minimises squared and log loss alike.
+    """Computes the weighted mean outcome of each bin, which minimises squared and log loss.
 
     Bins are those of `reliability_bins`. For gradients the fit is a constant.
 
@@ -43,9 +44,9 @@ def fit_histogram_binning(
         num_bins: number of bins, at least 1; static under `jax.jit`.
 
     Returns:
-        A `HistogramFit`. An empty bin has its centre, so that without any weight the map is the
-        identity up to binning. Confidences and outcomes outside [0, 1] or NaN make every
-        probability NaN.
+        A `HistogramFit`. The probability of an empty bin is its centre, so that without any weight
+        the map is the identity up to binning. Confidences and outcomes outside [0, 1] or NaN make
+        every probability NaN.
 
     Raises:
         ValueError: if `num_bins` is less than 1.

@@ -1,4 +1,4 @@
-"""Isotonic regression: a confidence by the best map that never falls. Fitted on the host."""
+"""Isotonic regression: recalibrates by a non-decreasing map. Fitted on the host."""
 
 from typing import NamedTuple
 
@@ -15,8 +15,8 @@ class IsotonicFit(NamedTuple):
     """A fitted map of confidences, linear between its knots and constant beyond them.
 
     Attributes:
-        knots: confidences, ascending; the last one repeated where another map of the batch has more
-            knots.
+        knots: confidences, ascending; the last one is repeated if another map of the batch has
+            more knots.
         values: probabilities there, ascending.
     """
 
@@ -31,12 +31,11 @@ def fit_isotonic(
     weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
 ) -> IsotonicFit:
-    """Finds the map of least weighted squared loss among those that never fall.
+    """Finds the non-decreasing map that minimises the weighted squared loss.
 
     Runs on the host, by scikit-learn (pool adjacent violators, in float64): the number of knots
-    depends on the data, so it cannot run under `jax.jit`, `jax.vmap` or `jax.grad`. It is a closed
-    form: there is nothing to converge. Where knots lie between values it is linear, as
-    scikit-learn's `predict` is.
+    depends on the data, so it cannot run under `jax.jit`, `jax.vmap` or `jax.grad`. The map is
+    linear between knots, as scikit-learn's `predict` is.
 
     Args:
         confidence: predicted probability of the event, in [0, 1].
@@ -45,7 +44,7 @@ def fit_isotonic(
         where: examples that count; all by default.
 
     Returns:
-        An `IsotonicFit`; the identity where nothing has weight. Confidences and outcomes that
+        An `IsotonicFit`; the identity if no example has weight. Confidences and outcomes that
         count and are outside [0, 1] or NaN make every value NaN.
 
     Raises:
@@ -108,7 +107,7 @@ def fit_classwise_isotonic(
     weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
 ) -> IsotonicFit:
-    """Fits one map for every class: whether it is this class, against all others.
+    """Fits one map for every class, one against the rest.
 
     Args:
         probs: class probabilities.
@@ -117,8 +116,8 @@ def fit_classwise_isotonic(
         where: examples that count; all by default.
 
     Returns:
-        An `IsotonicFit` with a leading axis of classes. What makes `fit_isotonic` NaN, and labels
-        outside the classes, make every value of a class NaN; of all classes, for labels.
+        An `IsotonicFit` with a leading axis of classes. A class whose inputs make `fit_isotonic`
+        NaN is all NaN; labels outside the classes make all classes NaN.
 
     Raises:
         TypeError: if an argument is traced, or the labels are not integers.
@@ -151,7 +150,7 @@ def fit_classwise_isotonic(
 def apply_classwise_isotonic(
     fit: IsotonicFit, probs: Float[Array, "examples classes"]
 ) -> Float[Array, "examples classes"]:
-    """Probabilities after each class's own map, divided by their sum. Works under `jax.jit`.
+    """Probabilities after the map of each class, divided by their sum. Works under `jax.jit`.
 
     Args:
         fit: maps with a leading axis of classes.

@@ -40,21 +40,21 @@ def fit_platt(
 ) -> PlattFit:
     """Finds the `a` and `b` that minimise the log loss of `sigmoid(a * score + b)`.
 
-    Outcomes are smoothed as Platt has it, always: towards `(n_1 + 1) / (n_1 + 2)` where the event
-    happened and `1 / (n_0 + 2)` where it did not, with `n_1` and `n_0` the total weights of both.
-    So there is an optimum whatever the data, separable ones included, and weights count in units
-    of examples. The loss is convex, and minimised by a damped Newton method. For gradients the fit
+    Outcomes are always smoothed, as by Platt: to `(n_1 + 1) / (n_1 + 2)` where the event happened
+    and `1 / (n_0 + 2)` where it did not, with `n_1` and `n_0` the total weights of both. So there
+    is a finite optimum for any data, including separable data, and weights are in units of
+    examples. The loss is convex, and minimised by a damped Newton method. For gradients the fit
     is a constant.
 
     Args:
-        score: any number that tells examples apart: a logit, a margin, a log confidence.
+        score: score of each example: a logit, a margin, a log confidence.
         outcome: whether the event happened, or its probability where that is known.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
 
     Returns:
-        A `PlattFit`. The slope is 1 and the offset 0, unconverged, where nothing has weight; the
-        slope is 0 where scores are all equal. Scores that are not finite and outcomes outside
+        A `PlattFit`. The slope is 1 and the offset 0, unconverged, if no example has weight; the
+        slope is 0 if all scores are equal. Scores that are not finite and outcomes outside
         [0, 1] make both NaN.
 
     Example:
@@ -91,10 +91,10 @@ def apply_platt(fit: PlattFit, score: Float[Array, " examples"]) -> Float[Array,
 
     Args:
         fit: a fitted Platt scaling.
-        score: scores of the kind that was fitted.
+        score: scores, as in the fit.
 
     Returns:
-        Probabilities, at least float32; NaN where the score is.
+        Probabilities, at least float32; NaN where the score is NaN.
 
     Example:
         >>> fit = fit_platt(jnp.zeros(2), jnp.array([0.0, 1.0]))

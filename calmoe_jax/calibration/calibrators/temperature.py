@@ -1,6 +1,6 @@
-"""Temperature scaling, of one classifier or of every expert, fitted by a converged Newton.
+"""Temperature scaling of a classifier or of every expert, fitted by Newton's method.
 
-A fitted temperature carries the derivative that the implicit function theorem gives it.
+The fitted temperature is differentiable, by the implicit function theorem.
 """
 
 from typing import Any, NamedTuple
@@ -12,16 +12,16 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
 from calmoe_jax.calibration.calibrators._root import Slope, search_root, sums
 
-# The search runs over log T within this distance of the logarithm of the logits' own scale.
+# The search runs over log T within this distance of the logarithm of the logits' scale.
 _LOG_RANGE = 10.0
-# An impossible class, in units of the logits' scale: its probability underflows at every
-# temperature that is searched, and its square is still finite.
+# Logit of an impossible class, in units of the logits' scale: its probability underflows at every
+# temperature of the search, and its square is still finite.
 _IMPOSSIBLE = -1e15
-# From so many examples on, every sixteenth of them says where to start: all of them are then
-# passed over three times or so, instead of ten.
+# From this many examples on the search starts at the optimum for every sixteenth example: it then
+# needs about three passes over all examples instead of ten.
 _MANY = 2**16
 _STRIDE = 16
-# How near, in log T, the start has to be.
+# Tolerance of the start, in log T.
 _NEAR = 0.01
 
 
@@ -33,9 +33,9 @@ class TemperatureFit(NamedTuple):
         residual: `|dNLL / dlog T|` at the solution, in nats: 0 at the optimum, NaN with T.
         converged: whether a further Newton step would move log T by less than eps^(2/3) (2e-5 in
             float32), and T is not at a bound.
-        at_bound: whether the optimum lies at no T that is searched: every example right (T
-            towards 0), confidence never justified (T towards infinity), or an optimum further
-            than exp(10) from the logits' own scale. T is then the bound of the search.
+        at_bound: whether the optimum is outside the search range: all examples right (T towards 0),
+            confidence never justified (T towards infinity), or an optimum more than a factor
+            exp(10) from the logits' scale. T is then the bound of the search.
         num_steps: Newton or bisection steps taken over all the examples.
     """
 
@@ -56,9 +56,9 @@ def fit_temperature(
     """Finds the temperature that minimises the log loss of `softmax(logits / T)`.
 
     Newton's method on `log T` for the root of the slope `E_p[z] - z_y`, kept inside a bracket
-    (bisection where a step would leave it). The loss is convex in `1 / T`, so the root is the
-    optimum; scaling the logits scales T. From 65536 examples on the search starts where one on
-    every sixteenth example ends.
+    (bisection if a step would leave it). The loss is convex in `1 / T`, so the root is the
+    optimum; scaling the logits scales T. From 65536 examples on the search starts at the optimum
+    for every sixteenth example.
 
     The temperature is differentiable with respect to logits and weights, forwards and backwards:
     the slope stays 0, so `dlog T = d(slope) / curvature` (slope and curvature of the loss in
@@ -71,11 +71,11 @@ def fit_temperature(
         where: examples that count; all by default.
 
     Returns:
-        A `TemperatureFit`. T is 1, unconverged, where there is nothing to fit: no weight, one
-        class, or logits that do not distinguish classes. Where no finite T is optimal, T stops
-        at a bound far from the logits' scale, flagged by `at_bound`. Labels outside the classes,
+        A `TemperatureFit`. T is 1, unconverged, if there is nothing to fit: no weight, one class,
+        or logits that do not distinguish classes. If no finite T is optimal, T is a bound far from
+        the logits' scale, flagged by `at_bound`. Labels outside the classes,
         true classes with logit `-inf`, logits `inf` and NaN give T = NaN. The derivative of T is
-        that of the optimum, and 0 where T is at a bound or there is nothing to fit.
+        that of the optimum, and 0 if T is at a bound or there is nothing to fit.
 
     Example:
         >>> logits = jnp.log(jnp.array([[0.9, 0.1]] * 4))
@@ -104,7 +104,7 @@ def _solve(
     true = jnp.where(counted, pick_label(logits, labels), 0)
     strange = jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1)
     invalid = jnp.any(counted & (strange | ~jnp.isfinite(true))) | jnp.isnan(total)
-    # relative to the largest, so that no exponential overflows, whatever the temperature
+    # relative to the largest, so that no exponential overflows at any temperature
     possible = ~jnp.isneginf(logits) & (counted & ~strange)[:, None]
     peak = jnp.max(jnp.where(possible, logits, -jnp.inf), axis=-1, initial=-jnp.inf)
     peak = jnp.where(jnp.isfinite(peak), peak, 0)
@@ -118,7 +118,7 @@ def _solve(
     scaled = jnp.where(possible | ~counted[:, None], below / unit, _IMPOSSIBLE)
 
     # The slope's limits decide whether an optimum exists: at T = 0 it is the mean of the largest
-    # relative logit (0 where every example is right), at T = infinity that of the mean one.
+    # relative logit (0 if every example is right), at T = infinity that of the mean one.
     mean = jnp.sum(below / unit, axis=-1) / jnp.maximum(jnp.sum(possible, axis=-1), 1)
     too_right = jnp.sum(weight * true) >= 0
     too_wrong = jnp.sum(weight * (mean - true)) >= 0
@@ -133,7 +133,7 @@ def _solve(
         few = search_root(
             _moments(scaled[some], true[some], weight[some]), start, -end, end, idle, _NEAR
         )
-        # the examples left out may have an optimum where these have none
+        # all examples may have an optimum even if the subset has none
         start = jnp.where(jnp.abs(few.at) < _LOG_RANGE / 2, few.at, 0)
     moments = _moments(scaled, true, weight)
     # after a Newton step of size h the error is of order h^2
@@ -161,9 +161,9 @@ def _moments(
     """Slope and curvature of the loss in `log beta`, `beta = 1 / T`: one pass over the logits.
 
     Args:
-        below: logits less the largest of their example.
-        true: that of the true class.
-        weight: of each example; sums to 1.
+        below: logits minus the largest of their example.
+        true: the same for the true class.
+        weight: weight of each example; they sum to 1.
     """
 
     def at(log_beta: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -171,7 +171,7 @@ def _moments(
         powers = jnp.exp(beta * below)
         total, first, second = sums(powers, powers * below, powers * below * below, axis=1)
         mean = first / total
-        # no digits are lost: the largest is at 0, so the variance is at least mean^2 / classes
+        # no cancellation: the largest is at 0, so the variance is at least mean^2 / classes
         variance = jnp.maximum(second / total - jnp.square(mean), 0)
         slope, spread = sums(weight * (mean - true), weight * variance, axis=0)
         return beta * slope, jnp.square(beta) * spread + beta * slope
@@ -186,7 +186,7 @@ def _implicit(
     labels: Int[Array, " examples"],
     fit: TemperatureFit,
 ) -> Float[Array, ""]:
-    """The fitted temperature, as a function of what it was fitted to."""
+    """The fitted temperature, as a function of its data."""
     return fit.temperature
 
 
@@ -208,7 +208,7 @@ def _implicit_jvp(
         logits: Float[Array, "examples classes"],
         weight: Float[Array, " examples"],
     ) -> Float[Array, ""]:
-        """That of the loss in `log beta`, up to a factor that does not matter where it is 0."""
+        """Slope of the loss in `log beta`, up to a factor, which does not matter at its root."""
         logits = jnp.where(possible & sound[:, None], logits, 0)
         probs = jax.nn.softmax(jnp.where(possible, beta * logits, -jnp.inf), axis=-1)
         true = jnp.where(sound, pick_label(logits, labels), 0)
@@ -276,8 +276,8 @@ def fit_expert_temperatures(
         expert_logits: each expert's logits or log probabilities.
         labels: class of each example, in `[0, classes)`.
         routing_weights: weight of each example for each expert. `None` fits every expert on all
-            examples alike, as MoCaE does; the routing weights fit it on its own routing-weighted
-            view, the condition under which a hard-routed mixture stays calibrated.
+            examples with equal weight, as MoCaE does; the routing weights fit it on its
+            routing-weighted view, the condition under which a hard-routed mixture stays calibrated.
         where: examples that count; all by default.
 
     Returns:
@@ -306,7 +306,7 @@ def fit_expert_temperatures(
 def apply_expert_temperatures(
     fit: TemperatureFit, expert_logits: Float[Array, "examples experts classes"]
 ) -> Float[Array, "examples experts classes"]:
-    """Probabilities of every expert after its own temperature, ready to be mixed.
+    """Probabilities of every expert after temperature scaling, ready to be mixed.
 
     Args:
         fit: temperatures with a leading axis of experts.

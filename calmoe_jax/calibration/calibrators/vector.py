@@ -1,4 +1,4 @@
-"""Vector scaling: each class's logit by a factor of its own, plus an offset."""
+"""Vector scaling: a factor and an offset for the logit of each class."""
 
 from typing import NamedTuple
 
@@ -44,9 +44,9 @@ def fit_vector_scaling(
 ) -> VectorFit:
     """Finds the factors and offsets that minimise the log loss of `softmax(a * logits + b)`.
 
-    The loss is convex, and minimised by a damped Newton method. It differs by rows' shifts: give
-    log probabilities where logits are defined up to a shift only. The order of the classes may
-    change. For gradients the fit is a constant.
+    The loss is convex, and minimised by a damped Newton method. The fit depends on shifts of the
+    rows: give log probabilities if the logits are defined only up to a shift. The order of the
+    classes may change. For gradients the fit is a constant.
 
     Args:
         logits: logits or log probabilities; `-inf` for impossible classes, which stay so.
@@ -55,7 +55,7 @@ def fit_vector_scaling(
         where: examples that count; all by default.
 
     Returns:
-        A `VectorFit`. Factors are 1 and offsets 0, unconverged, where there is nothing to fit: no
+        A `VectorFit`. Factors are 1 and offsets 0, unconverged, if there is nothing to fit: no
         weight, or one class. Labels outside the classes, true classes with logit `-inf`, logits
         `inf` and NaN make every parameter NaN.
 
@@ -103,8 +103,7 @@ def apply_vector_scaling(
 
     Args:
         fit: a fitted vector scaling.
-        logits: logits or log probabilities, of the kind that was fitted; `-inf` for impossible
-            classes.
+        logits: logits or log probabilities, as in the fit; `-inf` for impossible classes.
 
     Returns:
         Probabilities, at least float32.

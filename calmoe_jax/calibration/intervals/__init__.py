@@ -9,8 +9,8 @@
     squared_error_difference(key, cluster_bins(...), cluster_bins(...))
 
 Each gives an `Interval(value, low, high)`, or one for each score. `bootstrap_counts` with
-`cluster_sums` and `bootstrap_sums` resamples whatever is made of sums; `bootstrap_bins` needs the
-bins alone.
+`cluster_sums` and `bootstrap_sums` resamples any statistic of sums; `bootstrap_bins` needs only the
+bins.
 """
 
 from calmoe_jax.calibration.intervals._interval import Interval as Interval

@@ -1,4 +1,4 @@
-"""An interval, and the quantiles of bootstrap replicates that make an honest one (BCa)."""
+"""Intervals, and corrected quantiles of bootstrap replicates (BCa)."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,12 @@ from jaxtyping import Array, Float, Int
 
 
 class Interval(NamedTuple):
-    """A value, and the ends of an interval that covers its truth.
+    """An estimate and its confidence interval.
 
     Attributes:
-        value: the value on these data.
-        low: lower end; NaN where the data do not tell how far the value could be off.
-        high: upper end; NaN with the lower one.
+        value: the estimate.
+        low: lower end; NaN if the data do not determine it.
+        high: upper end; NaN if the lower end is.
     """
 
     value: Float[Array, "*batch"]
@@ -42,7 +42,7 @@ def corrected(
     shifted = bias + _student(ends, num_clusters)
     slack = 1 - acceleration * shifted
     moved = shifted / jnp.where(slack > 0, slack, 1)
-    # beyond its pole the correction has no more to say than that the end is far out
+    # beyond its pole the correction is undefined: the end is the extreme quantile
     moved = jnp.where(slack > 0, moved, jnp.sign(shifted) * jnp.inf)
     low, high = jnp.quantile(replicates, jax.scipy.special.ndtr(bias + moved))
     valid = (num_clusters > 1) & (below > 0) & (below < 1) & jnp.isfinite(value)

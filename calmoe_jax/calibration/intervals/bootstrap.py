@@ -1,4 +1,4 @@
-"""The bootstrap over clusters: how far a value would move with other data of the same kind."""
+"""The bootstrap over clusters."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def bootstrap_counts(
     where: Bool[Array, " clusters"] | None = None,
     num_replicates: int = 1000,
 ) -> Float[Array, "replicates clusters"]:
-    """How often each cluster is drawn in each replicate of the bootstrap.
+    """Counts how often each cluster is drawn in each replicate of the bootstrap.
 
     A replicate draws as many clusters as there are, with replacement. Sums over a replicate's
     examples are then `counts @ sums_per_cluster`; use the same counts for two models, and the
@@ -24,10 +24,9 @@ def bootstrap_counts(
 
     Args:
         key: random key.
-        num_clusters: number of clusters, at least 1; examples are their own clusters where they
-            are independent.
+        num_clusters: number of clusters, at least 1; independent examples are their own clusters.
         where: clusters that exist; all by default. The others are never drawn, and a replicate
-            draws only as many as there are.
+            draws as many clusters as exist.
         num_replicates: number of replicates, at least 1.
 
     Returns:
@@ -74,7 +73,7 @@ def bootstrap_sums(
     """
 
     def summed(values: Float[Array, "clusters ..."]) -> Float[Array, "replicates ..."]:
-        # devices with coarser products would round the sums to three digits
+        # devices with low-precision products would round the sums to three digits
         highest = jax.lax.Precision.HIGHEST
         return jnp.tensordot(counts.astype(values.dtype), values, axes=1, precision=highest)
 
@@ -90,16 +89,15 @@ def cluster_sums(
     """Sums over the examples of each cluster.
 
     Args:
-        values: numbers of each example, in any tree; the examples are the leading axis. Weights
-            are already multiplied in.
-        clusters: cluster of each example, in `[0, num_clusters)`. The numbers of an example of
-            another cluster must all be 0.
+        values: numbers of each example, in any tree, already multiplied by the weights; the
+            examples are the leading axis.
+        clusters: cluster of each example, in `[0, num_clusters)`. Outside that range the numbers
+            of the example must all be 0.
         num_clusters: number of clusters, at least 1; static.
 
     Returns:
         The same tree, with clusters in place of examples; 0 for a cluster without examples. All
-        NaN where an example of a cluster outside the range holds a number other than 0: it must
-        not vanish.
+        NaN if an example with a cluster out of range has a number other than 0.
 
     Raises:
         ValueError: if `num_clusters` is less than 1.
@@ -129,7 +127,7 @@ def cluster_bins(
     where: Bool[Array, " examples"] | None = None,
     num_bins: int = 15,
 ) -> ReliabilityBins:
-    """Reliability sums of every cluster: what a bootstrap of whole clusters draws from.
+    """Reliability sums of every cluster, for a bootstrap of whole clusters.
 
     Args:
         confidence: predicted probability of the event, in [0, 1].
@@ -141,9 +139,9 @@ def cluster_bins(
         num_bins: number of bins, at least 1; static.
 
     Returns:
-        The sums of `reliability_bins` with a leading axis of clusters; their sum over it is that
-        of all examples. A NaN that counts makes every sum of its cluster NaN; a cluster outside
-        the range makes all sums NaN.
+        The sums of `reliability_bins` with a leading axis of clusters; summed over it they are
+        those of all examples. A NaN that counts makes every sum of its cluster NaN; a cluster
+        outside the range makes all sums NaN.
 
     Raises:
         ValueError: if a number is less than 1.
@@ -174,8 +172,8 @@ def bootstrap_bins(
 
     In a bootstrap that draws every example a Poisson(1) number of times, the sums of a bin have
     the variances `sum w^2` and `sum w^2 r^2` and the covariance `sum w^2 r`, which the bins keep,
-    and other bins are independent. Here they are normal with these moments. That costs the same
-    for any number of examples.
+    and different bins are independent. Here they are drawn from the normal distribution with these
+    moments. The cost does not depend on the number of examples.
 
     Args:
         key: random key.
@@ -183,8 +181,8 @@ def bootstrap_bins(
         num_replicates: number of replicates, at least 1.
 
     Returns:
-        The bins with a leading axis of replicates. A weight below 0 (it happens in bins of a few
-        examples) is 0. The mean confidence and the mean squares of a bin are not replicated:
+        The bins with a leading axis of replicates. Negative weights (possible in bins of a few
+        examples) become 0. The mean confidence and the mean squares of a bin are not replicated:
         their sums follow the weight.
 
     Raises:

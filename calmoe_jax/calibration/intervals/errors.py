@@ -1,14 +1,14 @@
-"""Intervals of binned calibration errors, by inverting a test: percentiles would be dishonest.
+"""Intervals of binned calibration errors, by inverting a test.
 
 A binned calibration error is biased upward, and its bootstrap replicates are biased a second time,
-so that their percentiles miss the truth where a model is nearly calibrated. Here a true error `e`
-is kept if the observed error is no outlier among those that data of this size would show if the
-truth were `e`: the replicates' noise is added to gaps of that size.
+so that percentile intervals miss the true error if a model is nearly calibrated. Here a true error
+`e` is in the interval if the observed error is no outlier among those expected at this sample size
+under `e`: the replicates' noise is added to gaps of that size.
 
-The truth is the binned error of endless data, in the same bins. The error alone does not say how
-it is spread over the bins, on which the bias depends. For `l2` the dependence is slight. For `l1`
-it is not, and no method can be exact for every spread. The upper end takes the gaps to be in
-proportion to those seen; the lower end also tries the bins alone where they stand out.
+The true error is the binned error of infinite data, in the same bins. The bias also depends on how
+the error is distributed over the bins. For `l2` the dependence is slight. For `l1` it is not, and
+no method can be exact for every distribution. The upper end assumes gaps in proportion to the
+observed ones; the lower end also tries only the bins with clear gaps.
 
 Simulated (`python -m experiments.interval_coverage`, 1000 problems a line, 200 to 20,000 examples,
 true `l1` errors of .02 to .1 spread in nine ways), 95 % intervals covered 92.6 to 97.2 % for `l1`
@@ -34,17 +34,17 @@ from calmoe_jax.calibration.metrics.binning import ReliabilityBins
 _Norm = Literal["l1", "l2"]
 
 _BISECTIONS = 24
-# Gaps of fewer standard errors are taken for noise where that makes the error smaller.
+# Gaps of fewer standard errors are treated as noise if that makes the error smaller.
 _NOISE = 2.0
-# Examples added to each bin, of the variance that its mean confidence claims.
+# Pseudo-examples added to each bin, with the variance implied by its mean confidence.
 _CLAIMED = 3
 
 
 class _Problem(NamedTuple):
-    """Observed bins, and what varies from data set to data set.
+    """Observed bins, and their sampling variation.
 
     Attributes:
-        share: share of each bin in the weight.
+        share: share of each bin in the total weight.
         gap: mean confidence minus accuracy of each bin.
         shares: the share in each replicate.
         noise: error of the gap in each replicate.
@@ -73,16 +73,16 @@ def calibration_error(
         key: random key.
         bins: sums of each bin (see `reliability_bins`, `top_label_bins`).
         norm: `l1` for the expected, `l2` for the root mean square calibration error (square all
-            three numbers for the squared one); static. For `max` no honest interval is known.
-        level: share of data sets on which the interval should cover the truth, in (0, 1).
+            three numbers for the squared one); static. No valid interval is known for `max`.
+        level: nominal coverage of the interval, in (0, 1).
         num_replicates: number of replicates, at least 1.
 
     Returns:
         The value is the true error under which the observed one would be the median: an estimate
-        without the upward bias, 0 where the observed error is no larger than a calibrated model's
-        would be. The interval holds 0 unless the observed error is above all but
-        `(1 - level) / 2` of what a calibrated model would show. All NaN where the bins hold the
-        weight of one example or less.
+        without the upward bias, 0 if the observed error is no larger than that expected of a
+        calibrated model. The interval contains 0 unless the observed error is above the
+        `1 - (1 - level) / 2` quantile of a calibrated model. All NaN if the effective weight of
+        the bins is that of one example or less.
 
     Raises:
         ValueError: if `norm` is neither, or a number out of range.
@@ -114,7 +114,7 @@ def clustered_calibration_error(
     level: float = 0.95,
     num_replicates: int = 1000,
 ) -> Interval:
-    """Interval of the calibration error where whole clusters are drawn.
+    """Interval of the calibration error for clustered examples.
 
     As `calibration_error`, with the noise of a bootstrap over clusters.
 
@@ -122,7 +122,7 @@ def clustered_calibration_error(
         key: random key.
         bins: sums of each bin in every cluster, clusters first (see `cluster_bins`).
         norm: `l1` for the expected, `l2` for the root mean square calibration error; static.
-        level: share of data sets on which the interval should cover the truth, in (0, 1).
+        level: nominal coverage of the interval, in (0, 1).
         num_replicates: number of replicates, at least 1.
 
     Returns:
@@ -161,16 +161,16 @@ def squared_error_difference(
     """Interval of one model's squared calibration error minus another's, in pairs.
 
     The squared error `sum_b s_b g_b^2` (the square of the `l2` norm; the reliability term of the
-    Brier score, but for the spread of confidences inside bins) has an unbiased estimate for each
-    model, and a test for each difference. No honest interval is known for differences of the
-    others: where a model is nearly calibrated, their bias depends on what cannot be seen. Clusters
-    are drawn for both models alike; deal independent examples into a few hundred of them.
+    Brier score, except for the spread of confidences inside bins) has an unbiased estimate for each
+    model, and a test for each difference. No valid interval is known for differences of the other
+    errors: if a model is nearly calibrated, their bias depends on unknown quantities. The same
+    clusters are drawn for both models; divide independent examples into a few hundred clusters.
 
     Args:
         key: random key.
         first: sums of each bin in every cluster of one model, clusters first (`cluster_bins`).
         second: those of the other model on the same examples and clusters.
-        level: share of data sets on which the interval should cover the truth, in (0, 1).
+        level: nominal coverage of the interval, in (0, 1).
         num_replicates: number of replicates, at least 1.
 
     Returns:
@@ -224,10 +224,10 @@ def _differences(
     """The true differences under which the observed one is the median, and at both tails.
 
     Args:
-        problems: of both models.
-        observed: squared error of the first less that of the second.
+        problems: the problems of both models.
+        observed: squared error of the first model minus that of the second.
         both: their sum, without noise.
-        tail: chance left out at each end.
+        tail: probability of each tail.
     """
     shapes = [_of_error_one(problem, _as_seen(problem), "l2") for problem in problems]
     zero = jnp.zeros((), observed.dtype)
@@ -253,7 +253,7 @@ def _check(norm: str, level: float) -> None:
     check_level(level)
     if norm not in ("l1", "l2"):
         raise ValueError(
-            "norm must be l1 or l2 (no honest interval of another calibration error is known), "
+            "norm must be l1 or l2 (no valid interval of another calibration error is known), "
             f"got norm={norm!r}."
         )
 
@@ -280,8 +280,8 @@ def _cluster_problem(
 def _problem(key: jax.Array, bins: ReliabilityBins, replicates: ReliabilityBins) -> _Problem:
     gap = safe_divide(bins.residual, bins.weight)
     forecast = safe_divide(bins.confidence, bins.weight)
-    # The variance within a bin: what was seen over n - 1, and further examples of the variance
-    # that the forecast claims. One or two examples may happen to agree, and would know no noise.
+    # The variance within a bin: the sample variance, with pseudo-examples of the variance implied
+    # by the forecast, because one or two examples may agree by chance and have sample variance 0.
     size = safe_divide(jnp.square(bins.weight), bins.weight_square)
     freedom = size + (_CLAIMED - 1)
     seen = jnp.sqrt(size / freedom)
@@ -313,14 +313,14 @@ def _of_error_one(
 
 
 def _as_seen(problem: _Problem) -> Float[Array, " bins"]:
-    """The gaps that were seen; all alike where none was."""
+    """The observed gaps; all equal if they are all 0."""
     return jnp.where(jnp.all(problem.gap == 0), jnp.ones_like(problem.gap), problem.gap)
 
 
 def _observable(
     problem: _Problem, gaps: Float[Array, " bins"], norm: _Norm
 ) -> Float[Array, " replicates"]:
-    """Errors that data of this size would show if these were the true gaps."""
+    """Simulated observed errors at this sample size, given the true gaps."""
     return _norm_of(problem.shares, gaps[None] + problem.noise, norm)
 
 
@@ -329,7 +329,7 @@ def _smallest(
     low: Float[Array, ""],
     high: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """The smallest number in the bracket from which on it is enough, by bisection."""
+    """The smallest number in the bracket at which a monotone condition holds, by bisection."""
 
     def halve(
         _: Int[Array, ""] | int, bracket: tuple[Float[Array, ""], Float[Array, ""]]
@@ -347,7 +347,7 @@ def _inverted(problem: _Problem, norm: _Norm, level: float) -> Interval:
     zero = jnp.zeros((), observed.dtype)
 
     def error_where(shape: Float[Array, " bins"], chance: Float[Array, ""]) -> Float[Array, ""]:
-        """The smallest true error under which the observed one has that chance to be reached."""
+        """The smallest true error under which the observed one is reached with that probability."""
 
         def enough(error: Float[Array, ""]) -> Bool[Array, ""]:
             reached = _observable(problem, error * shape, norm) >= observed

@@ -1,9 +1,9 @@
 """Bootstrap intervals of means, scores, differences between two models, and any smooth statistic.
 
-Honest for what is a mean or a smooth function of means: accuracy, NLL, Brier score, signed gap,
-and differences of each. Not for calibration errors: they are biased upward, and replicates twice;
-`calibration_error` inverts a test for those that are binned, and no honest interval is known for
-the maximum and the smooth calibration error (compare the latter with its null level).
+Valid for means and smooth functions of means: accuracy, NLL, Brier score, signed gap, and their
+differences. Not for calibration errors, which are biased upward, and their replicates twice:
+`calibration_error` inverts a test for binned ones, and no valid interval is known for the maximum
+and the smooth calibration error (compare the latter with its null level).
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from calmoe_jax.calibration.intervals.bootstrap import (
 )
 from calmoe_jax.calibration.metrics.scores import log_losses, squared_distances, top_label
 
-# Independent examples are dealt at random into so many groups: as valid, and less to draw.
+# Independent examples are divided at random into this many groups: just as valid, and faster.
 _MOST_CLUSTERS = 1000
 
 _Probs = Float[Array, "examples classes"]
@@ -71,15 +71,14 @@ def mean(
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
         clusters: cluster of each example, in `[0, num_clusters)`: clusters are drawn whole. By
-            default examples are independent, and more than 1000 are dealt into 1000 groups at
-            random.
+            default examples are independent; more than 1000 are divided into 1000 random groups.
         num_clusters: number of clusters, at least 1; static, and given with `clusters`.
-        level: share of data sets on which the interval should cover the true mean, in (0, 1).
+        level: nominal coverage of the interval, in (0, 1).
         num_replicates: number of replicates, at least 1.
 
     Returns:
-        The mean and its interval. Without weight all three are NaN; with one cluster (or example)
-        that has weight, or a mean that is not finite, both ends are.
+        The mean and its interval. Without weight all three are NaN; if only one cluster (or
+        example) has weight, or the mean is not finite, both ends are NaN.
 
     Raises:
         ValueError: if a number is out of range, or only one of `clusters` and `num_clusters` is
@@ -126,12 +125,12 @@ def scores(
         clusters: cluster of each example (see `mean`).
         num_clusters: number of clusters; static.
         from_logits: whether `probs` holds logits or log probabilities.
-        level: share of data sets on which an interval should cover the truth, in (0, 1).
+        level: nominal coverage of the interval, in (0, 1).
         num_replicates: number of replicates, at least 1.
 
     Returns:
         An interval for each score; see the scores and `mean` for empty and invalid cases.
-        With a handful of errors (or of right answers) those of accuracy are too short.
+        With only a few errors (or few correct predictions) those of accuracy are too short.
 
     Raises:
         ValueError: as `mean`.
@@ -166,7 +165,7 @@ def score_differences(
 ) -> ScoreIntervals:
     """Bootstrap intervals of the scores of one model minus those of another, in pairs.
 
-    Both are evaluated on the same draws, so that what makes examples hard cancels.
+    Both are evaluated on the same draws, so that the variation in difficulty cancels.
 
     Args:
         key: random key.
@@ -178,12 +177,12 @@ def score_differences(
         clusters: cluster of each example (see `mean`).
         num_clusters: number of clusters; static.
         from_logits: whether the predictions are logits or log probabilities.
-        level: share of data sets on which an interval should cover the truth, in (0, 1).
+        level: nominal coverage of the interval, in (0, 1).
         num_replicates: number of replicates, at least 1.
 
     Returns:
-        An interval for each difference; exactly [0, 0] for the same predictions. NaN for NLLs of
-        which one is infinite on an example of both.
+        An interval for each difference; exactly [0, 0] for equal predictions. That of the NLL is
+        NaN if both models have an infinite loss on an example.
 
     Raises:
         ValueError: as `mean`.
@@ -223,20 +222,20 @@ def statistic(
         statistic: from example weights to a value; close over the predictions and labels. It is
             called under `vmap`. It must be a smooth function of weighted means, or nearly so (an
             AUC, a fitted temperature, a quantile far from the extremes). For the maximum, the
-            smooth and the plain expected calibration error the interval is not honest: their bias
-            grows in every replicate, and no correction of quantiles undoes it.
-        weights: non-negative weight of each example, 0 where one does not count.
+            smooth and the plain expected calibration error the interval is not valid: their bias
+            grows in every replicate, and no correction of quantiles removes it.
+        weights: non-negative weight of each example; 0 if it does not count.
         clusters: cluster of each example, in `[0, num_clusters)`; by default every example is its
-            own.
+            own cluster.
         num_clusters: number of clusters, at least 1; static, and given with `clusters`.
-        level: share of data sets on which the interval should cover the truth, in (0, 1).
+        level: nominal coverage of the interval, in (0, 1).
         num_replicates: number of replicates, at least 1.
         chunk_size: replicates computed at once, at least 1; more take more memory.
 
     Returns:
-        The statistic and its interval. Both ends are NaN where one cluster (or example) has
-        weight, where the value or a replicate is NaN or infinite, and where the value lies
-        outside of all replicates: then the bootstrap does not describe it.
+        The statistic and its interval. Both ends are NaN if only one cluster (or example) has
+        weight, if the value or a replicate is NaN or infinite, and if the value is outside the
+        range of all replicates, where the bootstrap is not valid.
 
     Raises:
         ValueError: if a number is out of range, or only one of `clusters` and `num_clusters` is
@@ -286,7 +285,7 @@ def _given(clusters: _Clusters, num_clusters: int | None) -> tuple[Int[Array, " 
 
 
 def _scores(probs: _Probs, labels: _Labels, from_logits: bool) -> Float[Array, "examples scores"]:
-    """The score of each example alone, in the order of `ScoreIntervals`."""
+    """The scores of each example, in the order of `ScoreIntervals`."""
     confidence, correct = top_label(probs, labels, from_logits=from_logits)
     right = jnp.where(jnp.isnan(confidence), jnp.nan, correct.astype(confidence.dtype))
     losses = log_losses(probs, labels, from_logits=from_logits)
@@ -322,7 +321,7 @@ def _intervals_of_means(
     total = jnp.sum(weight)
     kept = jnp.where((weight == 0)[:, None], 0, values)
     mean = jnp.sum(kept * weight[:, None], axis=0) / total
-    # about the mean nothing cancels: constant values give an interval of width exactly 0
+    # relative to the mean nothing cancels: constant values give an interval of width exactly 0
     off = jnp.where((weight == 0)[:, None], 0, values - mean[None]) * weight[:, None]
     off, sizes = cluster_sums((off, weight), clusters, num_clusters=num_clusters)
     existing = sizes > 0

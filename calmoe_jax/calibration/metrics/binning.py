@@ -27,7 +27,7 @@ _Where = Bool[Array, " examples"] | None
 
 
 class ReliabilityBins(NamedTuple):
-    """Sums over the examples of each bin: all that a reliability diagram needs.
+    """Sums over the examples of each bin, for reliability diagrams and calibration errors.
 
     Attributes:
         weight: total example weight.
@@ -67,8 +67,8 @@ def reliability_bins(
         num_bins: number of bins, at least 1; static under `jax.jit`.
 
     Returns:
-        The sums. An empty bin is all zeros. A NaN confidence that counts makes every sum NaN:
-        it belongs to no bin, and must not vanish.
+        The sums. An empty bin is all zeros. A NaN confidence that counts makes every sum NaN, since
+        it belongs to no bin.
 
     Raises:
         ValueError: if `num_bins` is less than 1.
@@ -104,8 +104,8 @@ def top_label_bins(
         from_logits: whether `probs` holds logits or log probabilities.
 
     Returns:
-        The sums of each bin (see `reliability_bins`): what `calibration_error` and
-        `reliability_curve` take. For bins of equal mass see `equal_mass_bins`.
+        The sums of each bin (see `reliability_bins`), for `calibration_error` and
+        `reliability_curve`. For bins of equal mass see `equal_mass_bins`.
 
     Raises:
         ValueError: if `num_bins` is less than 1.
@@ -196,19 +196,19 @@ def sums_by_bin(
     where: Bool[Array, " examples"] | None = None,
     num_bins: int,
 ) -> ReliabilityBins:
-    """The sums of bins that were chosen somehow; for rules that are not of equal width.
+    """The sums of given bins, which need not have equal width.
 
     Args:
         index: bin of each example, in `[0, num_bins)`; anything where it does not count.
-        confidence: predicted probability of the event, NaN where it is none (see `event`).
+        confidence: predicted probability of the event, NaN where invalid (see `event`).
         outcome: whether the event happened, as a float.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
         num_bins: number of bins.
 
     Returns:
-        The sums, compensated: float32 is good for 1e-6 of the total weight up to 1e7 examples and
-        64 bins. All NaN where an example that counts is NaN.
+        The compensated sums: in float32 accurate to 1e-6 of the total weight for up to 1e7 examples
+        and 64 bins. All NaN if an example that counts is NaN.
     """
     dtype = confidence.dtype
     weight = example_weights(confidence.shape, weights, where, dtype)

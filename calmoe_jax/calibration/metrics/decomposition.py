@@ -1,4 +1,4 @@
-"""Proper scores taken apart: what is miscalibration, what is skill, what nobody could know."""
+"""Decompositions of proper scores into miscalibration, discrimination and uncertainty."""
 
 from typing import Literal, NamedTuple
 
@@ -18,7 +18,7 @@ class MurphyDecomposition(NamedTuple):
     Attributes:
         reliability: mean squared gap of the bins; 0 is best.
         resolution: variance of the bins' event frequencies; more is better.
-        uncertainty: variance of the outcome, which no forecast moves.
+        uncertainty: variance of the outcome, independent of the forecast.
     """
 
     reliability: Float[Array, "*batch"]
@@ -35,7 +35,7 @@ class BrierDecomposition(NamedTuple):
         score: the Brier score of the event, in [0, 1].
         reliability: mean squared gap of the bins; 0 is best.
         resolution: variance of the bins' event frequencies; more is better.
-        uncertainty: variance of the outcome, which no forecast moves.
+        uncertainty: variance of the outcome, independent of the forecast.
         within_variance: mean variance of the forecasts inside their bins.
         within_covariance: twice the mean covariance of forecast and outcome inside the bins.
     """
@@ -55,8 +55,8 @@ class CorpDecomposition(NamedTuple):
 
     Attributes:
         score: mean score of the forecast; for the logarithmic score in nats.
-        miscalibration: what the best monotone recalibration would gain; 0 is best.
-        discrimination: what that recalibrated forecast gains over the mean outcome.
+        miscalibration: gain of the best monotone recalibration; 0 is best.
+        discrimination: gain of the recalibrated forecast over the mean outcome.
         uncertainty: score of the mean outcome.
     """
 
@@ -72,7 +72,7 @@ def murphy_decomposition(bins: ReliabilityBins) -> MurphyDecomposition:
     With the share `s_b`, the mean confidence `f_b` and the event frequency `o_b` of each bin, and
     the event frequency `o` of all: `sum_b s_b (f_b - o_b)^2`, `sum_b s_b (o_b - o)^2` and
     `o (1 - o)`. `reliability - resolution + uncertainty` is exactly the Brier score of the forecast
-    that says `f_b` throughout bin b. It is not that of the forecast itself where a bin holds
+    with `f_b` for all examples of bin b. It is not that of the forecast itself if a bin holds
     different confidences: see `brier_decomposition`. Condition: that of the pairs that were binned.
 
     Args:
@@ -111,9 +111,9 @@ def brier_decomposition(
 ) -> BrierDecomposition:
     """The Brier score of an event in five parts that add up exactly (Murphy, Stephenson).
 
-    Besides Murphy's three, what binning hides: the variance of the forecasts inside their bins,
-    and twice their covariance with the outcome there. Without these two the identity holds only
-    where all confidences of a bin are equal. Condition: that of the event (top-label for the
+    Besides Murphy's three: the variance of the forecasts inside their bins, and twice their
+    covariance with the outcome there. Without these two the identity holds only if all confidences
+    of a bin are equal. Condition: that of the event (top-label for the
     confidence in the predicted class and its being right).
 
     Args:
@@ -190,7 +190,7 @@ def corp_decomposition(
         where: examples that count; all by default.
 
     Returns:
-        A `CorpDecomposition`. Equal confidences are recalibrated alike. With `log`, score and
+        A `CorpDecomposition`. Equal confidences are recalibrated equally. With `log`, score and
         miscalibration are infinite where what happened had probability 0. NaN where nothing
         counts, or a confidence or outcome that counts is outside [0, 1].
 
@@ -243,7 +243,7 @@ def _log(probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _times_log(share: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    """`share * log(probs)`, and 0 where the share is."""
+    """`share * log(probs)`, and 0 where `share` is 0."""
     return share * np.log(np.where(share > 0, probs, 1))
 
 

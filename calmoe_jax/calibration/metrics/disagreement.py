@@ -1,4 +1,4 @@
-"""The disagreement identity: what of a mixture's miscalibration is its experts' own."""
+"""The disagreement identity: splits a mixture's miscalibration by its experts."""
 
 from typing import NamedTuple
 
@@ -20,20 +20,20 @@ _Where = Bool[Array, " examples"] | None
 
 
 class DisagreementIdentity(NamedTuple):
-    """Miscalibration of a mixture, parted into its experts' disagreement and their own errors.
+    """Miscalibration of a mixture, split into disagreement and miscalibration of its experts.
 
     `aggregate = disagreement + sum_k view_k`, for any data.
 
     Attributes:
-        aggregate: `E <F, e_Y - F>`: 0 for a calibrated aggregate; above 0 it gives likely classes
-            too little, in the mean over classes by their probability (the plain gap of confidence
-            may have either sign).
+        aggregate: `E <F, e_Y - F>`: 0 for a calibrated aggregate; above 0 if it is under-confident,
+            averaged over classes by their probability (the top-label gap of confidence may have
+            either sign).
         disagreement: `E sum_k r_k |f_k - F|^2`, 0 or more.
-        difference: `aggregate - disagreement`: 0 where every expert is calibrated on its
+        difference: `aggregate - disagreement`: 0 if every expert is calibrated on its
             routing-weighted view.
-        standard_error: of the difference, for independent examples.
-        view: `E r_k <f_k, e_Y - f_k>` of each expert: 0 for one that is calibrated on its view,
-            below 0 for one that is over-confident there. They sum to the difference.
+        standard_error: standard error of the difference, for independent examples.
+        view: `E r_k <f_k, e_Y - f_k>` of each expert: 0 if it is calibrated on its view, below 0 if
+            it is over-confident there. They sum to the difference.
         view_error: standard error of each expert's view.
     """
 
@@ -54,17 +54,17 @@ def disagreement_identity(
     where: _Where = None,
     from_logits: bool = False,
 ) -> DisagreementIdentity:
-    """Parts a mixture's miscalibration into disagreement and its experts' own miscalibration.
+    """Splits a mixture's miscalibration into disagreement and miscalibration of its experts.
 
     For every example with label y and routing weights that sum to one,
 
         <F, e_y - F> = sum_k r_k |f_k - F|^2 + sum_k r_k <f_k, e_y - f_k>.
 
     If every expert is calibrated on its routing-weighted view (in the canonical or classwise
-    sense), the last sum has mean 0, and `E <F, e_Y - F>` is the experts' disagreement: then only
-    an aggregate of experts that agree is calibrated. A `difference` within two or three standard
-    errors of 0 is what such experts show; beyond, `view` says which ones are miscalibrated
-    themselves, and whether their errors add to the disagreement or cancel it.
+    sense), the last sum has mean 0, and `E <F, e_Y - F>` is the experts' disagreement: then the
+    aggregate is calibrated only if the experts agree. A `difference` within two or three standard
+    errors of 0 is consistent with calibrated experts; otherwise `view` shows which experts are
+    miscalibrated, and whether their errors add to the disagreement or cancel it.
 
     Args:
         expert_probs: each expert's class probabilities (or logits, with `from_logits`).
@@ -79,7 +79,7 @@ def disagreement_identity(
 
     Returns:
         A `DisagreementIdentity`; means over the weights. For hard routing the disagreement is 0.
-        NaN where nothing counts, or where what counts holds NaN, a row that is no distribution, a
+        NaN if no example counts, or if one that counts has NaN, a row that is not a distribution, a
         negative routing weight or a label outside the classes; standard errors are NaN for a
         single example. An expert may be NaN where its weight is 0.
 

@@ -1,4 +1,4 @@
-"""Bins that hold equal weight, with a rule for ties that no order of the examples can change."""
+"""Bins of equal weight, with ties handled independently of the order of the examples."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def equal_mass_bins(
     check_at_least("num_bins", num_bins, 1)
     confidence, outcome = event(confidence, outcome)
     weight = example_weights(confidence.shape, weights, where, confidence.dtype)
-    # what does not count has weight 0, and so splits no group and moves no middle
+    # examples that do not count have weight 0, and so affect no mid-rank
     level, weight, outcome = jax.lax.sort(
         (confidence, weight, outcome), num_keys=1, is_stable=False
     )
@@ -78,7 +78,7 @@ def mass_index(
 def middle_weights(
     level: Float[Array, " examples"], weight: Float[Array, " examples"]
 ) -> tuple[Float[Array, " examples"], Float[Array, ""]]:
-    """Weight below the middle of each one's group of ties, and in all; of sorted levels."""
+    """Weight below the middle of each level's group of ties, and in total; for sorted levels."""
     size = level.shape[0]
     if size == 0:
         return weight, jnp.zeros((), weight.dtype)

@@ -1,8 +1,7 @@
 """Calibration errors of bins: by how much probabilities and frequencies differ.
 
-The bins say which condition is measured (see `binning`), and these functions in which norm, plain
-or without what chance adds. `expected_calibration_error` is what most look for, from probabilities
-at once.
+The bins determine the condition that is measured (see `binning`), these functions the norm, plain
+or debiased. `expected_calibration_error` is the common choice, directly from probabilities.
 """
 
 from typing import Literal
@@ -16,7 +15,7 @@ from calmoe_jax._numerics import example_weights, safe_divide
 from calmoe_jax.calibration.metrics.binning import ReliabilityBins, reliability_bins
 from calmoe_jax.calibration.metrics.scores import top_label, total_weight
 
-# An effective number of examples this little above 1 says nothing of their spread.
+# With an effective number of examples this close to 1 their variance is unknown.
 _LEAST_SPREAD = 1e-3
 
 
@@ -33,7 +32,7 @@ def expected_calibration_error(
 
     `sum_b |sum_{i in b} w_i (conf_i - correct_i)| / sum_i w_i`. Condition: top-label (confidence
     calibration): `P(Y = yhat | max F = p) = p`. The same as
-    `calibration_error(top_label_bins(probs, labels))`, without the sums that it does not need.
+    `calibration_error(top_label_bins(probs, labels))`, without the unused sums.
 
     Args:
         probs: class probabilities (or logits, with `from_logits`).
@@ -60,7 +59,7 @@ def expected_calibration_error(
     confidence, correct = top_label(probs, labels, from_logits=from_logits)
     bins = reliability_bins(confidence, correct, weights=weights, where=where, num_bins=num_bins)
     weight = example_weights(confidence.shape, weights, where, confidence.dtype)
-    # not the sum of bins.weight: under jit those sums, half of the work, then are not made
+    # not the sum of bins.weight: under jit these sums, half of the work, are then eliminated
     return jnp.sum(jnp.abs(bins.residual)) / total_weight(weight, weights, where)
 
 
@@ -102,7 +101,7 @@ def calibration_error(
         return jnp.sum(jnp.abs(bins.residual), axis=-1) / total
     gap = safe_divide(bins.residual, bins.weight)
     if norm == "max":
-        # max over bins loses NaN on some backends, and no weight must not give 0
+        # max over bins loses NaN on some backends, and without weight the result must be NaN
         return jnp.where(total > 0, jnp.max(jnp.abs(gap), axis=-1), jnp.nan)
     square = jnp.sum(gap * bins.residual, axis=-1) / total
     zero = square == 0
@@ -110,7 +109,7 @@ def calibration_error(
 
 
 def debiased_calibration_error(bins: ReliabilityBins) -> Float[Array, "*batch"]:
-    """Calibration error (L1) of binned sums, less an estimate of what chance adds to it.
+    """Debiased calibration error (L1) of binned sums.
 
     The gap `g` of a bin is its true gap plus noise, and noise raises `|g|`. With the noise taken
     as normal of the estimated standard deviation `s`, redrawing it around `g` would raise `|g|`
@@ -127,8 +126,8 @@ def debiased_calibration_error(bins: ReliabilityBins) -> Float[Array, "*batch"]:
         bins: sums of each bin; leading axes are a batch.
 
     Returns:
-        The error, below the plain one; it may be negative, since clipping would bring bias back.
-        A bin with one example (effectively) cannot tell error from noise and adds 0. NaN where
+        The error, below the plain one; it may be negative, since clipping would reintroduce bias.
+        A bin with effectively one example does not separate error from noise and adds 0. NaN where
         the bins hold no weight.
 
     Example:
@@ -152,7 +151,7 @@ def debiased_calibration_error(bins: ReliabilityBins) -> Float[Array, "*batch"]:
 
 
 def debiased_squared_calibration_error(bins: ReliabilityBins) -> Float[Array, "*batch"]:
-    """Squared calibration error (L2) of binned sums, without what chance adds to it.
+    """Debiased squared calibration error (L2) of binned sums.
 
     `sum_b s_b (g_b^2 - v_b)` with the share `s_b`, the gap `g_b` and the estimated variance `v_b`
     of the gap of each bin (see `debiased_calibration_error`). For equal weights it is
@@ -167,7 +166,7 @@ def debiased_squared_calibration_error(bins: ReliabilityBins) -> Float[Array, "*
 
     Returns:
         The squared error, at most 1; it may be negative, as an unbiased estimate of 0 must. A bin
-        with one example (effectively) adds 0. NaN where the bins hold no weight.
+        with effectively one example adds 0. NaN where the bins hold no weight.
 
     Example:
         >>> bins = reliability_bins(jnp.full(4, 0.5), jnp.array([1.0, 1.0, 1.0, 0.0]))

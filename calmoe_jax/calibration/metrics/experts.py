@@ -1,6 +1,6 @@
-"""Calibration of a mixture and of its experts, each on the examples that the router gives it.
+"""Calibration of a mixture and of its experts, each on its routed examples.
 
-An expert is judged on its *view* of the data: every example counts for it by a view weight.
+An expert is evaluated on its *view* of the data: every example counts with a view weight.
 The routing weights themselves are the routing-weighted view, `chosen_region` of them is the view of
 a hard-routed expert; ones where they are above 0 are that of an expert among the top k.
 """
@@ -45,7 +45,7 @@ class ExpertCalibration(NamedTuple):
         classwise: expected calibration error of each class, averaged over the classes.
         gap: mean confidence minus accuracy; above 0 is over-confident.
         load: mean view weight of an example; for routing weights that sum to one these are the
-            experts' shares of the data. 0: the expert sees nothing, and its errors are NaN.
+            experts' shares of the data. An expert with load 0 has NaN errors.
         effective_examples: Kish's number of examples in the view, `(sum v)^2 / sum v^2`. Noise
             alone makes a binned error up to about `0.4 sqrt(bins / effective_examples)`.
     """
@@ -64,7 +64,7 @@ class MixtureErrors(NamedTuple):
         aggregate: error of the aggregate `F = sum_k r_k f_k`.
         experts: error of each expert on its routing-weighted view; NaN without load.
         expert_mean: mean of the experts' errors by load.
-        gap: `aggregate - expert_mean`: what mixing adds (above 0) or averages away (below 0).
+        gap: `aggregate - expert_mean`: the error that mixing adds (above 0) or removes (below 0).
     """
 
     aggregate: Float[Array, ""]
@@ -74,12 +74,12 @@ class MixtureErrors(NamedTuple):
 
 
 class MixtureCalibration(NamedTuple):
-    """Calibration of a mixture, of its experts, and how sure its router is.
+    """Calibration of a mixture and of its experts, and the confidence of its router.
 
     Attributes:
-        top_label: errors of confidence in the predicted class, each model's own.
+        top_label: errors of the confidence in each model's predicted class.
         classwise: errors of the probability of each class, averaged over the classes.
-        load: share of the routing weight that each expert gets.
+        load: share of the routing weight of each expert.
         router_confidence: mean largest routing weight, in [1 / experts, 1]; 1 for hard routing.
         routing_entropy: mean Shannon entropy of the routing weights, in nats.
     """
@@ -100,8 +100,8 @@ def chosen_region(
         routing_weights: non-negative weight of each expert.
 
     Returns:
-        One-hot rows, at least float32; ties go to the lower expert. A row of zeros stays one (the
-        example is nobody's); a row with NaN is NaN.
+        One-hot rows, at least float32; ties go to the lower expert. A row of zeros stays zero (the
+        example belongs to no expert); a row with NaN is NaN.
 
     Example:
         >>> chosen_region(jnp.array([[0.2, 0.8], [0.5, 0.5]]))
@@ -111,7 +111,7 @@ def chosen_region(
     weights = at_least_float32(routing_weights)
     largest = largest_or_nan(weights)
     chosen = jax.nn.one_hot(jnp.argmax(weights, axis=-1), weights.shape[-1], dtype=weights.dtype)
-    # compilers take zeros of a one-hot row for zeros, whatever they are multiplied with
+    # compilers may fold products with the zeros of a one-hot row to 0, even for NaN factors
     chosen = jnp.where((largest > 0)[..., None], chosen, 0)
     return jnp.where(jnp.isnan(largest)[..., None], jnp.nan, chosen)
 
@@ -128,8 +128,8 @@ def expert_bins(
 ) -> ReliabilityBins:
     """Reliability sums of every expert's predicted class, on its view of the data.
 
-    An example counts for expert k by `w v_k`: its own weight times its view weight. Condition:
-    top-label, of the expert's own predicted class.
+    An example has weight `w v_k` for expert k: its weight times its view weight. Condition:
+    top-label, for the class that the expert predicts.
 
     Args:
         expert_probs: each expert's class probabilities (or logits, with `from_logits`).
@@ -188,10 +188,10 @@ def expert_calibration(
     Args:
         expert_probs: each expert's class probabilities (or logits, with `from_logits`).
         routing_weights: view weight of each example for each expert, non-negative; rows need not
-            sum to one. With `chosen_region` of them every expert is judged on its own region,
-            where its weight is the largest: the condition under which a hard-routed mixture is
-            calibrated, and stays so under every shift that keeps the labels' law at each expert
-            and confidence.
+            sum to one. With `chosen_region` of them every expert is evaluated on the region where
+            its weight is the largest: the condition under which a hard-routed mixture is
+            calibrated, and stays so under every shift that keeps the distribution of labels given
+            expert and confidence.
         labels: class of each example, in `[0, classes)`.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
@@ -199,7 +199,7 @@ def expert_calibration(
         from_logits: whether `expert_probs` holds logits or log probabilities.
 
     Returns:
-        An `ExpertCalibration`. An expert without load has load 0 and NaN errors. Where nothing
+        An `ExpertCalibration`. An expert without load has load 0 and NaN errors. If no example
         counts all is NaN. An expert may be NaN where its weight is 0.
 
     Raises:
@@ -257,9 +257,9 @@ def mixture_calibration(
 ) -> MixtureCalibration:
     """Calibration errors of the aggregate and of its experts, and the router's confidence.
 
-    The gap between them says whether calibrating the experts can be enough: calibrated experts
-    (`expert_mean` near 0) whose aggregate is not calibrated disagree. With hard routing the gap is
-    never above 0: residuals of different experts in one bin may cancel.
+    The gap between them shows whether calibrating the experts is sufficient: if the experts are
+    calibrated (`expert_mean` near 0) and the aggregate is not, they disagree. With hard routing the
+    gap is never above 0: residuals of different experts in one bin may cancel.
 
     Args:
         expert_probs: each expert's class probabilities (or logits, with `from_logits`).
@@ -294,7 +294,7 @@ def mixture_calibration(
     probs = computed(probabilities(expert_probs, from_logits=from_logits), routing)
     aggregate = mix(probs, routing)
     if min(jnp.finfo(x.dtype).bits for x in (expert_probs, routing_weights)) < 32:
-        # sums that are right in the coarser dtype are off by more than float32 allows
+        # valid sums in the coarser dtype differ from 1 by more than the float32 tolerance
         aggregate = aggregate / jnp.sum(aggregate, axis=-1, keepdims=True)
     experts = expert_calibration(
         expert_probs,
@@ -332,7 +332,7 @@ def _view_weights(
 
 
 def computed(probs: _ExpertProbs, routing: _Routing) -> _ExpertProbs:
-    """Zeros where an expert has no weight: it adds nothing, and may not have been computed."""
+    """Zeros where an expert has no weight, since it may not have been computed there."""
     return jnp.where(routing[..., None] == 0, 0, probs)
 
 

@@ -1,4 +1,4 @@
-"""Kernel calibration errors: all pairs of examples compared, no bins; and a test with a p-value."""
+"""Kernel calibration errors over pairs of examples, without bins, and a test of calibration."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from calmoe_jax._checks import check_at_least, check_positive
 from calmoe_jax._numerics import at_least_float32, example_weights
 from calmoe_jax.calibration._inputs import class_labels, event, probabilities
 
-# Examples along each side of the tiles that all pairs are cut into.
+# Number of examples along each side of a tile of pairs.
 _BLOCK = 256
 
 
@@ -38,8 +38,8 @@ def maximum_mean_calibration_error(
     """Differentiable calibration error by a Laplacian kernel (MMCE).
 
     `sqrt(sum_ij w_i w_j r_i r_j exp(-|p_i - p_j| / b)) / sum_i w_i` with `r_i = p_i - y_i`: the
-    largest mean of `r f(p)` over functions f in the unit ball of the kernel's space. All pairs
-    count, an example with itself too, so it is biased upward. The kernel decays along sorted
+    largest mean of `r f(p)` over functions f in the unit ball of the kernel's RKHS. All pairs
+    count, including an example with itself, so it is biased upward. The kernel decays along sorted
     confidences, so one sort and one scan give the sum over all pairs in memory O(n). Condition:
     that of the event (top-label for the confidence in the predicted class and its being right).
 
@@ -53,7 +53,7 @@ def maximum_mean_calibration_error(
     Returns:
         The error, in [0, 1]; NaN where nothing counts, or a confidence or outcome that counts is
         outside [0, 1]. Its gradient is finite everywhere, and zero where the error is 0. Between
-        equal confidences the kernel has a kink; the gradient is then one from a side.
+        equal confidences the kernel has a kink; the gradient is then one-sided.
 
     Raises:
         ValueError: if `bandwidth` is not above 0.
@@ -74,7 +74,7 @@ def maximum_mean_calibration_error(
     order = jnp.argsort(level)
     level, residual = level[order], residual[order]
     decay = jnp.exp((_shift(level, level[:1]) - level) / bandwidth)
-    # what the examples below hold here: s_i = d_i (s_{i-1} + r_{i-1})
+    # the contribution of the examples below: s_i = d_i (s_{i-1} + r_{i-1})
     _, below = jax.lax.associative_scan(_chain, (decay, decay * _shift(residual)))
     square = jnp.sum(residual * (residual + 2 * below)) / jnp.square(jnp.sum(weight))
     zero = square <= 0  # so that NaN is not
@@ -84,7 +84,7 @@ def maximum_mean_calibration_error(
 def _shift(
     values: Float[Array, " examples"], first: Float[Array, " first"] | None = None
 ) -> Float[Array, " examples"]:
-    """The value of the row before; `first`, or 0, before the first row."""
+    """The value of the previous row; `first`, or 0, for the first row."""
     first = jnp.zeros_like(values[:1]) if first is None else first
     return jnp.concatenate([first, values[:-1]])
 
@@ -160,7 +160,7 @@ def kernel_test(
     """Tests whether a forecast is calibrated, by the squared kernel calibration error.
 
     The hypothesis: the examples are independent, and each label is drawn from its own forecast.
-    So labels are drawn from the forecasts, again and again, and the p-value is
+    So labels are repeatedly drawn from the forecasts, and the p-value is
     `(1 + #{T_b >= T}) / (1 + replicates)` with `T` the observed statistic and `T_b` that of a
     draw. Under the hypothesis the observed labels are one more draw, so the test holds its level
     at any number of examples; no asymptotics of a degenerate statistic are needed. Condition:
@@ -219,7 +219,7 @@ def _counted(
     where: Bool[Array, " examples"] | None,
     from_logits: bool,
 ) -> tuple[Float[Array, "examples classes"], Float[Array, " examples"]]:
-    """Probabilities, NaN in rows that poison and 0 in rows that do not count; and weights."""
+    """Probabilities, NaN in invalid rows and 0 in rows that do not count; and weights."""
     weight = example_weights(labels.shape, weights, where, at_least_float32(probs).dtype)
     counted = (weight != 0)[:, None]
     # before the softmax too: its gradient at NaN is NaN, even of a row that does not count
@@ -256,7 +256,7 @@ def _unbiased(
     ) -> tuple[tuple[Float[Array, " replicates"], Float[Array, ""]], None]:
         row, column = pair
         kernel = _gaussian(probs[row], probs[column], bandwidth)
-        # a pair of blocks stands for its mirror image, and no example is its own partner
+        # a pair of blocks also counts for its transpose, and no example is paired with itself
         twice = jnp.where(row == column, 1 - jnp.eye(side, dtype=kernel.dtype), 2)
         smoothed = jnp.einsum(
             "ij,jrc->irc", kernel * twice, residuals(column), precision=jax.lax.Precision.HIGHEST

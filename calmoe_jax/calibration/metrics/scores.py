@@ -1,9 +1,9 @@
-"""How good and how honest predicted probabilities are, in scores of the whole of them.
+"""Scores of predicted probabilities: accuracy, log loss, Brier score, confidence gap.
 
-Every function takes `weights=` (of examples), `where=` (a mask), and `from_logits=`, which says
-that the first argument holds logits or log probabilities; it is never guessed. The empty case is
-the same for all: **no weight, no value: NaN**. So is what cannot be scored: a row that counts
-and is no distribution, or whose label is outside the classes, makes every value NaN.
+Every function takes `weights=` (of examples), `where=` (a mask), and `from_logits=`, whether the
+first argument holds logits or log probabilities; it is never guessed. Without weight every value is
+NaN. Invalid examples give NaN too: a row that counts and is not a distribution, or whose label is
+outside the classes, makes every value NaN.
 """
 
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def top_label(
 
     Returns:
         `(confidence, correct)`. Ties go to the lower class. The confidence is NaN where the row
-        is no distribution (see `calibration.inputs`) or the label is outside the classes.
+        is not a distribution or the label is outside the classes.
 
     Raises:
         TypeError: if the labels are not integers.
@@ -65,7 +65,7 @@ def top_label(
         probs = probabilities(probs, from_logits=True)
     largest, index, valid = largest_class(probs)
     valid &= (labels >= 0) & (labels < probs.shape[-1])
-    # one NaN is enough: the rest of a bad row is not looked at
+    # one NaN is enough: the rest of an invalid row is not used
     confidence = jnp.where(valid, jnp.where(largest > 1, 1, largest), jnp.nan)
     return confidence, index == labels
 
@@ -168,8 +168,8 @@ def log_losses(
     if from_logits:
         return 0 - pick_label(log_probabilities(probs), labels)
     chance = pick_label(at_least_float32(probs), labels)
-    # the logarithm sees no 0 and no NaN, whose gradient of a row that does not count were NaN;
-    # what rounding put above 1 is 1
+    # without 0 and NaN inside the logarithm, whose gradient would be NaN even for rows that do not
+    # count; values above 1 by rounding become 1
     inside = (chance > 0) & (chance <= 1)
     losses = 0 - jnp.log(jnp.where(inside, chance, 1))
     losses = jnp.where(chance == 0, jnp.inf, losses)

@@ -1,4 +1,4 @@
-"""Smooth calibration errors: no hard bins, so that they vary smoothly with the predictions."""
+"""Smooth calibration errors: without hard bins, so they vary smoothly with the predictions."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_positive, check_range
-from calmoe_jax._numerics import example_weights, safe_divide
+from calmoe_jax._numerics import AxisName, example_weights, psum, safe_divide
 from calmoe_jax.calibration._inputs import event
 
-# Points of the grid that residuals are spread over, and halvings of the bandwidth's bracket.
+# Number of grid points for the residuals, and of bisection steps for the bandwidth.
 _GRID = 2048
 _HALVINGS = 24
 # Share of the examples below which a soft bin does not count.
@@ -30,11 +30,11 @@ class SmoothCalibrationError(NamedTuple):
 
 
 class SmoothNullLevel(NamedTuple):
-    """What a smooth calibration error would be if the forecast were perfectly calibrated.
+    """Smooth calibration error expected of a perfectly calibrated forecast.
 
     Attributes:
         mean: mean of the error.
-        quantile: the error that is exceeded in one of twenty samples, say.
+        quantile: quantile of the error, by default the 95 % quantile.
     """
 
     mean: Float[Array, ""]
@@ -49,7 +49,7 @@ def smooth_calibration_error(
     weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
 ) -> SmoothCalibrationError:
-    """Calibration error smoothed by a Gaussian kernel, which may choose its own bandwidth (smECE).
+    """Calibration error smoothed by a Gaussian kernel with an automatic bandwidth (smECE).
 
     For bandwidth `s` the error is `int_0^1 |mean_i K_s(t, p_i) (p_i - y_i)| dt`, with `K_s` a
     Gaussian reflected at 0 and 1. The automatic bandwidth is the fixed point at which error and
@@ -106,8 +106,8 @@ def smooth_null_level(
 ) -> SmoothNullLevel:
     """The smooth calibration error of the same forecast if it were perfectly calibrated.
 
-    Draws each outcome with its forecast probability, again and again, and takes the error of each
-    draw (consistency resampling). An observed error below the quantile is no evidence against
+    Repeatedly draws each outcome with its forecast probability, and takes the error of each draw
+    (consistency resampling). An observed error below the quantile is no evidence against
     calibration. One replicate costs one `smooth_calibration_error`; they run one by one.
 
     Args:
@@ -198,7 +198,7 @@ def _spread(
     # the cell to the left of the first stands for it, that to the right of the last likewise
     index = jnp.where(jnp.isnan(lower), 0, lower).astype(jnp.int32) + 1
     empty = jnp.zeros(_GRID + 1, values.dtype)
-    # two sums that do not wait for each other: a CPU runs them side by side
+    # two independent sums: a CPU runs them in parallel
     left = empty.at[index].add(values * (1 - share), mode="promise_in_bounds")
     right = empty.at[index].add(values * share, mode="promise_in_bounds")
     return left[1:].at[0].add(left[0]) + right[:-1].at[-1].add(right[-1])
@@ -212,6 +212,7 @@ def soft_binned_error(
     bin_temperature: float = 0.01,
     weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     """Differentiable calibration error with soft membership in bins (SB-ECE, L2).
 
@@ -227,10 +228,11 @@ def soft_binned_error(
         bin_temperature: softness `T` of the membership, in squared probability, above 0.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
+        axis_name: device axis that the examples are sharded over.
 
     Returns:
         The error, in [0, 1], with a finite gradient everywhere (zero where the error is 0); 0
-        where nothing counts, so that a penalty of an empty batch is none. NaN where a confidence
+        where nothing counts, so that the penalty of an empty batch is 0. NaN where a confidence
         or outcome that counts is outside [0, 1].
 
     Raises:
@@ -253,10 +255,11 @@ def soft_binned_error(
     membership = weight[:, None] * jax.nn.softmax(
         -jnp.square(level[:, None] - centres[None, :]) / bin_temperature, axis=-1
     )
-    total = jnp.sum(membership)
+    total = psum(jnp.sum(membership), axis_name)
     sums = jnp.stack([jnp.sum(membership, axis=0), jnp.sum(membership * residual[:, None], axis=0)])
+    sums = psum(sums, axis_name)
     share, residuals = safe_divide(sums, jnp.broadcast_to(total, sums.shape))
-    # far bins hold next to nothing: dividing by it would overflow the gradient
+    # distant bins have a tiny share: dividing by it would overflow the gradient
     held = ~(share <= _LEAST_SHARE)  # so that NaN is held
     square = jnp.sum(jnp.square(jnp.where(held, residuals, 0)) / jnp.where(held, share, 1))
     zero = square == 0

@@ -1,4 +1,4 @@
-"""Calibration in the worst case: of the groups that exist, and of the reweightings that might."""
+"""Worst-case calibration: over groups of examples, and over reweightings of bins."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class WorstGroup(NamedTuple):
 
     Attributes:
         value: the largest error of a group that holds weight.
-        group: the group that has it; -1 where there is none.
+        group: the group with the largest error; -1 if there is none.
         errors: the error of every group; NaN for a group without weight.
     """
 
@@ -32,7 +32,7 @@ class WorstReweighting(NamedTuple):
 
     Attributes:
         value: the error.
-        density: how many times as often each bin occurs under the reweighting as it did.
+        density: ratio of the weight of each bin under the reweighting to its original weight.
     """
 
     value: Float[Array, "*batch"]
@@ -54,7 +54,7 @@ def worst_group(
 
     `max_g ECE(examples of group g)` over the groups that hold weight, with equal-width bins.
     Condition: top-label within each group: `P(Y = yhat | max F = p, G = g) = p`. Small groups have
-    large errors by chance alone, and the maximum finds them: compare groups of like size.
+    large errors by chance, which the maximum picks up: compare groups of similar size.
 
     Args:
         probs: class probabilities (or logits, with `from_logits`).
@@ -98,7 +98,7 @@ def worst_group(
         )
         return calibration_error(bins), jnp.sum(jnp.where(groups == group, weight, 0))
 
-    # one by one: side by side the masks would take memory of examples times groups
+    # one by one: all masks at once would take memory of examples times groups
     errors, held = jax.lax.map(one_group, jnp.arange(num_groups))
     outside = jnp.any((weight != 0) & ((groups < 0) | (groups >= num_groups)))
     holding = held != 0
@@ -120,15 +120,15 @@ def worst_reweighting(
     distributions `q` with `q_b <= s_b / alpha`. That is the conditional value at risk of the
     gaps: their mean over the share `alpha` of the examples whose bins are worst. It lies between
     the expected error (`alpha = 1`) and the maximum one (`alpha` towards 0). Condition: that of
-    the pairs that were binned. The shifts it covers move confidences only: how often a forecast
-    of a bin comes true stays.
+    the pairs that were binned. It covers shifts of the confidences only: the event frequency given
+    the bin does not change.
 
     Args:
         bins: sums of each bin; leading axes are a batch.
-        alpha: least share of the examples that the reweighting rests on, in (0, 1].
+        alpha: smallest fraction of the examples that holds all the new weight, in (0, 1].
 
     Returns:
-        A `WorstReweighting`, exact; of bins with equal gaps the lower is filled first. A bin
+        The exact `WorstReweighting`; of bins with equal gaps the lower is filled first. A bin
         without weight has density 0. NaN where the bins hold no weight, or are NaN.
 
     Raises:
@@ -150,7 +150,7 @@ def worst_reweighting(
     gap = jnp.abs(safe_divide(bins.residual, bins.weight))
     order = jnp.argsort(-gap, axis=-1)
     sorted_share = jnp.take_along_axis(share, order, axis=-1)
-    # taking a share off the sum that holds it would lose the digits of a small alpha
+    # subtracting a share from a sum that contains it would lose the digits of a small alpha
     before = jnp.cumulative_sum(sorted_share, axis=-1, include_initial=True)[..., :-1]
     taken = jnp.clip(alpha - before, 0, sorted_share) / alpha
     mass = jnp.take_along_axis(taken, jnp.argsort(order, axis=-1), axis=-1)

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from calmoe_jax.data._images import image_task
-from calmoe_jax.data.task import Task, hash_order
+from calmoe_jax.data._order import hash_order
+from calmoe_jax.data.task import Task
 
 DIGITS_SOURCE = "scikit-learn's load_digits (UCI optical digits), CC BY 4.0; Alpaydin, Kaynak"
 
@@ -13,8 +14,8 @@ DIGITS_SOURCE = "scikit-learn's load_digits (UCI optical digits), CC BY 4.0; Alp
 def load_digits(_: Path | None = None) -> Task:
     """scikit-learn's 1,797 handwritten digits, 8x8, and their corruptions.
 
-    Rows are split at random, 60 % train, 15 % calibration, 25 % test. The 13 writers are not told
-    apart in this data, so that the in-distribution test has the writers of the training set.
+    Rows are split at random, 60 % train, 15 % calibration, 25 % test. The data does not
+    say which of the 13 writers wrote a digit, so the test split has the writers of training.
     """
     from sklearn.datasets import load_digits as sklearn_digits
 

@@ -1,4 +1,4 @@
-"""`portal`: name a desert rodent from its measurements, and go on doing so for 25 years.
+"""`portal`: identify desert rodents from their measurements, over 25 years.
 
 The embedded table holds all 30,676 captures of the Portal Project (Arizona, 1977 to 2002) that have
 sex, hindfoot length and weight, as in Data Carpentry's teaching table (R package `ratdat`); CC0,
@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from calmoe_jax.data import _files as files
-from calmoe_jax.data.task import Split, Task, ambiguous_subset, hash_order
+from calmoe_jax.data._order import hash_order
+from calmoe_jax.data.ambiguity import ambiguous_subset
+from calmoe_jax.data.task import Split, Task
 
 SOURCE = "Portal Project teaching database, CC0; Ernest, Brown, Valone, White; embedded"
 
 # The eleven most frequent species with full measurements, except Chaetodipus baileyi (PB): it
-# first appears in 1995, so that nothing could learn it.
+# first appears in 1995, after all training data.
 SPECIES = {
     "DM": "Dipodomys merriami",
     "PP": "Chaetodipus penicillatus",
@@ -46,8 +48,8 @@ _PLOT_TYPES = (
 _SHIFTS = ((1990, 1993), (1994, 1997), (1998, 2002))
 _LAST_TRAINING_YEAR = 1989
 _NEW_PERIOD_AFTER = datetime.timedelta(days=7)
-# Rounded means and deviations of the training years; constants, so that no platform's summation
-# order enters the features.
+# Rounded means and deviations of the training years; constants, so that the features do not depend
+# on a platform's order of summation.
 _WEIGHT, _WEIGHT_SCALE = 52.0, 42.0
 _HINDFOOT, _HINDFOOT_SCALE = 32.0, 10.0
 

@@ -1,1 +1,1 @@
-"""Tasks whose files lie in a folder of the user's."""
+"""Tasks whose files are in the user's data folder."""

@@ -6,7 +6,9 @@ import numpy as np
 
 from calmoe_jax.data import _files as files
 from calmoe_jax.data._images import image_split, image_task, resize
-from calmoe_jax.data.task import CorruptDataError, Split, Task, hash_order
+from calmoe_jax.data._order import hash_order
+from calmoe_jax.data.errors import CorruptDataError
+from calmoe_jax.data.task import Split, Task
 
 DIGITS16_SOURCE = "MNIST (LeCun, Cortes, Burges), USPS (Hull 1994), optdigits (Alpaydin, Kaynak)"
 FASHION_SOURCE = "Fashion-MNIST, MIT; Xiao, Rasul, Vollgraf"
@@ -38,7 +40,7 @@ def load_digits16(data_dir: Path | None) -> Task:
     """MNIST at 16x16 to train on; USPS, optdigits and corruptions as shifts.
 
     MNIST is cut to its central 20x20 pixels and resized, optdigits is resized, so that digits
-    fill the frame alike. A tenth of the training images is for calibration.
+    fill the frame equally. A tenth of the training images is for calibration.
     """
     images, labels, rows = _read_mnist_like(data_dir, "mnist")
     images = resize(images[:, 4:24, 4:24], 16)

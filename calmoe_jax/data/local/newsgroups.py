@@ -1,4 +1,4 @@
-"""`newsgroups`: which branch of Usenet a post is from; some groups of each were never seen.
+"""`newsgroups`: the branch of Usenet that a post is from, with unseen groups as shifts.
 
 20 Newsgroups by date (Lang 1995; this edition by Cardoso-Cachopo): the test file is later than the
 training file. The classes are the four branches with several groups, `comp`, `rec`, `sci` and
@@ -7,11 +7,11 @@ words of their name with a group trained on (comp.sys.mac.hardware, rec.sport.ho
 talk.politics.misc; none of them is of `sci`), cousins only one. alt.atheism, misc.forsale and
 soc.religion.christian are alone in their branch and left out.
 
-A text counts once. Posts sent to several groups have no single label and are left out; of other
+Duplicates are removed. Posts sent to several groups have no single label and are left out; of other
 copies the one in the training file is kept. So no text is in two splits; but replies quote posts,
 periodic postings change by a few words (19 of the 3,491 test posts share nine tenths of their rarer
-words with a training post), and threads are not marked in this data. Every post is a cluster of its
-own, and intervals are a little too narrow for it.
+words with a training post), and threads are not marked in this data. Every post is its own cluster,
+so intervals are slightly too narrow.
 """
 
 from collections.abc import Iterator
@@ -20,15 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from calmoe_jax.data import _files as files
+from calmoe_jax.data._order import hash_order
+from calmoe_jax.data.ambiguity import ambiguous_subset
+from calmoe_jax.data.errors import CorruptDataError
 from calmoe_jax.data.local.text import with_features
-from calmoe_jax.data.task import (
-    CorruptDataError,
-    Kind,
-    Split,
-    Task,
-    ambiguous_subset,
-    hash_order,
-)
+from calmoe_jax.data.task import Kind, Split, Task
 
 SOURCE = "20 Newsgroups by date, research use; Lang, Rennie, Cardoso-Cachopo"
 FILES = ("newsgroups/train.tsv.gz", "newsgroups/test.tsv.gz")
@@ -96,7 +92,6 @@ def load(data_dir: Path | None) -> Task:
             kind=kind,
             inputs=np.array(rows, object),
             labels=np.array(labels, np.int32),
-            clusters=np.arange(len(rows), dtype=np.int32),
             description=what,
         )
 
@@ -126,13 +121,13 @@ def load(data_dir: Path | None) -> Task:
 
 
 def _direction(split: Split) -> np.ndarray:
-    """Features without their length, which tells long posts from short ones."""
+    """Features scaled to unit length, which removes the effect of a post's length."""
     length = np.linalg.norm(split.inputs, axis=1, keepdims=True)
     return np.rint(_STEPS * split.inputs / np.maximum(length, 1e-6)).astype(np.int64)
 
 
 def _read(path: Path) -> Iterator[tuple[str, str]]:
-    """Group and text of each line, runs of blanks made one."""
+    """Group and text of each line, with runs of white space collapsed."""
     try:
         lines = files.read_gzip(path).decode().split("\n")
     except UnicodeDecodeError as error:

@@ -1,7 +1,7 @@
-"""`sentiment`: negative, neutral or positive, as people rated it; from tweets to other domains.
+"""`sentiment`: negative, neutral or positive, by human ratings; from tweets to other domains.
 
 23,703 short texts of four domains, each rated from -4 to 4 by 15 to 99 people (Hutto and Gilbert,
-ICWSM 2014, "VADER"). The label is what most raters say, below 0, at 0 or above; where two shares
+ICWSM 2014, "VADER"). The label is what most raters say, below 0, at 0 or above; if two shares
 are equally large the text is neutral. It is derived from the raw ratings: the published means of
 195 tweets are not those of their own ratings.
 
@@ -9,8 +9,8 @@ Trained on tweets; the shifts are reviews of products, reviews of films (of whic
 and editorials (46 %). About 200 tweets were made up as variants of others, most in capitals or
 with exclamation marks: tweets of the same words are one cluster, and clusters are never split (a
 variant with another adverb, some twenty, is not recognised). In the other domains the sentences of
-a review or an article are a cluster (film reviews are not told apart: each sentence is its own),
-and a text whose words were there already is left out.
+a review or an article are a cluster (of film reviews, which have no numbers, each sentence is one),
+and texts that repeat the words of an earlier one are left out.
 """
 
 import html
@@ -23,8 +23,10 @@ from typing import NamedTuple
 import numpy as np
 
 from calmoe_jax.data import _files as files
+from calmoe_jax.data._order import hash_order
+from calmoe_jax.data.errors import CorruptDataError
 from calmoe_jax.data.local.text import with_features
-from calmoe_jax.data.task import CorruptDataError, Split, Task, hash_order
+from calmoe_jax.data.task import Split, Task
 
 SOURCE = "VADER's rated texts, MIT; Hutto and Gilbert 2014"
 FILES = ("sentiment4/hutto_ICWSM_2014.tar.gz",)
@@ -65,7 +67,7 @@ class _Rated(NamedTuple):
 
     @property
     def label(self) -> int:
-        """What most say; neutral where two shares are equally large."""
+        """The most frequent class; neutral if two shares are equally large."""
         most = [i for i, share in enumerate(self.shares) if share == max(self.shares)]
         return most[0] if len(most) == 1 else _CLASSES.index("neutral")
 
@@ -74,7 +76,7 @@ def load(data_dir: Path | None) -> Task:
     """Reads the archive, in memory.
 
     Of the tweets, a quarter is the in-distribution test and a tenth is for calibration. Hard: test
-    tweets of which less than 70 % of the raters say the same.
+    tweets for which less than 70 % of the raters agree.
 
     Features: see `calmoe_jax.data.local.text`. The order of lines in a file does not matter.
     """
@@ -142,7 +144,7 @@ def _read(path: Path) -> dict[str, list[_Rated]]:
         alone = set(texts) ^ set(ratings)
         if alone:
             raise CorruptDataError(
-                f"{path}: every text of {stem} must have ratings and the other way round, but "
+                f"{path}: every text of {stem} must have ratings and vice versa, but "
                 f"{min(alone)} has not."
             )
         domains[name] = []
@@ -169,7 +171,7 @@ def _members(stem: str) -> tuple[str, str]:
 
 
 def _tables(path: Path) -> dict[str, dict[str, str]]:
-    """By file of the archive and by number: the last column. Nothing is unpacked to the disk."""
+    """The last column by file of the archive and by number; nothing is written to disk."""
     tables = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(files.read_gzip(path)), mode="r:") as archive:
@@ -183,12 +185,12 @@ def _tables(path: Path) -> dict[str, dict[str, str]]:
     except KeyError as error:
         raise CorruptDataError(f"{path} lacks the file {error.args[0]}.") from error
     except tarfile.TarError as error:
-        raise CorruptDataError(f"{path} is not a whole tar archive: {error}.") from error
+        raise CorruptDataError(f"{path} is not a complete tar archive: {error}.") from error
     return tables
 
 
 def _table(where: str, text: str, columns: int) -> dict[str, str]:
-    """First to last column."""
+    """The last column by the first."""
     table: dict[str, str] = {}
     for line, row in enumerate(text.split("\n"), start=1):
         if not row.strip():
@@ -200,7 +202,7 @@ def _table(where: str, text: str, columns: int) -> dict[str, str]:
                 f"got {row[:40]!r}."
             )
         if cells[0] in table:
-            raise CorruptDataError(f"{where}, line {line}: number {cells[0]} is there twice.")
+            raise CorruptDataError(f"{where}, line {line}: number {cells[0]} occurs twice.")
         table[cells[0]] = cells[-1]
     if not table:
         raise CorruptDataError(f"{where} must hold texts, got none.")

@@ -1,11 +1,11 @@
-"""A convolution whose gradients XLA's CPU compiler also runs fast inside loops.
+"""A convolution whose gradients are fast on CPU inside loops too.
 
-XLA:CPU brings convolutions to the one form that it has a fast kernel for (batch, height, width,
-features; height, width, in, out) only at the top level of a program. The gradients of
-`jax.lax.conv_general_dilated` are of other forms, and inside `scan`, `map` or `cond` they run
-element by element: a ResNet-18 step took 13 s there instead of 0.3 s (16 images, jax 0.10.2 and
-0.12). Here both gradients are written in forms that need no rewriting: the input's as a
-convolution with the flipped kernel, the kernel's as one matrix product for each of its positions.
+XLA:CPU has a fast kernel for one layout of convolutions (batch, height, width, features; height,
+width, in, out), and rewrites others to it only at the top level of a program. The gradients of
+`jax.lax.conv_general_dilated` have other layouts; inside `scan`, `map` or `cond` they run element
+by element: a ResNet-18 step took 13 s there instead of 0.3 s (16 images, jax 0.10.2 and 0.12).
+Here both gradients need no rewriting: the input's is a convolution with the flipped kernel, the
+kernel's one matrix product for each of its positions.
 Like every `custom_vjp` it has no forward-mode derivative.
 """
 
@@ -31,7 +31,7 @@ def loop_friendly_conv(
         x: images.
         kernel: weights, of odd or even size.
         stride: step of the window in both directions, at least 1.
-        padding: zeros on each side of both directions, less than the kernel's size.
+        padding: zeros on both sides of each direction, less than the kernel's size.
 
     Returns:
         The convolved images.

@@ -1,1 +1,1 @@
-"""The dual of entropy balancing, solved."""
+"""A solver for the dual of entropy balancing."""

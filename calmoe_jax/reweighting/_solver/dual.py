@@ -15,27 +15,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._kernels import kernel
-from calmoe_jax._numerics import AxisName
+from calmoe_jax._numerics import AxisName, pmax, psum
 from calmoe_jax.reweighting._solver.linear import solve_semidefinite
-from calmoe_kernels import dual, selection
+from calmoe_kernels import selection
+from calmoe_kernels.xla import dual
 
-# Up to how much longer than the potentials, and one, a step may be.
+# Largest length of a step, as a multiple of one plus the length of the potentials.
 _LONGEST = 20.0
-# Share of the tolerance that is aimed at.
+# Fraction of the tolerance at which the search stops.
 _AIM = 0.2
-# A kernel of its own pays from this many examples on; fewer are XLA's, also under `vmap`.
+# A kernel is faster from this many examples on; fewer use XLA, also under `vmap`.
 _LEAST_FOR_KERNEL = 2**15
 
 
-class Problem(NamedTuple):
-    """What is minimised.
+class DualProblem(NamedTuple):
+    """The problem to minimise.
 
     Attributes:
-        columns: constraints, 0 at the targets in units of their own.
-        scores: log of what an example weighs without potentials; -inf for none.
-        ridge: at least 0.
-        slack: by how much each column may miss its target, at least 0.
+        columns: standardised constraints, 0 at the targets.
+        scores: log weight of each example without potentials; -inf for weight 0.
+        ridge: coefficient of the ridge penalty, at least 0.
+        slack: distance by which each column may miss its target, at least 0.
     """
 
     columns: dual.Columns
@@ -44,20 +44,20 @@ class Problem(NamedTuple):
     slack: Float[Array, " m"]
 
 
-class Found(NamedTuple):
-    """Where a search stands.
+class DualState(NamedTuple):
+    """State of a search.
 
     Attributes:
         potentials: `v`.
         value: `F(v)`.
         mean: `E_w a`.
         residual: largest violation of optimality, in units of the columns.
-        second: Hessian, or what secants have made of one.
-        direction: of the next step.
-        size: share of it to try next, on the way to a start.
-        damping: what is added to the Hessian's diagonal.
+        second: Hessian, or its secant approximation.
+        direction: direction of the next step.
+        size: step size to try next.
+        damping: added to the Hessian's diagonal.
         separated: whether `a_i v` is above 0 for every example: no weights meet the targets.
-        slow: whether the last step brought little; a Hessian from elsewhere is then not enough.
+        slow: whether the last step made little progress; a kept Hessian is then not good enough.
         num_steps: passes over the columns.
     """
 
@@ -79,30 +79,30 @@ def log_sum(scores: Float[Array, " examples"], axis_name: AxisName) -> Float[Arr
     total = jax.nn.logsumexp(scores) if scores.shape[0] else jnp.full((), -jnp.inf, scores.dtype)
     if axis_name is None:
         return total
-    peak = jax.lax.pmax(total, axis_name)
+    peak = pmax(total, axis_name)
     peak = jnp.where(jnp.isneginf(peak), 0, peak)
-    shares = jax.lax.psum(jnp.exp(total - peak), axis_name)
+    shares = psum(jnp.exp(total - peak), axis_name)
     return jnp.where(shares == 0, -jnp.inf, jnp.log(jnp.where(shares == 0, 1, shares))) + peak
 
 
 def begin(
-    problem: Problem,
+    problem: DualProblem,
     start: Float[Array, " m"],
     second: Float[Array, "m m"] | None = None,
     *,
     axis_name: AxisName = None,
-) -> Found:
-    """A search that stands at 0 and will first go to a start.
+) -> DualState:
+    """A search at 0 that first tries given potentials.
 
     Args:
-        problem: what to minimise.
+        problem: the problem to minimise.
         start: potentials to try first; 0 where they are not finite.
-        second: a Hessian for a search that keeps it.
-        axis_name: device axis that the examples are spread over.
+        second: a Hessian, for a search that keeps it.
+        axis_name: device axis that the examples are sharded over.
     """
     dtype, zeros = problem.scores.dtype, jnp.zeros_like(problem.slack)
     size = zeros.shape[0]
-    return Found(
+    return DualState(
         potentials=zeros,
         value=log_sum(problem.scores, axis_name),
         mean=zeros,
@@ -117,138 +117,161 @@ def begin(
     )
 
 
+class _Search(NamedTuple):
+    """The constants of a search; see `minimise`."""
+
+    problem: DualProblem
+    keep: bool
+    axis_name: AxisName
+    implementation: str | None
+
+
 def minimise(
-    problem: Problem,
-    found: Found,
+    problem: DualProblem,
+    found: DualState,
     *,
     keep: bool,
     tolerance: float,
     max_steps: int | Int[Array, ""],
     axis_name: AxisName = None,
     implementation: str | None = None,
-) -> Found:
+) -> DualState:
     """Minimises the dual.
 
     Args:
-        problem: what to minimise; at least one example must count.
-        found: where to go on from.
-        keep: whether to go on with its Hessian, which secants correct, so that no second moments
-            are needed; the search ends where that is not good enough.
-        tolerance: of the residual; less is aimed at.
+        problem: the problem to minimise; at least one example must count.
+        found: state to continue from.
+        keep: whether to keep its Hessian, corrected by secants, so that no second moments are
+            needed; the search ends when that is not good enough.
+        tolerance: tolerance of the residual; the search aims below it.
         max_steps: passes over the columns, at most.
-        axis_name: device axis that the examples are spread over.
-        implementation: of the passes.
+        axis_name: device axis that the examples are sharded over.
+        implementation: implementation of the passes.
 
     Returns:
-        Where it ended.
+        The final state.
     """
-    dtype = problem.scores.dtype
-    epsilon = float(jnp.finfo(dtype).eps)
-    size = found.potentials.shape[0]
+    search = _Search(problem, keep, axis_name, implementation)
 
-    def evaluate(potentials: jax.Array, known: jax.Array) -> Found:
-        stats = _moments(problem, potentials, not keep, axis_name, implementation)
-        value = stats.log_sum + jnp.sum(
-            0.5 * problem.ridge * potentials**2 + problem.slack * jnp.abs(potentials)
-        )
-        if stats.second is None:
-            hessian = known
-        else:
-            covariance = stats.second - stats.mean[:, None] * stats.mean[None]
-            # as much as rounding may have taken away
-            lost = 8 * epsilon * jnp.diagonal(stats.second)
-            hessian = covariance + jnp.diag(lost + problem.ridge)
-        gradient = _subgradient(problem, potentials, stats.mean)
-        reach = stats.reach + jnp.sum(problem.slack * jnp.abs(potentials))
-        margin = 100 * epsilon * jnp.sum(jnp.abs(potentials))
-        return Found(
-            potentials=potentials,
-            value=value,
-            mean=stats.mean,
-            residual=jnp.max(jnp.abs(gradient), initial=0),
-            second=hessian,
-            direction=jnp.zeros(size, dtype),
-            size=jnp.ones((), dtype),
-            damping=jnp.zeros((), dtype),
-            separated=(reach < -margin) & (problem.ridge == 0),
-            slow=jnp.zeros((), bool),
-            num_steps=jnp.zeros((), jnp.int32),
-        )
-
-    def step(old: Found) -> Found:
-        gradient = _subgradient(problem, old.potentials, old.mean)
-        trial = old.potentials + old.size * old.direction
-        sign = jnp.where(old.potentials == 0, -jnp.sign(gradient), jnp.sign(old.potentials))
-        trial = jnp.where((problem.slack > 0) & (trial * sign < 0), 0, trial)
-        new = evaluate(trial, old.second)
-        # nothing is promised of the way from 0 to a start
-        first = jnp.isinf(old.residual)
-        promised = jnp.where(first, 0, jnp.sum(gradient * (trial - old.potentials)))
-        noise = 16 * epsilon * (1 + jnp.abs(old.value))
-        lower = new.value <= old.value + 1e-4 * promised + noise
-        # where rounding hides the value, the residual decides
-        nearer = (jnp.abs(promised) > noise) | (new.residual < old.residual)
-        taken = lower & nearer & jnp.isfinite(new.residual)
-        slow = ~taken | (~first & (new.residual > 0.5 * old.residual))
-        if keep:
-            moved = jnp.where(first, 0, trial - old.potentials)
-            change = problem.ridge * moved - (new.mean - old.mean)
-            new = new._replace(second=_secant(old.second, moved, change))
-        chosen = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, old)
-        least = 0.05 * chosen.residual
-        damping = jnp.where(taken, old.damping / 8, jnp.maximum(8 * old.damping, least))
-        damping = jnp.where(taken & (damping < 0.02 * least), 0, damping)
-        # before anything was taken there is a start to go to, and no direction of Newton's
-        still = first & ~taken
-        size_left = jnp.where(still, old.size / 4, 1)
-        towards = jnp.where(size_left > 0.01, old.direction, 0)  # else the start is of no use
-        return chosen._replace(
-            direction=jnp.where(still, towards, aim(chosen, damping)),
-            size=size_left,
-            damping=jnp.where(still, 0, damping),
-            slow=slow,
-            num_steps=old.num_steps + 1,
-        )
-
-    def aim(at: Found, damping: jax.Array) -> jax.Array:
-        gradient = _subgradient(problem, at.potentials, at.mean)
-        active = (at.potentials != 0) | (gradient != 0) | (problem.slack == 0)
-        damped = at.second + damping * jnp.eye(size, dtype=dtype)
-        direction = -solve_semidefinite(damped, gradient, active)
-        longest = _LONGEST * (1 + jnp.max(jnp.abs(at.potentials), initial=0))
-        norm = jnp.max(jnp.abs(direction), initial=0)
-        return direction * jnp.minimum(1, longest / jnp.where(norm > 0, norm, 1))
-
-    def unfinished(found: Found) -> Bool[Array, ""]:
+    def unfinished(found: DualState) -> Bool[Array, ""]:
         useful = ~found.slow if keep else True
         return _unfinished(found, tolerance) & useful & (found.num_steps < max_steps)
 
-    return jax.lax.while_loop(unfinished, step, found._replace(slow=jnp.zeros((), bool)))
+    start = found._replace(slow=jnp.zeros((), bool))
+    return jax.lax.while_loop(unfinished, partial(_step, search), start)
+
+
+def _evaluate(
+    search: _Search, potentials: Float[Array, " m"], known: Float[Array, "m m"]
+) -> DualState:
+    """Value, gradient and Hessian at some potentials; `known` is the Hessian that may be kept."""
+    problem, dtype = search.problem, search.problem.scores.dtype
+    epsilon = float(jnp.finfo(dtype).eps)
+    stats = _moments(problem, potentials, not search.keep, search.axis_name, search.implementation)
+    value = stats.log_sum + jnp.sum(
+        0.5 * problem.ridge * potentials**2 + problem.slack * jnp.abs(potentials)
+    )
+    if stats.second is None:
+        hessian = known
+    else:
+        covariance = stats.second - stats.mean[:, None] * stats.mean[None]
+        # the rounding error of the value
+        lost = 8 * epsilon * jnp.diagonal(stats.second)
+        hessian = covariance + jnp.diag(lost + problem.ridge)
+    gradient = _subgradient(problem, potentials, stats.mean)
+    reach = stats.reach + jnp.sum(problem.slack * jnp.abs(potentials))
+    margin = 100 * epsilon * jnp.sum(jnp.abs(potentials))
+    return DualState(
+        potentials=potentials,
+        value=value,
+        mean=stats.mean,
+        residual=jnp.max(jnp.abs(gradient), initial=0),
+        second=hessian,
+        direction=jnp.zeros(potentials.shape[0], dtype),
+        size=jnp.ones((), dtype),
+        damping=jnp.zeros((), dtype),
+        separated=(reach < -margin) & (problem.ridge == 0),
+        slow=jnp.zeros((), bool),
+        num_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def _step(search: _Search, old: DualState) -> DualState:
+    """Tries a step, takes it if it helps, and chooses the next one."""
+    problem = search.problem
+    epsilon = float(jnp.finfo(problem.scores.dtype).eps)
+    gradient = _subgradient(problem, old.potentials, old.mean)
+    trial = old.potentials + old.size * old.direction
+    sign = jnp.where(old.potentials == 0, -jnp.sign(gradient), jnp.sign(old.potentials))
+    trial = jnp.where((problem.slack > 0) & (trial * sign < 0), 0, trial)
+    new = _evaluate(search, trial, old.second)
+    # the step from 0 to the start need not decrease the value steadily
+    first = jnp.isinf(old.residual)
+    promised = jnp.where(first, 0, jnp.sum(gradient * (trial - old.potentials)))
+    noise = 16 * epsilon * (1 + jnp.abs(old.value))
+    lower = new.value <= old.value + 1e-4 * promised + noise
+    # where rounding hides the value, the residual decides
+    nearer = (jnp.abs(promised) > noise) | (new.residual < old.residual)
+    taken = lower & nearer & jnp.isfinite(new.residual)
+    slow = ~taken | (~first & (new.residual > 0.5 * old.residual))
+    if search.keep:
+        moved = jnp.where(first, 0, trial - old.potentials)
+        change = problem.ridge * moved - (new.mean - old.mean)
+        new = new._replace(second=_secant(old.second, moved, change))
+    chosen = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, old)
+    least = 0.05 * chosen.residual
+    damping = jnp.where(taken, old.damping / 8, jnp.maximum(8 * old.damping, least))
+    damping = jnp.where(taken & (damping < 0.02 * least), 0, damping)
+    # before the first accepted step the direction leads to the start and is not a Newton step
+    still = first & ~taken
+    size_left = jnp.where(still, old.size / 4, 1)
+    towards = jnp.where(size_left > 0.01, old.direction, 0)  # otherwise the start is discarded
+    return chosen._replace(
+        direction=jnp.where(still, towards, _direction(problem, chosen, damping)),
+        size=size_left,
+        damping=jnp.where(still, 0, damping),
+        slow=slow,
+        num_steps=old.num_steps + 1,
+    )
+
+
+def _direction(
+    problem: DualProblem, at: DualState, damping: Float[Array, ""]
+) -> Float[Array, " m"]:
+    """Newton's step, damped and of bounded length."""
+    gradient = _subgradient(problem, at.potentials, at.mean)
+    active = (at.potentials != 0) | (gradient != 0) | (problem.slack == 0)
+    size, dtype = at.potentials.shape[0], problem.scores.dtype
+    damped = at.second + damping * jnp.eye(size, dtype=dtype)
+    direction = -solve_semidefinite(damped, gradient, active)
+    longest = _LONGEST * (1 + jnp.max(jnp.abs(at.potentials), initial=0))
+    norm = jnp.max(jnp.abs(direction), initial=0)
+    return direction * jnp.minimum(1, longest / jnp.where(norm > 0, norm, 1))
 
 
 def minimise_sparingly(
-    problem: Problem,
-    found: Found,
+    problem: DualProblem,
+    found: DualState,
     *,
     tolerance: float,
     max_steps: int,
     axis_name: AxisName = None,
     implementation: str | None = None,
-) -> Found:
-    """Minimises the dual with few second moments, where they take most of a pass.
+) -> DualState:
+    """Minimises the dual with few evaluations of the Hessian, for problems where it is expensive.
 
-    A Hessian, corrected by secants, is kept as long as steps take away half of the residual.
+    A Hessian, corrected by secants, is kept as long as steps halve the residual.
 
     Args:
         problem: as for `minimise`.
-        found: where to go on from, with a Hessian to begin with.
+        found: state to continue from, with a Hessian to start with.
         tolerance: as for `minimise`.
         max_steps: as for `minimise`.
         axis_name: as for `minimise`.
         implementation: as for `minimise`.
 
     Returns:
-        Where it ended.
+        The final state.
     """
     go = partial(
         minimise,
@@ -258,10 +281,10 @@ def minimise_sparingly(
         implementation=implementation,
     )
 
-    def unfinished(found: Found) -> Bool[Array, ""]:
+    def unfinished(found: DualState) -> Bool[Array, ""]:
         return _unfinished(found, tolerance) & (found.num_steps < max_steps)
 
-    def renew(found: Found) -> Found:
+    def renew(found: DualState) -> DualState:
         found = go(found, keep=False, max_steps=found.num_steps + 1)
         return go(found, keep=True, max_steps=max_steps)
 
@@ -271,26 +294,26 @@ def minimise_sparingly(
 def _secant(
     hessian: Float[Array, "m m"], moved: Float[Array, " m"], change: Float[Array, " m"]
 ) -> Float[Array, "m m"]:
-    """The Hessian of Broyden, Fletcher, Goldfarb and Shanno: right along the last step."""
+    """The BFGS update of the Hessian: exact along the last step."""
     along, expected = jnp.sum(moved * change), hessian @ moved
     energy = jnp.sum(moved * expected)
-    # far enough from rounding that the matrix stays positive
+    # well above rounding errors, so that the matrix stays positive definite
     sound = (along > 1e-3 * energy) & (energy > 0)
     new = change[:, None] * change[None] / jnp.where(sound, along, 1)
     old = expected[:, None] * expected[None] / jnp.where(sound, energy, 1)
     return jnp.where(sound, hessian + new - old, hessian)
 
 
-def _unfinished(found: Found, tolerance: float) -> Bool[Array, ""]:
-    # a direction that must be damped so much leads nowhere
+def _unfinished(found: DualState, tolerance: float) -> Bool[Array, ""]:
+    # with this much damping no step makes progress
     stuck = (found.size < 1e-3) | (found.damping > 1e8 * found.residual)
-    # near enough, and rounding allows no more
+    # close enough, and rounding prevents further progress
     stuck |= found.slow & (found.residual <= tolerance)
     return (found.residual > _AIM * tolerance) & ~found.separated & ~stuck
 
 
 def _subgradient(
-    problem: Problem, potentials: Float[Array, " m"], mean: Float[Array, " m"]
+    problem: DualProblem, potentials: Float[Array, " m"], mean: Float[Array, " m"]
 ) -> Float[Array, " m"]:
     """The smallest subgradient: 0 at the minimum."""
     smooth = problem.ridge * potentials - mean
@@ -299,7 +322,7 @@ def _subgradient(
 
 
 def _moments(
-    problem: Problem,
+    problem: DualProblem,
     potentials: Float[Array, " m"],
     with_second: bool,
     axis_name: AxisName,
@@ -308,7 +331,7 @@ def _moments(
     name = "moments" if with_second else "means"
     attempts = {"xla": getattr(dual, name)}
     if len(problem.scores) >= _LEAST_FOR_KERNEL or implementation == "triton":
-        attempts["triton"] = kernel("gpu.dual", name)
+        attempts["triton"] = selection.lazy("triton.dual", name)
     args = problem.columns, problem.scores, potentials
-    result: dual.Moments = selection.run(attempts, implementation, *args)
+    result: dual.Moments = selection.run(attempts, implementation, *args, operation=name)
     return result if axis_name is None else dual.over_devices(result, axis_name)

@@ -12,49 +12,49 @@ from calmoe_jax.reweighting._solver.linear import solve_semidefinite
 from calmoe_jax.reweighting._solver.problem import (
     Inputs,
     divergence,
+    log_weights_at,
     ridge_of,
     standard_sum,
     standardise,
-    tilted_log_weights,
 )
 
 
 def differentiable_log_weights(
     inputs: Inputs,
     where: Bool[Array, " examples"] | None,
-    found: _dual.Found,
+    found: _dual.DualState,
     eta: Float[Array, ""],
     axis_name: AxisName,
 ) -> Float[Array, " examples"]:
     """Log weights whose derivatives are those of the solution.
 
     One Newton step from the solution, with a Jacobian that is a constant: the step is 0, and its
-    derivative what the implicit function theorem says.
+    derivative that of the implicit function theorem.
 
     Args:
         inputs: the problem, not yet constant for gradients.
         where: examples that count.
         found: its solution, in standard units.
         eta: the solution's inverse temperature.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
     """
-    task = standardise(inputs, where, axis_name)
+    problem = standardise(inputs, where, axis_name)
     potentials = found.potentials
-    tilt = eta * jax.lax.stop_gradient(task.signal_scale)
+    tilt = eta * jax.lax.stop_gradient(problem.signal_scale)
 
-    log_weights_of = partial(tilted_log_weights, task, axis_name=axis_name)
+    log_weights_of = partial(log_weights_at, problem, axis_name=axis_name)
 
     def violation(potentials: jax.Array, tilt: jax.Array) -> Float[Array, " unknowns"]:
         log_weights = log_weights_of(tilt, potentials)
-        mean = psum(standard_sum(jnp.exp(log_weights), task.columns), axis_name)
-        stationary = mean - ridge_of(inputs, task, tilt) * potentials
+        mean = psum(standard_sum(jnp.exp(log_weights), problem.columns), axis_name)
+        stationary = mean - ridge_of(inputs, problem, tilt) * potentials
         if inputs.radius is None:
             return stationary
-        kl = divergence(log_weights, task.log_base, axis_name)
+        kl = divergence(log_weights, problem.log_base, axis_name)
         return jnp.append(stationary, kl - inputs.radius)
 
-    if inputs.eta is not None:  # of the same value, and it may carry a derivative
-        tilt = inputs.eta * jax.lax.stop_gradient(task.signal_scale)
+    if inputs.eta is not None:  # the same value, but it may carry a derivative
+        tilt = inputs.eta * jax.lax.stop_gradient(problem.signal_scale)
     # forward derivatives: a column for each unknown
     jacobian = jax.jacfwd(violation, argnums=(0, 1))(potentials, jax.lax.stop_gradient(tilt))
     if inputs.radius is None:

@@ -1,4 +1,4 @@
-"""Small symmetric systems that may be singular."""
+"""Solves small symmetric systems that may be singular."""
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ def solve_semidefinite(
     """Solves `matrix x = right` by elimination, for a symmetric positive semidefinite matrix.
 
     Unknowns outside `active` are left out: their `x` is 0. Pivots are taken to be no less than
-    rounding can tell from 0. So of collinear columns the first ones do the work where the system
-    has a solution, and where it has none the last ones get large.
+    rounding distinguishes from 0. So of collinear columns the first ones do the work where the
+    system has a solution, and where it has none the last ones get large.
 
     Args:
         matrix: symmetric, positive semidefinite.

@@ -1,15 +1,14 @@
-"""Entropy balancing in units of its own: what the solver works on, and what is read off it."""
+"""Entropy balancing in standard units: the solver's inputs, and quantities of its solution."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._numerics import AxisName, psum
+from calmoe_jax._numerics import AxisName, pmax, psum
 from calmoe_jax.reweighting._solver import dual as _dual
-from calmoe_kernels import dual
+from calmoe_kernels.xla import dual
 
 # Problems of at least this many examples start from the solution for one in so many of them.
 _LARGE = 2**16
@@ -17,7 +16,7 @@ _ONE_IN = 16
 
 
 class Inputs(NamedTuple):
-    """What is given of a problem, in one dtype; see `entropy_balance`."""
+    """The arguments of a problem, in one dtype; see `entropy_balance`."""
 
     signal: Float[Array, " examples"]
     constraints: Float[Array, "examples m"]
@@ -29,14 +28,15 @@ class Inputs(NamedTuple):
     slack: Float[Array, " m"]
 
 
-class Task(NamedTuple):
+class StandardProblem(NamedTuple):
     """The problem in standard units.
 
     Attributes:
         columns: constraints and their units.
         log_base: log of the base weights.
-        signal: at most 0, in units of `signal_scale`; `-inf` for examples that must not count.
-        signal_scale: its unit.
+        signal: signal minus its maximum, in units of `signal_scale`; `-inf` for examples that must
+            not count.
+        signal_scale: unit of the signal.
     """
 
     columns: dual.Columns
@@ -47,20 +47,20 @@ class Task(NamedTuple):
 
 def standardise(
     inputs: Inputs, where: Bool[Array, " examples"] | None, axis_name: AxisName
-) -> Task:
-    """Brings a problem to standard units.
+) -> StandardProblem:
+    """Converts a problem to standard units.
 
     Args:
         inputs: the problem.
         where: examples that count.
-        axis_name: device axis that the examples are spread over.
+        axis_name: device axis that the examples are sharded over.
     """
     signal, columns = inputs.signal, inputs.constraints
     log_base = jnp.zeros_like(signal) if inputs.weights is None else jnp.log(inputs.weights)
     if where is not None:
         log_base = jnp.where(where, log_base, -jnp.inf)
     if where is not None or inputs.weights is not None:
-        # what does not count may be anything
+        # values that do not count may be anything
         columns = jnp.where(jnp.isneginf(log_base)[:, None], 0, columns)
         signal = jnp.where(jnp.isneginf(log_base), -jnp.inf, signal)
     total = _dual.log_sum(log_base, axis_name)
@@ -68,24 +68,24 @@ def standardise(
 
     # the largest signal becomes 0; several of +inf share the weight
     counted = ~jnp.isneginf(log_base)
-    top = _over(jax.lax.pmax, jnp.max(signal, where=counted, initial=-jnp.inf), axis_name)
+    top = pmax(jnp.max(signal, where=counted, initial=-jnp.inf), axis_name)
     infinite = jnp.isposinf(top)
     signal = jnp.where(infinite, jnp.where(signal == top, 0, -jnp.inf), signal)
     signal = jnp.where(jnp.isneginf(signal), signal, signal - jnp.where(jnp.isinf(top), 0, top))
     range_ = jnp.max(-signal, where=counted & ~jnp.isneginf(signal), initial=0)
-    range_ = _over(jax.lax.pmax, range_, axis_name)
+    range_ = pmax(range_, axis_name)
     unit = jax.lax.stop_gradient(jnp.where((range_ > 0) & jnp.isfinite(range_), range_, 1))
 
     share = jnp.exp(log_base)
     centre = inputs.targets
     if centre is None:
         nothing = jnp.zeros(columns.shape[1], columns.dtype)
-        # the shares sum to one but for rounding, which a constant column would show
+        # the shares sum to one up to rounding, which would show in a constant column
         whole = psum(jnp.sum(share), axis_name)
         centre = psum(dual.weighted_sum(share, columns, nothing), axis_name)
         centre /= jnp.where(whole > 0, whole, 1)
     scale = _units(columns, share, centre, inputs.targets is None, axis_name)
-    return Task(dual.Columns(columns, centre, scale), log_base, signal / unit, unit)
+    return StandardProblem(dual.Columns(columns, centre, scale), log_base, signal / unit, unit)
 
 
 def _units(
@@ -95,10 +95,10 @@ def _units(
     central: bool,
     axis_name: AxisName,
 ) -> Float[Array, " m"]:
-    """Standard deviations of the columns; of a part where there are many, units need not be exact.
+    """Standard deviations of the columns, from a subset if there are many examples.
 
-    A constant column that is at its target gets an infinite one, and so never matters; one that is
-    not, its distance.
+    Units need not be exact. A constant column at its target gets an infinite unit, so it never
+    matters; a constant column elsewhere gets its distance from the target.
 
     Args:
         columns: constraints, 0 where they do not count.
@@ -114,7 +114,7 @@ def _units(
         of_some = of_some / jnp.where(mass > 0, mass, 1)
         mean = centre
         if not known:
-            # from the centre on: a mean that is large against the deviations costs no digits
+            # relative to the centre: a mean much larger than the deviations costs no digits
             mean = centre + psum(dual.weighted_sum(of_some, some, centre), axis_name)
         squares, nothing = (some - mean[None]) ** 2, jnp.zeros_like(mean)
         return mean, psum(dual.weighted_sum(of_some, squares, nothing), axis_name)
@@ -125,7 +125,7 @@ def _units(
     stride = stride_of(len(share))
     mean, variance = moments(columns[::stride], share[::stride], central and stride == 1)
     if stride > 1:
-        # what is constant in the part may not be so elsewhere
+        # a column that is constant in the subset may vary elsewhere
         mean, variance = jax.lax.cond(
             constant(mean, variance).any(),
             lambda: moments(columns, share, central),
@@ -137,28 +137,31 @@ def _units(
 
 
 def stride_of(size: int) -> int:
-    """How many examples there are to one of the part that stands for all."""
+    """Stride of the subset of examples that represents all."""
     return _ONE_IN if size >= _LARGE else 1
 
 
-def scores(task: Task, eta: Float[Array, ""]) -> Float[Array, " examples"]:
+def scores(problem: StandardProblem, eta: Float[Array, ""]) -> Float[Array, " examples"]:
     """`log q_i + eta s_i`, in standard units."""
-    tilt = jnp.where(jnp.isneginf(task.signal), -jnp.inf, eta * task.signal)
-    return task.log_base + tilt
+    tilt = jnp.where(jnp.isneginf(problem.signal), -jnp.inf, eta * problem.signal)
+    return problem.log_base + tilt
 
 
-def tilted_log_weights(
-    task: Task, eta: Float[Array, ""], potentials: Float[Array, " m"], axis_name: AxisName
+def log_weights_at(
+    problem: StandardProblem,
+    eta: Float[Array, ""],
+    potentials: Float[Array, " m"],
+    axis_name: AxisName,
 ) -> Float[Array, " examples"]:
     """Log weights for an inverse temperature and potentials, both in standard units."""
-    logits = scores(task, eta) + dual.shifts(task.columns, potentials)
+    logits = scores(problem, eta) + dual.shifts(problem.columns, potentials)
     total = _dual.log_sum(logits, axis_name)
     return logits - jnp.where(jnp.isneginf(total), 0, total)
 
 
-def ridge_of(inputs: Inputs, task: Task, eta: Float[Array, ""]) -> Float[Array, ""]:
-    """The dual's ridge, which is the given one over the plain inverse temperature."""
-    plain = eta / jax.lax.stop_gradient(task.signal_scale)
+def ridge_of(inputs: Inputs, problem: StandardProblem, eta: Float[Array, ""]) -> Float[Array, ""]:
+    """The dual's ridge: the given one over the inverse temperature in the caller's units."""
+    plain = eta / jax.lax.stop_gradient(problem.signal_scale)
     return inputs.ridge / jnp.where(plain > 0, plain, 1)
 
 
@@ -170,7 +173,7 @@ def divergence(
     """`sum q (r exp r - exp r + 1)` with `r = log w / q`: no term is negative, so none cancel."""
     some = ~jnp.isneginf(log_weights) & ~jnp.isneginf(log_base)
     ratio = jnp.where(some, log_weights - log_base, 0)
-    # with w where the ratio is large, which q exp r might overflow to
+    # w instead of q exp r, which may overflow where the ratio is large
     share, base = (jnp.exp(jnp.where(some, x, -jnp.inf)) for x in (log_weights, log_base))
     small = base * (ratio * jnp.exp(jnp.minimum(ratio, 1)) - jnp.expm1(jnp.minimum(ratio, 1)))
     terms = jnp.where(ratio < 1, small, share * ratio - share + base)
@@ -181,7 +184,3 @@ def divergence(
 def standard_sum(weights: Float[Array, " examples"], columns: dual.Columns) -> Float[Array, " m"]:
     """`sum_i weights_i a_i`, on this device."""
     return dual.weighted_sum(weights, columns.rows, columns.centre) / columns.scale
-
-
-def _over(collective: Callable[..., jax.Array], x: jax.Array, axis_name: AxisName) -> jax.Array:
-    return x if axis_name is None else collective(x, axis_name)

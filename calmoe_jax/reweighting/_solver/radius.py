@@ -1,4 +1,4 @@
-"""The adversary's inverse temperature for which its weights lie at a given divergence."""
+"""Finds the adversary's inverse temperature at which its weights have a given divergence."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax.reweighting._solver.dual import Found
+from calmoe_jax.reweighting._solver.dual import DualState
 
-# How far beyond the first guess, in factors, the inverse temperature may go.
+# Largest factor between the first guess and the inverse temperature.
 _FURTHEST = 1e6
 _LARGEST = 0.1  # of the largest number
 
@@ -24,14 +24,14 @@ class Tilted(NamedTuple):
         drift: derivative of the potentials by the inverse temperature.
     """
 
-    found: Found
+    found: DualState
     kl: Float[Array, ""]
     signal_variance: Float[Array, ""]
     drift: Float[Array, " m"]
 
 
 class Bracketed(NamedTuple):
-    """Where the search for the inverse temperature stands.
+    """State of the search for the inverse temperature.
 
     Attributes:
         eta: inverse temperature.
@@ -40,7 +40,7 @@ class Bracketed(NamedTuple):
         high: smallest one known to be too large.
         num_steps: passes over the columns.
         num_trials: inverse temperatures tried.
-        limited: whether a larger one would not lead further: the radius cannot be reached.
+        limited: whether a larger one would not increase the divergence: the radius is unreachable.
     """
 
     eta: Float[Array, ""]
@@ -66,20 +66,20 @@ def find_eta(
     `dKL / deta = eta Var_w(s | 1, A)`: it increases, and its root is nearly linear in `eta`.
 
     Args:
-        solve: the minimum at an inverse temperature, from potentials to start from.
+        solve: finds the minimum at an inverse temperature, from starting potentials.
         radius: the divergence, in nats.
-        start: first inverse temperature; 0 for the one that the base weights suggest.
-        potentials: to start from.
-        tolerance: of the divergence, relative.
+        start: first inverse temperature; 0 for a guess from the base weights.
+        potentials: potentials to start from.
+        tolerance: relative tolerance of the divergence.
         max_trials: inverse temperatures to try, at most.
 
     Returns:
-        Where it ended.
+        The final state.
     """
     zero = solve(jnp.zeros_like(radius), potentials)
     spread = jnp.sqrt(zero.signal_variance)
-    room = jnp.sqrt(jnp.maximum(2 * (radius - zero.kl), 0))
-    guess = room / jnp.where(spread > 0, spread, 1)
+    distance = jnp.sqrt(jnp.maximum(2 * (radius - zero.kl), 0))
+    guess = distance / jnp.where(spread > 0, spread, 1)
     largest = _LARGEST * jnp.finfo(radius.dtype).max
     first = jnp.where(start > 0, start, jnp.minimum(guess, largest))
     begin = Bracketed(
@@ -112,7 +112,7 @@ def find_eta(
         predicted = state.tilted.found.potentials + (eta - state.eta) * state.tilted.drift
         tilted = solve(eta, predicted)
         below = tilted.kl < radius
-        # what doubling it would add
+        # the divergence that doubling it would add
         gain = eta**2 * tilted.signal_variance
         flat = (gain <= tolerance * radius) | (eta >= first * _FURTHEST)
         return Bracketed(

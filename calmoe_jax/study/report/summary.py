@@ -1,18 +1,19 @@
-"""Records to the numbers that tables and plots show: means and deviations over the seeds."""
+"""Results indexed for tables and plots: means and deviations over the seeds."""
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-SCHEMA = 1
-Results = dict[str, Any]
+from calmoe_jax.study.records import (
+    Comparison,
+    Record,
+    Reliability,
+    Results,
+    ShiftFinding,
+)
 
-
-class ResultsError(Exception):
-    """A results file cannot be shown; the message says why."""
+_EVALUATED = ("id", "shift", "hard")
 
 
 class Spread(NamedTuple):
@@ -22,93 +23,129 @@ class Spread(NamedTuple):
     std: float | None
 
 
-def read_results(folder: Path) -> Results:
-    """Reads `results.json` of a run's folder.
+class BinSums(NamedTuple):
+    """Sums over examples in bins of confidence.
 
-    Raises:
-        ResultsError: where it is missing, no JSON, or of another schema.
+    Attributes:
+        weight: number of examples.
+        confidence: sum of their confidences.
+        residual: sum of confidence minus correctness.
     """
-    path = folder / "results.json"
-    if not path.is_file():
-        unfinished = (folder / "config.json").is_file()
-        hint = " The run is not finished: the same `calmoe run` continues it." if unfinished else ""
-        raise ResultsError(f"there is no {path}.{hint}")
-    try:
-        results: Results = json.loads(path.read_text())
-    except ValueError as error:
-        raise ResultsError(f"{path} is no JSON: {error}.") from error
-    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
-        found = results.get("schema") if isinstance(results, dict) else None
-        raise ResultsError(f"{path} must be of schema {SCHEMA}, got schema={found}.")
-    return results
+
+    weight: np.ndarray
+    confidence: np.ndarray
+    residual: np.ndarray
 
 
-def split_names(results: Results, kind: str | None = None) -> list[str]:
-    """Names of the splits that were evaluated, in order; of one kind only where it is given."""
-    return [
-        split["name"]
-        for split in results["splits"]
-        if split["kind"] in (("id", "shift", "hard") if kind is None else (kind,))
-    ]
+class Summary:
+    """Looks up the values that tables and plots of one run show; indexes every list once."""
 
+    def __init__(self, results: Results) -> None:
+        """Indexes the results.
 
-def spread(
-    results: Results, method: str, calibrator: str, splits: Iterable[str], metric: str
-) -> Spread | None:
-    """A metric's mean and deviation over the seeds, averaged over splits first.
+        Args:
+            results: results of one run.
+        """
+        self.results = results
+        self.methods = tuple(method.name for method in results.methods)
+        self.calibrators = tuple(dict.fromkeys(record.calibrator for record in results.records))
+        self._titles = {method.name: method.title for method in results.methods}
+        self._records: dict[tuple[str, str, str], list[Record]] = {}
+        for record in results.records:
+            key = record.method, record.calibrator, record.split
+            self._records.setdefault(key, []).append(record)
+        self._comparisons = {
+            (line.method, line.calibrator, line.split, line.metric): line
+            for line in results.comparisons
+        }
+        self._bins: dict[tuple[str, str, str], list[Reliability]] = {}
+        for bins in results.reliability:
+            self._bins.setdefault((bins.method, bins.calibrator, bins.kind), []).append(bins)
+        self._findings: dict[tuple[str, str], list[ShiftFinding]] = {}
+        for finding in results.shifts:
+            self._findings.setdefault((finding.method, finding.split), []).append(finding)
 
-    `None` where the metric does not exist for one of the records, or there is no record.
-    """
-    wanted = set(splits)
-    by_seed: dict[int, list[float]] = {}
-    for record in results["records"]:
-        if (
-            record["method"] == method
-            and record["calibrator"] == calibrator
-            and record["split"] in wanted
-        ):
-            if record[metric] is None:
-                return None
-            by_seed.setdefault(record["seed"], []).append(record[metric])
-    if not by_seed:
-        return None
-    means = [float(np.mean(values)) for values in by_seed.values()]
-    std = float(np.std(means, ddof=1)) if len(means) > 1 else None
-    return Spread(float(np.mean(means)), std)
+    @property
+    def num_seeds(self) -> int:
+        """Number of distinct seeds among the records."""
+        return len({record.seed for record in self.results.records})
 
+    def title(self, method: str) -> str:
+        """The method's title; its name if it has none.
 
-def comparison(
-    results: Results, method: str, calibrator: str, split: str, metric: str
-) -> dict[str, Any] | None:
-    """The paired difference from vanilla, if there is one."""
-    for line in results["comparisons"]:
-        if (line["method"], line["calibrator"], line["split"], line["metric"]) == (
-            method,
-            calibrator,
-            split,
-            metric,
-        ):
-            return dict(line)
-    return None
+        Args:
+            method: name of a method.
+        """
+        return self._titles.get(method) or method
 
+    def splits(self, kind: str | None = None) -> list[str]:
+        """Names of the evaluated splits, in order.
 
-def pooled_bins(
-    results: Results, method: str, calibrator: str, kind: str
-) -> dict[str, np.ndarray] | None:
-    """Reliability sums over all seeds and all splits of a kind."""
-    chosen = [
-        line
-        for line in results["reliability"]
-        if (line["method"], line["calibrator"], line["kind"]) == (method, calibrator, kind)
-    ]
-    if not chosen:
-        return None
-    return {
-        name: np.sum([line[name] for line in chosen], axis=0)
-        for name in ("weight", "confidence", "residual")
-    }
+        Args:
+            kind: `id`, `shift` or `hard`; all three by default.
+        """
+        kinds = _EVALUATED if kind is None else (kind,)
+        return [split.name for split in self.results.splits if split.kind in kinds]
 
+    def spread(
+        self, method: str, calibrator: str, splits: Iterable[str], metric: str
+    ) -> Spread | None:
+        """A metric's mean and deviation over the seeds, averaged over splits first.
 
-def title_of(results: Results, method: str) -> str:
-    """How a person calls the method."""
-    return str(results["methods"][method]["title"])
+        Args:
+            method: name of a method.
+            calibrator: name of a calibrator.
+            splits: names of splits, with equal weights.
+            metric: name of a metric.
+
+        Returns:
+            `None` if the metric does not exist for one of the records, or there is no record.
+        """
+        by_seed: dict[int, list[float]] = {}
+        for split in dict.fromkeys(splits):
+            for record in self._records.get((method, calibrator, split), ()):
+                value = getattr(record, metric)
+                if value is None:
+                    return None
+                by_seed.setdefault(record.seed, []).append(value)
+        if not by_seed:
+            return None
+        means = [float(np.mean(values)) for values in by_seed.values()]
+        std = float(np.std(means, ddof=1)) if len(means) > 1 else None
+        return Spread(float(np.mean(means)), std)
+
+    def comparison(
+        self, method: str, calibrator: str, split: str, metric: str
+    ) -> Comparison | None:
+        """The paired difference from the reference, if there is one.
+
+        Args:
+            method: name of a method.
+            calibrator: name of a calibrator.
+            split: name of a split, or `SHIFT_MEAN`.
+            metric: name of a metric.
+        """
+        return self._comparisons.get((method, calibrator, split, metric))
+
+    def bins(self, method: str, calibrator: str, kind: str) -> BinSums | None:
+        """Reliability sums over all seeds and all splits of a kind; `None` without examples.
+
+        Args:
+            method: name of a method.
+            calibrator: name of a calibrator.
+            kind: `id`, `shift` or `hard`.
+        """
+        chosen = self._bins.get((method, calibrator, kind), [])
+        sums = BinSums(
+            *(np.sum([getattr(line, name) for line in chosen], axis=0) for name in BinSums._fields)
+        )
+        return sums if chosen and sums.weight.sum() > 0 else None
+
+    def findings(self, method: str, split: str) -> list[ShiftFinding]:
+        """Findings of the shift test, one for each seed.
+
+        Args:
+            method: name of a method.
+            split: name of a split.
+        """
+        return self._findings.get((method, split), [])

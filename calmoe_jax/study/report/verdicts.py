@@ -1,23 +1,24 @@
-"""One line in plain words for each method, that may well say: worse than vanilla here."""
+"""A one-line verdict in plain words for each method."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from calmoe_jax.study.comparison import REFERENCE, SHIFT_MEAN
-from calmoe_jax.study.report.summary import Results, comparison, split_names, spread
+from calmoe_jax.study.records import SHIFT_MEAN, Comparison
+from calmoe_jax.study.report.summary import Summary
 
-# Calibration errors that a person would call a small change, and a large error.
+# Calibration errors that count as a small change, and as a large error.
 _SMALL, _LARGE = 0.01, 0.05
 
 Tone = Literal["reference", "better", "worse", "mixed", "same"]
 
 
 class Verdict(NamedTuple):
-    """What to think of a method on this task.
+    """The verdict on a method for this task.
 
     Attributes:
-        tone: for the colour of the line.
+        method: name of the method.
+        tone: kind of verdict, which sets the colour of the line.
         headline: a few words.
-        detail: the figures behind them.
+        detail: the numbers behind it.
     """
 
     method: str
@@ -26,113 +27,130 @@ class Verdict(NamedTuple):
     detail: str
 
 
-def verdicts(results: Results) -> list[Verdict]:
-    """A verdict for each method, vanilla (the reference) first."""
-    methods = list(results["methods"])
-    order = sorted(methods, key=lambda name: name != REFERENCE)
-    return [_verdict(results, method) for method in order]
+def verdicts(summary: Summary) -> list[Verdict]:
+    """A verdict for each method, the reference first.
+
+    Args:
+        summary: summary of a run.
+    """
+    order = sorted(summary.methods, key=lambda name: name != summary.results.reference)
+    return [_verdict(summary, method) for method in order]
 
 
-def _verdict(results: Results, method: str) -> Verdict:
-    shifts = split_names(results, "shift")
-    if not shifts:
+def _verdict(summary: Summary, method: str) -> Verdict:
+    if not summary.splits("shift"):
         return Verdict(
             method, "reference", "No shift to judge by", "the task has no shifted split."
         )
-    compared = comparison(results, method, "none", SHIFT_MEAN, "ece")
-    if compared is None:
-        return Verdict(method, "reference", _own_headline(results, method), _own(results, method))
-    accuracy = comparison(results, method, "none", SHIFT_MEAN, "accuracy")
-    scaled = comparison(results, method, "temperature", SHIFT_MEAN, "ece")
-    assert accuracy is not None
-    ece_sign, accuracy_sign = _sign(compared), _sign(accuracy)
-    tone, headline = _headline(ece_sign, accuracy_sign)
-    parts = [
-        f"ECE under shift {compared['value']:.3f}, vanilla {compared['reference']:.3f} "
-        f"({_interval(compared)})",
+    ece = summary.comparison(method, "none", SHIFT_MEAN, "ece")
+    accuracy = summary.comparison(method, "none", SHIFT_MEAN, "accuracy")
+    if ece is None or accuracy is None:
+        return Verdict(method, "reference", _own_headline(summary, method), _own(summary, method))
+    return _compared(summary, ece, accuracy)
+
+
+def _compared(summary: Summary, ece: Comparison, accuracy: Comparison) -> Verdict:
+    method, reference = ece.method, summary.results.reference
+    tone, headline = _headline(reference, _sign(ece), _sign(accuracy))
+    words = [
+        f"ECE under shift {ece.value:.3f}, {reference} {ece.reference:.3f} ({_interval(ece)})",
         f"accuracy {_interval(accuracy, percent=True)}",
-        _gap_words(results, method, shifts),
+        *_gap_words(summary, method),
     ]
+    scaled = summary.comparison(method, "temperature", SHIFT_MEAN, "ece")
     if scaled is not None:
-        words = {-1: "still better", 0: "no clear difference", 1: "worse"}[_sign(scaled)]
-        if ece_sign >= 0 and _sign(scaled) < 0:
-            words = "better"
-        elif ece_sign > 0 and _sign(scaled) > 0:
-            words = "still worse"
-        parts.append(
-            f"once both have a temperature fitted in distribution: {words} "
-            f"({scaled['value']:.3f} against {scaled['reference']:.3f}, {_interval(scaled)})"
+        words.append(
+            "once both have a temperature fitted in distribution: "
+            f"{_scaled_words(_sign(ece), _sign(scaled))} "
+            f"({scaled.value:.3f} against {scaled.reference:.3f}, {_interval(scaled)})"
         )
-    return Verdict(method, tone, headline, "; ".join(parts) + ".")
+    return Verdict(method, tone, headline, "; ".join(words) + ".")
 
 
-def _headline(ece_sign: int, accuracy_sign: int) -> tuple[Tone, str]:
-    if ece_sign < 0 and accuracy_sign < 0:
-        return "mixed", "Better calibrated under shift than vanilla, but less accurate"
-    if ece_sign < 0:
-        return "better", "Better calibrated under shift than vanilla"
-    if ece_sign > 0 and accuracy_sign > 0:
-        return "mixed", "Worse calibrated under shift than vanilla, but more accurate"
-    if ece_sign > 0:
-        return "worse", "Worse than vanilla here"
-    if accuracy_sign:
-        better = accuracy_sign > 0
-        return (
-            ("better" if better else "worse"),
-            f"{'More' if better else 'Less'} accurate than vanilla, calibrated alike under shift",
-        )
-    return "same", "No clear difference from vanilla under shift"
+def _scaled_words(before: int, after: int) -> str:
+    """How a method compares after scaling, given how it compared before."""
+    still = "still " if before == after else ""
+    return {-1: f"{still}better", 0: "no clear difference", 1: f"{still}worse"}[after]
 
 
-def _own_headline(results: Results, method: str) -> str:
-    inside = spread(results, method, "none", split_names(results, "id"), "ece")
-    outside = spread(results, method, "none", split_names(results, "shift"), "ece")
-    assert inside is not None
-    assert outside is not None
-    role = "The reference" if method == REFERENCE else "Not compared: vanilla is not in this run"
+def _headline(reference: str, ece_sign: int, accuracy_sign: int) -> tuple[Tone, str]:
+    calibrated = f"calibrated under shift than {reference}"
+    alike = f"accurate than {reference}, calibrated alike under shift"
+    cases: dict[tuple[int, int], tuple[Tone, str]] = {
+        (-1, -1): ("mixed", f"Better {calibrated}, but less accurate"),
+        (-1, 0): ("better", f"Better {calibrated}"),
+        (-1, 1): ("better", f"Better {calibrated}"),
+        (0, -1): ("worse", f"Less {alike}"),
+        (0, 0): ("same", f"No clear difference from {reference} under shift"),
+        (0, 1): ("better", f"More {alike}"),
+        (1, -1): ("worse", f"Worse than {reference} here"),
+        (1, 0): ("worse", f"Worse than {reference} here"),
+        (1, 1): ("mixed", f"Worse {calibrated}, but more accurate"),
+    }
+    return cases[ece_sign, accuracy_sign]
+
+
+def _own_headline(summary: Summary, method: str) -> str:
+    reference = summary.results.reference
+    if method == reference:
+        role = "The reference"
+    elif reference in summary.methods:
+        role = f"Not compared with {reference}"
+    else:
+        role = f"Not compared: {reference} is not in this run"
+    inside = summary.spread(method, "none", summary.splits("id"), "ece")
+    outside = summary.spread(method, "none", summary.splits("shift"), "ece")
+    if outside is None:
+        return f"{role}. Its calibration under shift was not measured"
+    if inside is None:
+        well = "well" if outside.mean <= _LARGE else "poorly"
+        return f"{role}. It is {well} calibrated under shift"
     if inside.mean > _LARGE:
-        return f"{role}. Its confidence is not true even in distribution"
+        return f"{role}. It is poorly calibrated even in distribution"
     if outside.mean <= inside.mean + _SMALL:
-        return f"{role}. Its confidence stays about as true under shift"
+        return f"{role}. It stays about as well calibrated under shift"
     if outside.mean <= _LARGE:
-        return f"{role}. Its confidence grows somewhat less true under shift"
-    return f"{role}. Its confidence stops being true under shift"
+        return f"{role}. It is somewhat less well calibrated under shift"
+    return f"{role}. It is poorly calibrated under shift"
 
 
-def _own(results: Results, method: str) -> str:
-    shifts = split_names(results, "shift")
+def _own(summary: Summary, method: str) -> str:
+    shifts = summary.splits("shift")
     words = []
-    for name, splits in (("in distribution", split_names(results, "id")), ("under shift", shifts)):
-        ece = spread(results, method, "none", splits, "ece")
-        accuracy = spread(results, method, "none", splits, "accuracy")
-        assert ece is not None
-        assert accuracy is not None
-        words.append(f"{name}: ECE {ece.mean:.3f}, accuracy {accuracy.mean:.1%}")
-    scaled = spread(results, method, "temperature", shifts, "ece")
-    assert scaled is not None
-    words.append(_gap_words(results, method, shifts))
-    words.append(f"a temperature fitted in distribution makes that ECE {scaled.mean:.3f}")
-    return "; ".join(words) + "."
+    for name, splits in (("in distribution", summary.splits("id")), ("under shift", shifts)):
+        ece = summary.spread(method, "none", splits, "ece")
+        accuracy = summary.spread(method, "none", splits, "accuracy")
+        if ece is not None and accuracy is not None:
+            words.append(f"{name}: ECE {ece.mean:.3f}, accuracy {accuracy.mean:.1%}")
+    words += _gap_words(summary, method)
+    scaled = summary.spread(method, "temperature", shifts, "ece")
+    if scaled is not None:
+        words.append(
+            f"with a temperature fitted in distribution, ECE under shift is {scaled.mean:.3f}"
+        )
+    return "; ".join(words) + "." if words else "nothing was measured without a calibrator."
 
 
-def _gap_words(results: Results, method: str, splits: list[str]) -> str:
-    gap = spread(results, method, "none", splits, "confidence_gap")
-    assert gap is not None
+def _gap_words(summary: Summary, method: str) -> list[str]:
+    gap = summary.spread(method, "none", summary.splits("shift"), "confidence_gap")
+    if gap is None:
+        return []
     points = 100 * gap.mean
     if abs(points) < 0.5:
-        return "on average it claims what it keeps under shift"
+        return ["on average its confidence equals its accuracy under shift"]
     side = "over" if points > 0 else "under"
-    return f"it is {side}-confident by {abs(points):.1f} points under shift"
+    return [f"it is {side}-confident by {abs(points):.1f} points under shift"]
 
 
-def _sign(line: dict[str, Any]) -> int:
-    """-1 or 1 where the whole interval lies on one side of 0."""
-    return -1 if line["high"] < 0 else 1 if line["low"] > 0 else 0
+def _sign(line: Comparison) -> int:
+    """-1 or 1 if the whole interval is on one side of 0, otherwise 0."""
+    return -1 if line.high < 0 else 1 if line.low > 0 else 0
 
 
-def _interval(line: dict[str, Any], percent: bool = False) -> str:
+def _interval(line: Comparison, percent: bool = False) -> str:
     scale, digits = (100, 1) if percent else (1, 3)
-    values = [scale * line[name] for name in ("difference", "low", "high")]
-    difference, low, high = (f"{value:+.{digits}f}" for value in values)
+    difference, low, high = (
+        f"{scale * value:+.{digits}f}" for value in (line.difference, line.low, line.high)
+    )
     unit = " points" if percent else ""
     return f"{difference}{unit}, 95 % interval {low} to {high}"

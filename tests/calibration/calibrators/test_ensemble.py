@@ -7,11 +7,10 @@ import pytest
 import references
 import scipy.optimize
 
-import calmoe_jax as cm
-from calmoe_jax.calibration.calibrators import ensemble
+from calmoe_jax.calibration.calibrators import ensemble, fit_temperature
 
 compiled = jax.jit(ensemble.fit_ensemble_temperature)
-temperature_of = jax.jit(cm.calibration.calibrators.fit_temperature)
+temperature_of = jax.jit(fit_temperature)
 
 
 def fit_of(logits, labels, weights=None, where=None):
@@ -72,7 +71,7 @@ def test_equals_scipy(noise, scale):
         np.testing.assert_allclose(ours, found.fun, atol=2e-6)
 
 
-def test_the_residual_bounds_what_is_lost():
+def test_the_residual_bounds_the_excess_loss():
     logits, labels = problem()
     fit = fit_of(logits, labels)
     parts = parts_of(logits.astype(np.float64), labels, float(fit.temperature))

@@ -84,7 +84,7 @@ def test_the_best_of_several_minima_is_found():
     assert fit.loss <= np.min(losses) + 1e-5
 
 
-def test_a_router_that_is_always_right_wants_to_be_hard():
+def test_a_router_that_is_always_right_has_temperature_at_the_lower_bound():
     logits, experts, _ = problem()
     top = np.argmax(logits, axis=-1)
     labels = np.argmax(experts[np.arange(300), top], axis=-1)

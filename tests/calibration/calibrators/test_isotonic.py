@@ -85,7 +85,7 @@ def test_labels_are_integers(unchecked):
         isotonic.fit_classwise_isotonic(jnp.full((2, 2), 0.5), jnp.zeros(2))
 
 
-def test_where_every_class_is_ruled_out_the_row_is_uniform():
+def test_a_row_with_all_classes_at_0_is_uniform():
     fit = isotonic.IsotonicFit(jnp.array([[0.0, 1.0]] * 2), jnp.zeros((2, 2)))
     np.testing.assert_array_equal(
         isotonic.apply_classwise_isotonic(fit, jnp.array([[0.3, 0.7]])), [[0.5, 0.5]]

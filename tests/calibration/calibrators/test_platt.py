@@ -104,7 +104,7 @@ def test_beta_equals_scipy_within_its_bounds(power):
             assert (ours[:2] == 0).any()
 
 
-def test_beta_contains_the_identity_and_inverts_its_own_family():
+def test_beta_contains_the_identity_and_inverts_beta_maps():
     confidence = np.linspace(0.02, 0.98, 200)
     for low, high, offset in [(1, 1, 0), (0.5, 2, 0.3), (2, 0, -0.5)]:
         scores = low * np.log(confidence) - high * np.log1p(-confidence) + offset
@@ -113,7 +113,7 @@ def test_beta_contains_the_identity_and_inverts_its_own_family():
         np.testing.assert_allclose([fit.low, fit.high, fit.offset], [low, high, offset], atol=1e-3)
 
 
-def test_beta_takes_certainty_and_does_not_fall():
+def test_beta_accepts_0_and_1_and_is_monotone():
     confidence, outcome = events()
     confidence[:4] = [0, 1, 0, 1]
     fit = fit_beta(jnp.asarray(confidence), jnp.asarray(outcome))
@@ -123,7 +123,7 @@ def test_beta_takes_certainty_and_does_not_fall():
     assert (jnp.diff(after) >= 0).all()
 
 
-def test_beta_without_an_optimum_says_so():
+def test_beta_without_a_finite_optimum_is_at_bound():
     confidence, outcome = events()
     for truth in (outcome * 0, outcome * 0 + 1, confidence > 0.5):
         fit = fit_beta(jnp.asarray(confidence), jnp.asarray(truth, jnp.float32))

@@ -16,7 +16,7 @@ fit_experts = jax.jit(cm.calibration.calibrators.fit_expert_temperatures)
 
 
 def problem(seed=0, size=40, classes=4, scale=1.0):
-    """Logits that know something of the labels, `scale` times too sharp."""
+    """Logits that depend on the labels, `scale` times too sharp."""
     rng = np.random.RandomState(seed)
     logits = rng.randn(size, classes) * 2
     noise = rng.gumbel(size=(size, classes)) * rng.uniform(0.5, 3)
@@ -119,7 +119,7 @@ def test_every_example_right_wants_no_temperature():
     assert cm.calibration.calibrators.apply_temperature(fit, logits).max(-1).min() > 0.999
 
 
-def test_confidence_never_justified_wants_an_infinite_temperature():
+def test_unjustified_confidence_puts_the_temperature_at_the_upper_bound():
     logits, _ = map(jnp.asarray, problem())
     fit = fit_of(logits, jnp.argmin(logits, axis=-1))
     assert fit.at_bound
@@ -164,7 +164,7 @@ def test_impossible_classes_are_left_out():
     )
 
 
-def test_an_optimum_beyond_the_search_is_not_passed_off_as_one():
+def test_an_optimum_outside_the_search_is_at_bound():
     logits, labels = problem()
     logits[0] *= 1e9
     labels[0] = np.argmax(logits[0])
@@ -346,7 +346,7 @@ def test_derivatives_leave_out_what_does_not_count():
     assert jnp.isnan(slope(logits.at[5, 0].set(jnp.nan), labels)).any()
 
 
-def test_many_examples_start_from_some_and_end_with_all():
+def test_many_examples_start_from_a_subset():
     rng = np.random.RandomState(0)
     size = 70_000
     logits = rng.randn(size, 3) * 2
@@ -358,7 +358,7 @@ def test_many_examples_start_from_some_and_end_with_all():
     np.testing.assert_allclose(
         fit.temperature, references.temperature(np.asarray(given), labels), rtol=1e-5
     )
-    # where every sixteenth example says nothing, or the wrong thing
+    # every sixteenth example is uninformative, or misleading
     some = np.arange(size) % 16 == 0
     without = references.temperature(np.asarray(given), labels, ~some)
     fit = fit_of(given, truth, weights=jnp.asarray(~some, jnp.float32))

@@ -178,7 +178,7 @@ def test_one_class_is_the_identity():
 
 
 @every_kind
-def test_logits_that_tell_nothing_leave_the_class_frequencies(kind):
+def test_constant_logits_give_the_class_frequencies(kind):
     labels = np.repeat([0, 1, 1, 2, 2, 2], 50)
     fit = fit_of(kind, np.full((300, 3), 5.0, np.float32), labels)
     assert fit.converged

@@ -46,7 +46,7 @@ def test_only_clusters_that_exist_are_drawn():
     np.testing.assert_allclose(covariance, -1 / 3, atol=0.06)
 
 
-def test_where_nothing_exists_nothing_is_drawn():
+def test_without_clusters_nothing_is_drawn():
     where = jnp.zeros(3, bool)
     assert (counts_of(jax.random.key(0), 3, where=where, num_replicates=5) == 0).all()
 
@@ -73,7 +73,7 @@ def test_an_example_outside_the_clusters_does_not_vanish(outside):
     assert found.tolist() == [1, 0, 0, 0, 0, 3]
 
 
-def test_no_examples_no_sums():
+def test_without_examples_sums_are_zero():
     empty = jnp.zeros(0)
     found = sums_of(empty, jnp.zeros(0, jnp.int32), num_clusters=2)
     assert found.tolist() == [0, 0]

@@ -164,7 +164,7 @@ def test_holds_nothing_where_the_model_is_calibrated(norm, size):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_percentiles_of_replicates_would_be_dishonest(norm):
+def test_percentile_intervals_miss_the_true_error(norm):
     """Why the test is inverted: plain replicates leave out the truth nearly always."""
     confidence, outcome, _ = sample((0.0,) * 15, 1000)
     bins = binned(confidence, outcome)
@@ -183,7 +183,7 @@ def test_the_unit_of_weights_does_not_matter(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_duplicated_rows_of_a_cluster_are_no_news(norm):
+def test_duplicated_rows_of_a_cluster_do_not_narrow_the_interval(norm):
     confidence, outcome, _ = sample((0.1,) * 15, 200)
     once = clustered(confidence, outcome, jnp.arange(200), num_clusters=200)
     thrice = clustered(
@@ -214,7 +214,7 @@ def test_a_lower_level_is_shorter():
     assert expected.low < found.low < found.value == expected.value < found.high < expected.high
 
 
-def test_the_same_predictions_differ_by_exactly_nothing():
+def test_equal_predictions_differ_by_exactly_0():
     confidence, outcome, _ = sample((0.1,) * 15, 200)
     bins = clustered(confidence, outcome, jnp.arange(200) // 4, num_clusters=200)
     assert all(end == 0 for end in difference_of(KEY, bins, bins))
@@ -246,7 +246,7 @@ def test_differences_of_squared_errors_cover_theirs(shift):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_nothing_to_tell_from(norm):
+def test_without_data_the_interval_is_nan(norm):
     two = jnp.array([0.3, 0.7])
     for weights, known in (([0, 0], False), ([0, 1], False), ([1, 1], True)):
         bins = binned(two, two > 0.5, weights=jnp.array(weights, jnp.float32))
@@ -257,7 +257,7 @@ def test_nothing_to_tell_from(norm):
     assert_nan(interval_of(KEY, poisoned, norm=norm))
 
 
-def test_one_cluster_tells_nothing():
+def test_one_cluster_has_no_interval():
     confidence, outcome, _ = sample((0.1,) * 15, 50)
     one = clustered(confidence, outcome, jnp.full(50, 1), num_clusters=200)
     two = clustered(confidence, outcome, jnp.arange(50) % 2, num_clusters=200)
@@ -299,7 +299,7 @@ def test_bad_options():
         (intervals.clustered_calibration_error, many),
     ):
         for message, options in (
-            (r"no honest interval .* got norm='max'", {"norm": "max"}),
+            (r"no valid interval .* got norm='max'", {"norm": "max"}),
             (r"level must be in \(0, 1\), got level=2", {"level": 2}),
             ("num_replicates must be at least 1", {"num_replicates": 0}),
         ):

@@ -176,7 +176,7 @@ def test_many_examples_are_dealt_into_groups():
     np.testing.assert_allclose(interval.high - interval.low, expected, rtol=0.15)
 
 
-def test_duplicated_rows_of_a_cluster_are_no_news():
+def test_duplicated_rows_of_a_cluster_do_not_narrow_the_interval():
     rng = np.random.RandomState(0)
     values = jnp.asarray(rng.randn(50), jnp.float32)
     expected = jitted(KEY, values)
@@ -186,7 +186,7 @@ def test_duplicated_rows_of_a_cluster_are_no_news():
     assert alone.high - alone.low < 0.7 * (expected.high - expected.low)
 
 
-def test_the_same_model_twice_differs_by_exactly_nothing():
+def test_a_model_differs_from_itself_by_exactly_0():
     rng = np.random.RandomState(0)
     logits = jnp.asarray(rng.randn(60, 3), jnp.float32)
     labels = jnp.asarray(rng.randint(3, size=60))
@@ -229,7 +229,7 @@ def test_one_cluster_has_a_value_and_no_interval():
     assert two.low <= two.value <= two.high
 
 
-def test_constant_values_vary_by_exactly_nothing():
+def test_constant_values_have_width_exactly_0():
     found = small(np.full(6, 0.7), np.random.RandomState(0).rand(6))
     assert found.low == found.value == found.high
 

@@ -239,7 +239,7 @@ def test_norms_and_debiased_errors_equal_a_loop(weighted):
             np.testing.assert_allclose(error(found), expected, rtol=1e-9, err_msg=str(error))
 
 
-def test_norms_are_ordered_and_scale_with_nothing():
+def test_norms_are_ordered_and_invariant_to_scale():
     confidence, outcome, weights = problem(4)
     for factor in (1.0, 1e-3, 1e6):
         bins = bins_of(
@@ -276,7 +276,7 @@ def test_debiased_errors_of_many_samples_are_near_the_truth():
         assert plain.mean() - gap.mean() > plain_bias
 
 
-def test_pairs_of_equal_examples_know_no_noise():
+def test_pairs_of_equal_examples_have_no_noise():
     bins = bins_of(jnp.full(5, 0.9), jnp.ones(5))
     for error, expected in zip(ERRORS, (0.1, 0.1, 0.1, 0.1, 0.01), strict=True):
         np.testing.assert_allclose(error(bins), expected, rtol=1e-5)

@@ -144,7 +144,7 @@ def test_nan_counts_only_where_it_has_weight(from_logits):
         assert_nan(scored(poisoned, labels.at[3].set(label)))
 
 
-def test_logits_are_said_not_guessed():
+def test_logits_need_an_explicit_flag():
     probs, labels = problem()
     expected = metrics_of(probs, labels)  # no sixteenth lies on an inner edge of 15 bins
     for shift in (0.0, 3.0):

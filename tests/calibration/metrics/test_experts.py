@@ -268,7 +268,7 @@ def test_the_parts_of_the_identity_sum_for_any_data(seed, k):
 
 
 def test_calibrated_experts_meet_the_identity_and_others_do_not():
-    """Labels drawn from a law that all experts know in part."""
+    """Labels drawn from a distribution that all experts know in part."""
     rng = np.random.RandomState(0)
     size = 20_000
     side = rng.randint(2, size=(size, 2))

@@ -167,7 +167,7 @@ def test_skce_gradient_equals_finite_differences():
 
 
 def test_skce_takes_memory_of_order_n():
-    """With its gradient too: tiles are computed anew on the way back."""
+    """With its gradient too: tiles are recomputed in the backward pass."""
     size = 4096
     probs, labels = jnp.full((size, 2), 0.5), jnp.zeros(size, jnp.int32)
     compiled = (
@@ -342,7 +342,7 @@ def test_very_unequal_weights_do_not_cancel():
         np.testing.assert_allclose(found, skce_by_loops(probs, labels, weights), rtol=1e-4)
 
 
-def test_certain_forecasts_that_come_true_are_no_evidence():
+def test_correct_certain_forecasts_are_no_evidence():
     labels = jnp.arange(10) % 3
     test = jax.jit(functools.partial(kernel.kernel_test, num_replicates=19))
     found = test(jax.random.key(0), jnp.eye(3)[labels], labels)

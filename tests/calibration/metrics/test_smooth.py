@@ -124,7 +124,7 @@ def test_smooth_gradient_is_that_of_the_fixed_point():
     assert np.abs(np.subtract(held, numeric)).max() > 0.01
 
 
-def test_smooth_gradient_of_nothing_wrong_is_finite():
+def test_smooth_gradient_at_zero_error_is_finite():
     gradient = jax.jit(
         jax.grad(lambda p: cm.calibration.smooth_calibration_error(p, p * 0.0).value)
     )

@@ -1,4 +1,4 @@
-"""The CPU's own convolution: XLA's values and gradients, and fast inside a loop."""
+"""The convolution for CPU: XLA's values and gradients, and fast inside a loop."""
 
 import time
 

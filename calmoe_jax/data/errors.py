@@ -1,0 +1,15 @@
+"""Errors of data."""
+
+from calmoe_jax._errors import UserError
+
+
+class DataError(UserError):
+    """Data that cannot be used; the message says which, why and what to do."""
+
+
+class MissingDataError(DataError):
+    """A file, or a package needed to read it, is missing."""
+
+
+class CorruptDataError(DataError):
+    """Data cannot be read, or holds invalid values."""

@@ -1,0 +1,18 @@
+"""Temperatures for an unlabelled split, from its routing configurations.
+
+Each calibrator here sees labelled held-out examples and unlabelled ones of the split, gives the
+aggregate one temperature, and never one below the temperature fitted in distribution: unlabelled
+examples are weak evidence that a model should be more confident. `prepare` computes what depends
+on the held-out examples alone, `fit_to_targets` the rest for a split, `describe` the decision.
+"""
+
+from calmoe_jax.shift.repair.fit import Repair as Repair
+from calmoe_jax.shift.repair.fit import fit_to_targets as fit_to_targets
+from calmoe_jax.shift.repair.held_out import HeldOut as HeldOut
+from calmoe_jax.shift.repair.held_out import prepare as prepare
+from calmoe_jax.shift.repair.record import RepairRecord as RepairRecord
+from calmoe_jax.shift.repair.record import describe as describe
+from calmoe_jax.shift.repair.sample import Sample as Sample
+from calmoe_jax.shift.repair.sample import dense_sample as dense_sample
+from calmoe_jax.shift.repair.temperatures import CALIBRATORS as CALIBRATORS
+from calmoe_jax.shift.repair.temperatures import usable_temperature as usable_temperature

@@ -1,0 +1,222 @@
+"""A temperature for each calibrator, for unlabelled examples and prepared held-out ones."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from calmoe_jax import calibration
+from calmoe_jax._mapping import over_seeds
+from calmoe_jax._numerics import largest_or_nan
+from calmoe_jax.mixture import Configuration
+from calmoe_jax.shift.agreement import agreement_accuracy, chance_corrected_agreement
+from calmoe_jax.shift.balance import configuration_balance
+from calmoe_jax.shift.confidence import (
+    difference_of_confidences,
+    separability_confidence,
+    share_above,
+)
+from calmoe_jax.shift.neighbours import neighbour_accuracy, neighbour_support
+from calmoe_jax.shift.repair.held_out import HeldOut, OfAll, OfSeed, spread
+from calmoe_jax.shift.repair.sample import Observed, Sample, observe
+from calmoe_jax.shift.repair.sides import shift_of_sides, side_of
+from calmoe_jax.shift.repair.temperatures import CALIBRATORS, match_aim
+from calmoe_jax.shift.separability import separability
+from calmoe_jax.shift.two_sample import ShiftTest, smallest_p_value
+
+_SLOPE = 1.5
+# A largest routing weight above this one is 1, up to rounding.
+_HARD = 1 - 1e-6
+
+
+class Repair(NamedTuple):
+    """Temperatures of the aggregate for each seed, and the evidence for them.
+
+    Attributes:
+        temperatures: temperatures by calibrator.
+        effective_share: effective share of the held-out examples under the balancing weights.
+        balanced: whether the balancing weights were found.
+        separability: separability of held-out and target configurations, in [0, 1].
+        hard: whether each target is routed to one expert.
+        shift: the test for a shift of the configuration.
+        smallest_p_value: smallest p-value that the test can give.
+    """
+
+    temperatures: dict[str, Float[Array, " seeds"]]
+    effective_share: Float[Array, " seeds"]
+    balanced: Bool[Array, " seeds"]
+    separability: Float[Array, " seeds"]
+    hard: Bool[Array, " seeds"]
+    shift: ShiftTest
+    smallest_p_value: float
+
+
+class _Fits(NamedTuple):
+    temperatures: dict[str, Float[Array, "*seeds"]]
+    effective_share: Float[Array, "*seeds"]
+    balanced: Bool[Array, "*seeds"]
+    separability: Float[Array, "*seeds"]
+    hard: Bool[Array, "*seeds"]
+
+
+def fit_to_targets(
+    held_out: HeldOut,
+    targets: Sample,
+    target_clusters: np.ndarray,
+    *,
+    most_clusters: int | None = None,
+    num_permutations: int = 199,
+    most_examples: int = 1000,
+) -> Repair:
+    """Fits every calibrator of this package, for every seed.
+
+    Args:
+        held_out: labelled held-out examples, as from `prepare`.
+        targets: predictions for unlabelled examples; may be padded at the end.
+        target_clusters: clusters of those that are real.
+        most_clusters: clusters of the targets with the most of them, so that several calls share
+            a program.
+        num_permutations: relabellings of the test.
+        most_examples: targets of the test, where each is a cluster of its own; the others are left
+            out evenly.
+
+    Returns:
+        A `Repair`. If a rule's aim is NaN its temperature is the held-out one; an aim near or below
+        1 / classes makes predictions nearly uniform. There is no `agreement` with one seed.
+    """
+    length = targets.routing_weights.shape[1]
+    numbers = np.unique(target_clusters, return_inverse=True)[1]
+    padded = np.pad(numbers, (0, length - len(numbers))).astype(np.int32)
+    where = np.arange(length) < len(numbers)
+    fits, config = _fit(held_out.seeds, held_out.common, targets, where, padded)
+    side = side_of(
+        np.asarray(target_clusters),
+        length,
+        most_examples=most_examples,
+        least_clusters=most_clusters or 0,
+    )
+    own = held_out.side
+    tested = shift_of_sides(
+        held_out.seeds.observed.config,
+        config,
+        (own.rows, side.rows),
+        side.counted,
+        np.concatenate([own.numbers, own.num_clusters + side.numbers]).astype(np.int32),
+        num_clusters=own.num_clusters + side.num_clusters,
+        num_permutations=num_permutations,
+    )
+    return Repair(
+        {name: fits.temperatures[name] for name in CALIBRATORS if name in fits.temperatures},
+        fits.effective_share,
+        fits.balanced,
+        fits.separability,
+        fits.hard,
+        tested,
+        smallest_p_value(held_out.num_clusters, len(np.unique(numbers))),
+    )
+
+
+@jax.jit
+def _fit(
+    seeds: OfSeed,
+    common: OfAll,
+    targets: Sample,
+    where: Bool[Array, " targets"],
+    clusters: Int[Array, " targets"],
+) -> tuple[_Fits, Configuration]:
+    """Temperatures of all seeds, and the targets' configurations for the test."""
+
+    def one_seed(own: OfSeed, sample: Sample) -> tuple[_Fits, Observed]:
+        theirs = observe(sample)
+        separable = separability(own.observed.coordinates, theirs.coordinates, target_where=where)
+        aims = _aims(own, common, theirs, separable, where, clusters)
+        matched = jax.vmap(
+            lambda aim: match_aim(theirs.config.log_probs, aim, own.temperature, where)
+        )(jnp.stack(list(aims.values())))
+        found = dict(zip(aims, matched, strict=True))
+        found["configuration_balanced"], share, balanced = _balance(own, common, theirs, where)
+        hard = jnp.all(jnp.where(where, jnp.max(sample.routing_weights, axis=-1), 1) > _HARD)
+        return _Fits(found, share, balanced, separable, hard), theirs
+
+    fits, theirs = over_seeds(one_seed)(seeds, targets)
+    found = dict(fits.temperatures)
+    if len(seeds.temperature) > 1:
+        by_seeds = _match_agreement(seeds, common, theirs, where)
+        # a maximum would ignore NaN
+        found["agreement"] = jnp.fmax(by_seeds, found["neighbours"])
+    usable = {
+        name: jnp.where(jnp.isfinite(value), value, seeds.temperature)
+        for name, value in found.items()
+    }
+    return fits._replace(temperatures=usable), theirs.config
+
+
+def _aims(
+    own: OfSeed,
+    common: OfAll,
+    theirs: Observed,
+    separable: Float[Array, ""],
+    where: Bool[Array, " targets"],
+    clusters: Int[Array, " targets"],
+) -> dict[str, Float[Array, ""]]:
+    """Target confidence of each rule on the targets of one seed."""
+    num_classes = theirs.config.log_probs.shape[-1]
+    scaled = calibration.calibrators.scale_log_probs(theirs.config.log_probs, own.temperature[None])
+    confidence = largest_or_nan(jnp.exp(scaled))
+    count = jnp.sum(where)
+    mean = jnp.sum(jnp.where(where, confidence, 0)) / count
+    off = jnp.where(where, confidence - mean, 0)
+    error = jnp.sqrt(own.variance + jnp.sum(jnp.square(off)) / count**2)
+    rows, counted = spread(count, len(where))
+    support = neighbour_support(
+        theirs.coordinates[rows], theirs.predicted[rows], own.references, common.reference_labels,
+        num_classes=num_classes, clusters=clusters[rows], num_clusters=len(where), where=counted,
+    )  # fmt: skip
+    return {
+        "neighbours": neighbour_accuracy(own.support, support, own.confidence),
+        "separability": separability_confidence(
+            own.confidence, mean, error, separable, num_classes=num_classes
+        ),
+        "difference_of_confidences": difference_of_confidences(
+            own.num_correct / len(common.labels), own.confidence, mean, slope=_SLOPE
+        ),
+        "average_threshold": share_above(confidence, own.threshold, where=where),
+    }
+
+
+def _balance(
+    own: OfSeed, common: OfAll, theirs: Observed, where: Bool[Array, " targets"]
+) -> tuple[Float[Array, ""], Float[Array, ""], Bool[Array, ""]]:
+    """The temperature on held-out examples with the targets' configurations, and its evidence."""
+    solution = configuration_balance(own.observed.features, theirs.features, target_where=where)
+    balanced = solution.feasible & solution.converged
+    fit = calibration.calibrators.fit_temperature(
+        own.observed.config.log_probs, common.labels, weights=jnp.exp(solution.log_weights)
+    )
+    temperature = jnp.where(
+        balanced & fit.converged, jnp.maximum(fit.temperature, own.temperature), own.temperature
+    )
+    return temperature, solution.effective_sample_size / len(common.labels), balanced
+
+
+def _match_agreement(
+    seeds: OfSeed, common: OfAll, theirs: Observed, where: Bool[Array, " targets"]
+) -> Float[Array, " seeds"]:
+    """Temperatures from the agreement of the seeds with one another."""
+    num_classes = theirs.config.log_probs.shape[-1]
+    agreement = chance_corrected_agreement(theirs.predicted, num_classes=num_classes, where=where)
+    chosen = jax.nn.one_hot(theirs.predicted, num_classes)
+    shares = jnp.sum(jnp.where(where[None, :, None], chosen, 0), axis=1) / jnp.sum(where)
+    chance = shares @ common.class_shares
+    aims = agreement_accuracy(common.agreement, agreement, common.confidence, chance)
+
+    def match(
+        log_probs: Float[Array, "targets classes"],
+        aim: Float[Array, ""],
+        temperature: Float[Array, ""],
+    ) -> Float[Array, ""]:
+        return match_aim(log_probs, aim, temperature, where)
+
+    return over_seeds(match)(theirs.config.log_probs, aims, seeds.temperature)

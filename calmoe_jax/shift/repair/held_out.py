@@ -1,0 +1,165 @@
+"""Statistics of the labelled held-out examples, computed once for the repairs of all splits."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from calmoe_jax import calibration
+from calmoe_jax._mapping import over_seeds
+from calmoe_jax.shift.agreement import Agreement, chance_corrected_agreement
+from calmoe_jax.shift.confidence import error_threshold, mean_confidence
+from calmoe_jax.shift.neighbours import NeighbourSupport, neighbour_support
+from calmoe_jax.shift.repair.sample import Observed, Sample, observe
+from calmoe_jax.shift.repair.sides import Side, side_of
+
+# Largest number of examples per side for the neighbour search; the others are left out evenly.
+_MOST_NEIGHBOURS = 2000
+
+
+class OfSeed(NamedTuple):
+    """Statistics of the held-out examples for each seed, with a leading axis of seeds.
+
+    Attributes:
+        temperature: temperature of the aggregate, fitted on them.
+        observed: their configurations.
+        confidence: mean confidence at the temperature.
+        variance: variance of that mean, for independent examples.
+        num_correct: number of right predictions of the aggregate.
+        threshold: confidence threshold, as from `error_threshold`.
+        support: support of the predictions by the labels of neighbours.
+        references: coordinates of those neighbours.
+    """
+
+    temperature: Float[Array, "*seeds"]
+    observed: Observed
+    confidence: Float[Array, "*seeds"]
+    variance: Float[Array, "*seeds"]
+    num_correct: Float[Array, "*seeds"]
+    threshold: Float[Array, "*seeds"]
+    support: NeighbourSupport
+    references: Float[Array, "*seeds neighbours coordinates"]
+
+
+class OfAll(NamedTuple):
+    """Statistics that all seeds share, and those of all seeds together.
+
+    Attributes:
+        labels: classes of the examples.
+        reference_labels: classes of the examples in the neighbour search.
+        class_shares: share of each class among the labels.
+        agreement: agreement of each seed with the others; NaN with one seed.
+        confidence: mean confidence of each seed at its temperature.
+    """
+
+    labels: Int[Array, " examples"]
+    reference_labels: Int[Array, " neighbours"]
+    class_shares: Float[Array, " classes"]
+    agreement: Agreement
+    confidence: Float[Array, " seeds"]
+
+
+class HeldOut(NamedTuple):
+    """Labelled held-out examples, ready to repair for any number of splits.
+
+    Attributes:
+        seeds: statistics of each seed.
+        common: statistics that the seeds share.
+        side: the examples' side of the test for a shift.
+        num_clusters: number of clusters of the examples.
+    """
+
+    seeds: OfSeed
+    common: OfAll
+    side: Side
+    num_clusters: int
+
+
+def prepare(
+    sample: Sample,
+    labels: np.ndarray,
+    clusters: np.ndarray,
+    temperature: Float[Array, " seeds"],
+    *,
+    most_examples: int = 1000,
+) -> HeldOut:
+    """Computes everything that depends only on the held-out examples.
+
+    Args:
+        sample: predictions for them.
+        labels: their classes.
+        clusters: their clusters.
+        temperature: of the aggregate, fitted on them.
+        most_examples: examples of the test for a shift, where each is a cluster of its own; the
+            others are left out evenly.
+
+    Returns:
+        A `HeldOut`, for `fit_to_targets`.
+    """
+    numbers = np.unique(clusters, return_inverse=True)[1]
+    seeds, common = _prepare(sample, jnp.asarray(labels), numbers.astype(np.int32), temperature)
+    length = sample.routing_weights.shape[1]
+    side = side_of(np.asarray(clusters), length, most_examples=most_examples)
+    return HeldOut(seeds, common, side, len(np.unique(numbers)))
+
+
+def spread(
+    count: int | Int[Array, ""], size: int
+) -> tuple[Int[Array, " rows"], Bool[Array, " rows"]]:
+    """Rows of the examples in the neighbour search, spread evenly; and which of them are real.
+
+    Args:
+        count: number of real examples.
+        size: number of examples with padding.
+    """
+    most = min(size, _MOST_NEIGHBOURS)
+    step = jnp.maximum(count / most, 1)
+    rows = jnp.floor(jnp.arange(most) * step).astype(jnp.int32)
+    return jnp.minimum(rows, jnp.maximum(count - 1, 0)), rows < count
+
+
+@jax.jit
+def _prepare(
+    sample: Sample,
+    labels: Int[Array, " examples"],
+    clusters: Int[Array, " examples"],
+    temperature: Float[Array, " seeds"],
+) -> tuple[OfSeed, OfAll]:
+    rows, _ = spread(len(labels), len(labels))
+    num_classes = sample.expert_log_probs.shape[-1]
+
+    def one_seed(of_seed: Sample, temperature: Float[Array, ""]) -> OfSeed:
+        observed = observe(of_seed)
+        scaled = calibration.calibrators.scale_log_probs(
+            observed.config.log_probs, temperature[None]
+        )
+        confidence, correct = calibration.top_label(scaled, labels, from_logits=True)
+        mean = jnp.mean(confidence)
+        references = observed.coordinates[rows]
+        support = neighbour_support(
+            references, observed.predicted[rows], references, labels[rows],
+            num_classes=num_classes, clusters=clusters[rows], num_clusters=len(labels),
+            reference_clusters=clusters[rows],
+        )  # fmt: skip
+        return OfSeed(
+            temperature=temperature,
+            observed=observed,
+            confidence=mean,
+            variance=jnp.var(confidence) / len(confidence),
+            num_correct=jnp.sum(correct.astype(mean.dtype)),
+            threshold=error_threshold(confidence, correct),
+            support=support,
+            references=references,
+        )
+
+    seeds = over_seeds(one_seed)(sample, temperature)
+    common = OfAll(
+        labels=labels,
+        reference_labels=labels[rows],
+        class_shares=jnp.mean(jax.nn.one_hot(labels, num_classes), axis=0),
+        agreement=chance_corrected_agreement(seeds.observed.predicted, num_classes=num_classes),
+        confidence=jax.vmap(mean_confidence)(seeds.observed.config.log_probs, temperature),
+    )
+    return seeds, common

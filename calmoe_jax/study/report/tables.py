@@ -1,0 +1,272 @@
+"""The tables of a report."""
+
+import statistics
+
+from calmoe_jax.shift.repair import CALIBRATORS as REPAIRS
+from calmoe_jax.study.records import METRICS, ShiftFinding
+from calmoe_jax.study.report.elements import (
+    Html,
+    Row,
+    element,
+    folded,
+    joined,
+    scaled,
+    spread_cell,
+    table,
+)
+from calmoe_jax.study.report.summary import Summary
+
+_METRIC_TITLES = {
+    "accuracy": "accuracy, %",
+    "nll": "NLL, nats",
+    "brier": "Brier",
+    "ece": "ECE",
+    "classwise_ece": "classwise ECE",
+    "smooth_ece": "smooth ECE",
+    "confidence_gap": "confidence − accuracy, points",
+    "disagreement": "disagreement",
+    "routing_entropy": "routing entropy, nats",
+}
+
+_CALIBRATOR_TITLES = {
+    "none": "as trained",
+    "temperature": "temperature, in distribution",
+    "per_expert": "per-expert temperatures",
+    "configuration_balanced": "configuration-balanced",
+    "agreement": "agreement of neighbours and seeds",
+    "neighbours": "agreement of neighbours",
+    "separability": "PAD2",
+    "difference_of_confidences": "difference of confidences",
+    "average_threshold": "average threshold",
+}
+
+
+def overview(summary: Summary) -> Html:
+    """A row for each method, with the main metrics.
+
+    Args:
+        summary: summary of a run.
+    """
+    inside, shifts, hard = (summary.splits(kind) for kind in ("id", "shift", "hard"))
+    columns = [
+        ("accuracy in distribution, %", inside, "none", "accuracy"),
+        ("accuracy under shift, %", shifts, "none", "accuracy"),
+        ("ECE in distribution", inside, "none", "ece"),
+        ("ECE under shift", shifts, "none", "ece"),
+        ("confidence − accuracy under shift, points", shifts, "none", "confidence_gap"),
+        ("ECE under shift, with temperature", shifts, "temperature", "ece"),
+        ("ECE under shift, per-expert temperatures", shifts, "per_expert", "ece"),
+        ("NLL under shift", shifts, "none", "nll"),
+        ("ECE on the hard subset", hard, "none", "ece"),
+    ]
+    columns = [c for c in columns if c[1] and c[2] in summary.calibrators]
+    rows = [
+        Row(
+            summary.title(method),
+            [
+                spread_cell(summary.spread(method, calibrator, splits, metric), metric)
+                for _, splits, calibrator, metric in columns
+            ],
+            method == summary.results.reference,
+        )
+        for method in summary.methods
+    ]
+    over = "Mean ± standard deviation over seeds" if summary.num_seeds > 1 else "One seed"
+    return joined(
+        [
+            table([title for title, *_ in columns], rows),
+            element("p", f"{over}; shifted splits count alike."),
+        ]
+    )
+
+
+def repairs(summary: Summary) -> Html:
+    """Calibrators that use unlabelled examples of each split, and their evidence.
+
+    Args:
+        summary: summary of a run.
+
+    Returns:
+        Empty if there is no shifted split, or nothing was fitted on unlabelled examples.
+    """
+    shifts = summary.splits("shift")
+    if not shifts or not summary.results.shifts:
+        return Html()
+    rows = [
+        Row(
+            summary.title(method),
+            [
+                spread_cell(summary.spread(method, calibrator, shifts, "ece"), "ece")
+                for calibrator in summary.calibrators
+            ],
+            method == summary.results.reference,
+        )
+        for method in summary.methods
+    ]
+    words = (
+        "ECE under shift after one temperature for each split, from its examples without their "
+        "labels; no rule makes a model more confident than the temperature fitted in distribution. "
+        "Agreement of neighbours: the less often predicted classes are those of the nearest "
+        "labelled examples, the lower the confidence. Agreement of neighbours and seeds: also the "
+        "less often models that differ in their seed alone predict the same class; the lower "
+        "confidence of the two counts."
+    )
+    return joined(
+        [
+            element("h2", "Repair without labels"),
+            table([_calibrator_title(name) for name in summary.calibrators], rows),
+            element("p", words),
+            _decisions(summary),
+        ]
+    )
+
+
+def _decisions(summary: Summary) -> Html:
+    rows = [
+        Row(f"{summary.title(method)}, {split}", _decision_cells(found))
+        for method in summary.methods
+        for split in summary.splits()
+        if (found := summary.findings(method, split))
+    ]
+    columns = [
+        "p, any difference",
+        "p, load",
+        "p, confidence",
+        "p, disagreement",
+        "effective share of the held-out examples",
+        "decision (number of seeds)",
+    ]
+    words = (
+        "Permutation test of held-out against unlabelled examples, whole clusters relabelled; "
+        "medians over the seeds. Keep: no shift is seen, or the routing is hard, which a shift of "
+        "the configuration does not harm. Rebalance: held-out examples can be weighted to look "
+        "like the split's. Cannot repair: too few of them look like the split's."
+    )
+    return folded(
+        "Does the routing configuration shift, and what can be done",
+        element("p", words),
+        table(columns, rows),
+    )
+
+
+def _decision_cells(found: list[ShiftFinding]) -> list[str]:
+    p_values = ("p_value", "load", "confidence", "disagreement")
+    decisions = [finding.decision for finding in found]
+    names = sorted(set(decisions), key=lambda name: (-decisions.count(name), name))
+    return [
+        *(f"{statistics.median(getattr(x, name) for x in found):.3f}" for name in p_values),
+        f"{statistics.median(x.effective_share for x in found):.2f}",
+        ", ".join(f"{name.replace('_', ' ')} ({decisions.count(name)})" for name in names),
+    ]
+
+
+def metrics(summary: Summary) -> Html:
+    """A table for each metric: every method, calibrator and split.
+
+    Args:
+        summary: summary of a run.
+    """
+    splits = summary.splits()
+    # calibrators that use unlabelled examples have a separate table
+    calibrators = [name for name in summary.calibrators if name not in REPAIRS]
+    tables = []
+    for metric in METRICS:
+        rows = [
+            Row(
+                _with_calibrator(summary.title(method), calibrator),
+                [
+                    spread_cell(summary.spread(method, calibrator, [split], metric), metric)
+                    for split in splits
+                ],
+            )
+            for method in summary.methods
+            for calibrator in calibrators
+        ]
+        tables.append(folded(_METRIC_TITLES[metric], table(splits, rows)))
+    return joined(tables)
+
+
+def differences(summary: Summary) -> Html:
+    """Paired differences from the reference, with intervals.
+
+    Args:
+        summary: summary of a run.
+
+    Returns:
+        Empty if nothing was compared.
+    """
+    lines = summary.results.comparisons
+    if not lines:
+        return Html()
+    labels = list(dict.fromkeys(line.split for line in lines))
+    pairs = dict.fromkeys((line.method, line.calibrator) for line in lines)
+    shown = [(m, c) for m, c in pairs if c in ("none", "temperature")]
+    words = (
+        "Paired bootstrap over clusters of examples and seeds, 95 % intervals; bold where they "
+        "exclude 0. Few seeds understate the noise of training, and one seed leaves it out."
+    )
+    return joined(
+        folded(
+            f"Difference from {summary.results.reference}: {_METRIC_TITLES[metric]}",
+            element("p", words),
+            table(
+                labels,
+                [
+                    Row(
+                        _with_calibrator(summary.title(method), calibrator),
+                        [_difference(summary, method, calibrator, x, metric) for x in labels],
+                    )
+                    for method, calibrator in shown
+                ],
+            ),
+        )
+        for metric in ("ece", "accuracy")
+    )
+
+
+def _difference(summary: Summary, method: str, calibrator: str, label: str, metric: str) -> str:
+    line = summary.comparison(method, calibrator, label, metric)
+    if line is None:
+        return "–"
+    scale, digits = scaled(metric)
+    difference, low, high = (
+        f"{scale * value:+.{digits}f}" for value in (line.difference, line.low, line.high)
+    )
+    clear = line.low > 0 or line.high < 0
+    return joined(
+        [
+            element("span", difference, class_="clear" if clear else ""),
+            " ",
+            element("span", f"{low} to {high}", class_="std"),
+        ]
+    )
+
+
+def temperatures(summary: Summary) -> Html:
+    """All fitted temperatures.
+
+    Args:
+        summary: summary of a run.
+
+    Returns:
+        Empty if none was fitted.
+    """
+    rows = []
+    for fit in summary.results.fits:
+        values = fit.temperature if isinstance(fit.temperature, tuple) else (fit.temperature,)
+        flags = fit.converged if isinstance(fit.converged, tuple) else (fit.converged,)
+        text = ", ".join(
+            f"{value:.3g}" + ("" if converged else " (no finite optimum)")
+            for value, converged in zip(values, flags, strict=True)
+        )
+        label = f"{summary.title(fit.method)}, {fit.calibrator.replace('_', ' ')}"
+        rows.append(Row(label, [str(fit.seed), text]))
+    return folded("Fitted temperatures", table(["seed", "temperature"], rows)) if rows else Html()
+
+
+def _calibrator_title(calibrator: str) -> str:
+    return _CALIBRATOR_TITLES.get(calibrator, calibrator.replace("_", " "))
+
+
+def _with_calibrator(title: str, calibrator: str) -> str:
+    return title if calibrator == "none" else f"{title}, {calibrator.replace('_', ' ')}"

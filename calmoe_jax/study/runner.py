@@ -1,0 +1,348 @@
+"""A run from task and methods to report: train, calibrate, evaluate, compare, write.
+
+The folder holds `config.json`, `checkpoints/`, `metrics.jsonl`, `results.json`, `report.html` and
+`plots/`. The same run on an existing folder continues it; another one is refused.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from calmoe_jax._environment import describe_environment
+from calmoe_jax.data import TASKS, Split, Task, resolve_task
+from calmoe_jax.nn.network import Network
+from calmoe_jax.study._plain import from_plain
+from calmoe_jax.study.checks import RunInputError, check_network, check_objective
+from calmoe_jax.study.comparison import REFERENCE, Comparator
+from calmoe_jax.study.config import (
+    PAPER_METHODS,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    with_defaults,
+)
+from calmoe_jax.study.evaluation import Evaluation, evaluate
+from calmoe_jax.study.folder import Say, claim_folder
+from calmoe_jax.study.methods import Method, build_method, check_method_names, warm_up_objective
+from calmoe_jax.study.networks import build_network, build_optimizer
+from calmoe_jax.study.records import (
+    Environment,
+    Fit,
+    MethodInfo,
+    Record,
+    Reliability,
+    Results,
+    ShiftFinding,
+    SplitInfo,
+    read_results,
+    write_results,
+)
+from calmoe_jax.study.report import write_report
+from calmoe_jax.training import Checkpoints, MetricsLog, TrainedSeeds, Training, train
+
+# The routing kind in the records for a network that the user gave.
+_GIVEN = "given"
+_MODEL, _TRAIN = ModelConfig(), TrainConfig()
+
+
+class _Plan(NamedTuple):
+    """The plan of a run, with all networks and objectives built."""
+
+    task: Task
+    methods: tuple[Method, ...]
+    trainings: tuple[Training, ...]
+    seeds: tuple[int, ...]
+    routing: str
+    checkpoint_every: int
+    reference: str
+    config: dict[str, Any]
+
+
+def run(
+    task: Task | str = "portal",
+    methods: Sequence[Method | str] = PAPER_METHODS,
+    *,
+    out: Path | str | None = None,
+    network: Network | None = None,
+    model: ModelConfig = _MODEL,
+    train: TrainConfig = _TRAIN,
+    seeds: int = 5,
+    first_seed: int = 42,
+    reference: str = REFERENCE,
+    data_dir: Path | None = None,
+    say: Say = print,
+) -> Results:
+    """Trains, calibrates and evaluates methods on a task, and writes records and a report.
+
+    Args:
+        task: a `Task`, or a string for `calmoe_jax.data.resolve_task`: a name from `calmoe tasks`,
+            an npz file, or `module:function`.
+        methods: rows of the results: names of this library's methods, or a `Method` with an
+            objective of your choice.
+        out: the run's folder; `runs/TASK` by default.
+        network: your own classifier (see `calmoe_jax.nn.Network`); built from `model` by default.
+        model: configuration of the classifier, if `network` is not given.
+        train: the optimisation, and the hyper-parameters of this library's methods.
+        seeds: number of seeds, at least 1.
+        first_seed: the seeds are this one and the following.
+        reference: name of the method that the others are compared with.
+        data_dir: folder with the files of tasks that do not come with the package.
+        say: prints a line of progress.
+
+    Returns:
+        The results, as `results.json` holds them.
+
+    Raises:
+        RunInputError: for an unknown task or method, or if task, network and objectives do not fit
+            together; nothing is written then.
+        DataError: if data is missing or cannot be used.
+        RunFolderError: if the folder holds another run, or cannot be written.
+        NonFiniteLossError: if a loss or a parameter is not finite.
+
+    Example:
+        >>> from calmoe_jax import study
+        >>> results = study.run("portal", ["vanilla", "robust"], out="runs/mine")  # doctest: +SKIP
+    """
+    plan = _plan(
+        task, methods, network, model, train, seeds, first_seed, reference, data_dir
+    )  # fmt: skip
+    folder = Path("runs") / plan.task.name if out is None else Path(out)
+    environment = describe_environment()
+    claim_folder(folder, plan.config, environment, say)
+    results_path = folder / "results.json"
+    if results_path.is_file():
+        say(f"{folder} is finished; rendering its report again.")
+        results = read_results(folder)
+    else:
+        results = _train_and_evaluate(plan, folder, environment)
+        write_results(results_path, results)
+    write_report([results], folder)
+    return results
+
+
+def _plan(
+    task: Task | str,
+    methods: Sequence[Method | str],
+    network: Network | None,
+    model: ModelConfig,
+    train: TrainConfig,
+    seeds: int,
+    first_seed: int,
+    reference: str,
+    data_dir: Path | None,
+) -> _Plan:
+    """Loads, builds and checks everything, before anything is written."""
+    try:
+        # the configuration checks the numbers; names of `Method` objects are checked here
+        config = RunConfig(
+            task if isinstance(task, str) else task.name,
+            tuple(m if isinstance(m, str) else m.name for m in methods),
+            seeds, first_seed, model, train,
+        )  # fmt: skip
+        loaded = resolve_task(task, data_dir)
+        train = with_defaults(model, train)
+        size = min(train.batch_size, len(loaded.train))
+        built = _build_methods(methods, loaded, network, model, train)
+    except ValueError as error:
+        raise RunInputError(str(error)) from error
+    default = network or _default_network(built, loaded, model)
+    optimizer = build_optimizer(train, len(loaded.train))
+    trainings: dict[str, Training] = {}
+    for method in built:
+        of_method = method.network or default
+        assert of_method is not None
+        name = f"the network of method {method.name}" if method.network else "network"
+        prediction = check_network(of_method, loaded, batch_size=size, name=name)
+        check_objective(method, prediction, batch_size=size)
+        training = Training(
+            method.training, of_method, method.objective, optimizer, train.epochs,
+            train.warmup_epochs or 0, size, warm_up_objective(train),
+        )  # fmt: skip
+        if trainings.setdefault(method.training, training) != training:
+            raise RunInputError(
+                f"method {method.name} shares the training {method.training!r} with another "
+                "method that has a different objective or network."
+            )
+    return _Plan(
+        loaded, built, tuple(trainings.values()), config.seed_numbers,
+        model.routing if network is None else _GIVEN, train.checkpoint_every, reference,
+        _describe(config, task, loaded, built, network),
+    )  # fmt: skip
+
+
+def _build_methods(
+    methods: Sequence[Method | str],
+    task: Task,
+    network: Network | None,
+    model: ModelConfig,
+    train: TrainConfig,
+) -> tuple[Method, ...]:
+    if not methods:
+        raise ValueError("methods must hold at least one method, got none.")
+    check_method_names([m for m in methods if isinstance(m, str)])
+    single = None
+    if "single" in methods:
+        if network is not None:
+            raise ValueError(
+                "methods must not hold 'single' if network is given: 'single' is this library's "
+                "classifier; give Method('single', objective, network=...) or omit it."
+            )
+        single = build_network(model, task.train.inputs, single=True, num_classes=len(task.classes))
+    built = tuple(
+        build_method(m, train, single) if isinstance(m, str)
+        else m._replace(title=m.title or m.name, training=m.training or m.name)
+        for m in methods
+    )  # fmt: skip
+    names = [m.name for m in built]
+    if len(set(names)) != len(names):
+        raise ValueError(f"methods must have different names, got {' '.join(names)}.")
+    for name in names:
+        if not name or name != Path(name).name:
+            raise ValueError(f"the name of a method must be a valid file name, got {name!r}.")
+    return built
+
+
+def _default_network(methods: tuple[Method, ...], task: Task, model: ModelConfig) -> Network | None:
+    if all(method.network for method in methods):
+        return None
+    try:
+        return build_network(model, task.train.inputs, single=False, num_classes=len(task.classes))
+    except ValueError as error:
+        raise RunInputError(str(error)) from error
+
+
+def _describe(
+    config: RunConfig,
+    given: Task | str,
+    task: Task,
+    methods: tuple[Method, ...],
+    network: Network | None,
+) -> dict[str, Any]:
+    """Everything that distinguishes this run from another one, as plain JSON values."""
+    plain = config.to_dict()
+    if not (isinstance(given, str) and given in TASKS):
+        plain["data"] = _fingerprint(task)
+    own = {m.name: _name_of(m) for m in methods if not _name_of(m).startswith("calmoe_jax.")}
+    if own:
+        plain["objectives"] = own
+    if network is not None:
+        shapes = jax.eval_shape(network.init, jax.random.key(0))
+        leaves = jax.tree_util.tree_leaves_with_path(shapes)
+        text = "".join(f"{jax.tree_util.keystr(path)}{x.shape}{x.dtype}" for path, x in leaves)
+        plain["model"] = {"given": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    return plain
+
+
+def _name_of(method: Method) -> str:
+    """Module and name of the function or class of a method's loss."""
+    loss: Any = method.objective.loss
+    kind = loss if hasattr(loss, "__qualname__") else type(loss)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _fingerprint(task: Task) -> str:
+    """Hash of all inputs and labels of a task."""
+    digest = hashlib.sha256()
+    for split in task.splits:
+        digest.update(f"{split.name} {split.kind}".encode())
+        for x in (*jax.tree.leaves(split.inputs), split.labels):
+            digest.update(f"{x.shape}{x.dtype}".encode() + np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _train_and_evaluate(plan: _Plan, out: Path, environment: dict[str, Any]) -> Results:
+    records: list[Record] = []
+    fits: list[Fit] = []
+    shifts: list[ShiftFinding] = []
+    reliability: list[Reliability] = []
+    warnings: list[str] = []
+    comparator = Comparator(len(plan.seeds), reference=plan.reference)
+    log = MetricsLog(out / "metrics.jsonl")
+    epochs = plan.trainings[0].epochs
+    with tqdm(total=len(plan.trainings) * epochs, unit="epoch", disable=None, leave=False) as bar:
+        for number, training in enumerate(plan.trainings):
+            bar.set_description(f"{training.name} ({number + 1} of {len(plan.trainings)})")
+
+            def on_epoch(loss: float) -> None:
+                bar.set_postfix(loss=f"{loss:.4f}")
+                bar.update()
+
+            trained = train(
+                training, plan.task.train.inputs, plan.task.train.labels, plan.seeds,
+                checkpoints=Checkpoints(out / "checkpoints" / training.name), log=log,
+                checkpoint_every=plan.checkpoint_every, on_epoch=on_epoch,
+            )  # fmt: skip
+            bar.n = (number + 1) * epochs  # epochs before resuming count too
+            bar.refresh()
+            warnings += _collapse_warnings(training.name, trained, plan.seeds)
+            sharing = tuple(m for m in plan.methods if m.training == training.name)
+            for evaluations, fitted, found in evaluate(
+                plan.task, trained, sharing, plan.seeds, routing=plan.routing
+            ):
+                fits += fitted
+                shifts += found
+                for evaluation in evaluations:
+                    comparator.add(evaluation)
+                    records += evaluation.records
+                    reliability.append(_reliability(evaluation))
+    return Results(
+        task=plan.task.name,
+        config=plan.config,
+        environment=from_plain(Environment, environment),
+        source=plan.task.source,
+        splits=tuple(_split_info(split) for split in plan.task.splits),
+        methods=tuple(_method_info(method) for method in plan.methods),
+        reference=plan.reference,
+        records=tuple(records),
+        fits=tuple(fits),
+        shifts=tuple(shifts),
+        comparisons=tuple(comparator.compare()),
+        reliability=tuple(reliability),
+        warnings=tuple(warnings),
+    )
+
+
+def _split_info(split: Split) -> SplitInfo:
+    return SplitInfo(
+        name=split.name,
+        kind=split.kind,
+        n=len(split),
+        clusters=split.num_clusters,
+        description=split.description,
+        series=split.series,
+        position=split.position,
+    )
+
+
+def _method_info(method: Method) -> MethodInfo:
+    names = [field.name for field in dataclasses.fields(MethodInfo)]
+    return MethodInfo(**{name: getattr(method, name) for name in names})
+
+
+def _reliability(evaluation: Evaluation) -> Reliability:
+    bins = evaluation.bins
+    return Reliability(
+        method=evaluation.method,
+        calibrator=evaluation.calibrator,
+        split=evaluation.split.name,
+        kind=evaluation.split.kind,
+        weight=tuple(bins.weight.tolist()),
+        confidence=tuple(bins.confidence.tolist()),
+        residual=tuple(bins.residual.tolist()),
+    )
+
+
+def _collapse_warnings(name: str, trained: TrainedSeeds, seeds: tuple[int, ...]) -> list[str]:
+    return [
+        f"{name}, seed {seed}: expert{'s' if len(dead) > 1 else ''} "
+        f"{', '.join(map(str, dead))} of {trained.num_experts} got less than a twentieth "
+        "of a fair share of the routing weights in the last epoch"
+        for seed, dead in zip(seeds, trained.dead_experts(), strict=True)
+        if dead
+    ]

@@ -1,1 +1,0 @@
-"""Triton kernels of dispatch; its modules import Triton, so import them where they are used."""

@@ -1,0 +1,1 @@
+"""Kernels in Triton for NVIDIA GPUs: modules that import Triton, so import them where needed."""

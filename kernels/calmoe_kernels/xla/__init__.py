@@ -1,0 +1,1 @@
+"""Every operation in XLA: the reference for the kernels, on every platform."""

@@ -1,0 +1,211 @@
+"""Moments of exponentially tilted examples, in XLA, for Newton steps on a dual.
+
+With `a_i = (row_i - centre) / scale`, `z_i = u_i - a_i v` and `w = softmax(z)`: the log of the sum,
+the weighted mean and the weighted second moment of `a`, and how far `-a_i v` reaches. Examples with
+`u_i = -inf` do not count, but their rows must be finite too. The standardised columns are never
+stored.
+
+For all moments the columns are read once, in blocks that fit in the cache, with a running maximum.
+Sums are in float32 at least, block by block, so errors grow with the number of blocks and not with
+the number of examples.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from calmoe_kernels.varying import vary_along, varying_axes
+
+# Rows of a block, at most: 1024 to 65536 were tried on CPU, for 10 and 50 columns.
+_BLOCK = 8192
+# Rows that one product of `weighted_sum` sums, at most. On CPU a few thousand are up to twice as
+# fast as a hundred, and more up to six times as slow for some widths; few rows leave little
+# rounding where a centre is far from 0, by more than so many units of its column.
+_PANEL = 128
+_LARGE_PANEL = 4096
+_NEAR = 2.0
+
+
+class Columns(NamedTuple):
+    """Columns with the centre and scale that standardise them.
+
+    Attributes:
+        rows: `[n, m]`, at least float32.
+        centre: `[m]`.
+        scale: `[m]`, above 0.
+    """
+
+    rows: jax.Array
+    centre: jax.Array
+    scale: jax.Array
+
+
+class Moments(NamedTuple):
+    """Sums over tilted examples.
+
+    Attributes:
+        log_sum: `log sum_i exp z_i`; -inf where no example counts.
+        mean: `sum_i w_i a_i`, and 0 where no example counts.
+        second: `sum_i w_i a_i a_i^T`, likewise; None for `means`.
+        reach: `max_i -a_i v` over the examples that count.
+    """
+
+    log_sum: jax.Array
+    mean: jax.Array
+    second: jax.Array | None
+    reach: jax.Array
+
+
+def moments(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
+    """All moments.
+
+    Args:
+        columns: columns of `[n, m]`.
+        scores: `[n]`, `u`.
+        slopes: `[m]`, `v`.
+
+    Returns:
+        Moments.
+    """
+    size, width = columns.rows.shape
+    block = _divide(size, _BLOCK)
+    blocks = size // block
+    if blocks < 2:
+        return _of_block(columns, scores, slopes)
+    cut = blocks * block
+
+    def add(total: Moments, block: tuple[jax.Array, jax.Array]) -> tuple[Moments, None]:
+        rows, some = block
+        return merge(total, _of_block(columns._replace(rows=rows), some, slopes)), None
+
+    empty = _of_block(columns._replace(rows=columns.rows[:0]), scores[:0], slopes)
+    empty = vary_along(empty, varying_axes(columns, scores, slopes))
+    stacked = (
+        columns.rows[:cut].reshape(blocks, block, width),
+        scores[:cut].reshape(blocks, block),
+    )
+    total, _ = jax.lax.scan(add, empty, stacked)
+    if cut == size:
+        return total
+    rest = columns._replace(rows=columns.rows[cut:])
+    return merge(total, _of_block(rest, scores[cut:], slopes))
+
+
+def means(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
+    """All moments but the second, which takes most of the time on a CPU.
+
+    Args:
+        columns: columns of `[n, m]`.
+        scores: `[n]`, `u`.
+        slopes: `[m]`, `v`.
+
+    Returns:
+        Moments without the second.
+    """
+    reach, log_sum, terms, total = _tilt(shifts(columns, slopes), scores)
+    sums = (
+        partial(weighted_sum, terms, columns.rows, columns.centre, panel=panel)
+        for panel in (_LARGE_PANEL, _PANEL)
+    )
+    near = jnp.max(jnp.abs(columns.centre) / columns.scale, initial=0) <= _NEAR
+    return Moments(log_sum, jax.lax.cond(near, *sums) / columns.scale / total, None, reach)
+
+
+def shifts(columns: Columns, slopes: jax.Array) -> jax.Array:
+    """`-a_i v` of each example."""
+    slopes = slopes / columns.scale
+    return jnp.sum(columns.centre * slopes) - _product("nm,m->n", columns.rows, slopes)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Moments of the examples of both."""
+    log_sum = jnp.logaddexp(a.log_sum, b.log_sum)
+    of_a, of_b = (jnp.where(jnp.isneginf(x), 0, jnp.exp(x - log_sum)) for x in (a[0], b[0]))
+    second = None
+    if a.second is not None and b.second is not None:
+        second = of_a * a.second + of_b * b.second
+    return Moments(log_sum, of_a * a.mean + of_b * b.mean, second, jnp.maximum(a.reach, b.reach))
+
+
+def over_devices(moments: Moments, axis_name: str | Sequence[str]) -> Moments:
+    """Moments of the examples of all devices: one sum of `1 + m + m^2` numbers."""
+    peak = jax.lax.pmax(moments.log_sum, axis_name)
+    peak = jnp.where(jnp.isneginf(peak), 0, peak)
+    share = jnp.exp(moments.log_sum - peak)
+    sums = jax.tree.map(lambda x: share * x, (jnp.ones_like(share), *moments[1:3]))
+    total, mean, second = jax.lax.psum(sums, axis_name)
+    some = jnp.where(total == 0, 1, total)
+    return Moments(
+        jnp.where(total == 0, -jnp.inf, jnp.log(some)) + peak,
+        mean / some,
+        None if second is None else second / some,
+        jax.lax.pmax(moments.reach, axis_name),
+    )
+
+
+def weighted_sum(
+    weights: jax.Array, rows: jax.Array, centre: jax.Array, *, panel: int = _PANEL
+) -> jax.Array:
+    """`sum_i weights_i (rows_i - centre)`, in panels: exact for 1e7 rows, and fast on a CPU.
+
+    Args:
+        weights: `[n]`.
+        rows: `[n, m]`.
+        centre: `[m]`.
+        panel: largest number of rows that are summed before the centre is subtracted.
+
+    Returns:
+        Sums, `[m]`.
+    """
+    size, width = rows.shape
+    panel = _divide(size, panel)
+    panels = size // panel
+    cut = panels * panel
+    masses = weights[:cut].reshape(panels, panel)
+    parts = _product("kb,kbm->km", masses, rows[:cut].reshape(panels, panel, width))
+    parts -= jnp.sum(masses, axis=1)[:, None] * centre[None]
+    total = jnp.sum(parts, axis=0)
+    if cut == size:
+        return total
+    return total + _product("n,nm->m", weights[cut:], rows[cut:] - centre[None])
+
+
+def _divide(size: int, most: int) -> int:
+    """Rows of a part: a divisor of their number if there is one of suitable size.
+
+    Otherwise there is a remainder, and XLA copies all the other rows.
+    """
+    for part in range(min(size, most), most // 8, -1):
+        if size % part == 0:
+            return part
+    return max(1, min(size, most))
+
+
+def _of_block(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
+    standard = (columns.rows - columns.centre[None]) / columns.scale[None]
+    reach, log_sum, terms, total = _tilt(-_product("nm,m->n", standard, slopes), scores)
+    mean = _product("n,nm->m", terms, standard) / total
+    second = _product("nm,nl->ml", standard * terms[:, None], standard) / total
+    return Moments(log_sum, mean, second, reach)
+
+
+def _tilt(shift: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Reach, log of the sum, terms relative to the largest, and their sum (1 where it is 0)."""
+    counted = ~jnp.isneginf(scores)
+    reach = jnp.max(jnp.where(counted, shift, -jnp.inf), initial=-jnp.inf)
+    z = scores + shift
+    peak = jnp.max(z, initial=-jnp.inf)
+    peak = jnp.where(jnp.isneginf(peak), 0, peak)
+    terms = jnp.exp(z - peak)
+    total = jnp.sum(terms)
+    some = jnp.where(total == 0, 1, total)
+    log_sum = jnp.where(total == 0, -jnp.inf, jnp.log(some) + peak)
+    return reach, log_sum, terms, some
+
+
+def _product(formula: str, *arrays: jax.Array) -> jax.Array:
+    # no TF32, no bfloat16: a residual of 1e-5 would be impossible
+    return jnp.einsum(formula, *arrays, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,64 @@
+"""Simulated shifts: subpopulations of classes, what is left out, noise and fading."""
+
+import numpy as np
+import pytest
+
+from calmoe_jax.data import Split, Task
+from experiments import simulated
+
+
+def a_task(dtype=np.float32):
+    """Two classes of four clouds each, and the cloud that each example is of."""
+    rng = np.random.RandomState(0)
+    sizes, centres = (40, 25, 15, 10), np.array([[0, 0], [50, 0], [0, 50], [50, 50]])
+    rows = np.concatenate([c + rng.randn(s, 2) for c, s in zip(centres, sizes, strict=True)])
+    cloud = np.tile(np.repeat(np.arange(4), sizes), 2)
+    inputs = np.concatenate([rows, rows + 100]) + 10
+    labels = np.repeat([0, 1], 90).astype(np.int32)
+    order = rng.permutation(180)
+
+    def split(some, kind):
+        return Split(kind, kind, inputs[some].astype(dtype), labels[some], some, "")
+
+    train, held_out = order[:150], order[150:]
+    task = Task("t", ("a", "b"), split(train, "train"), split(held_out, "calibration"), (), "")
+    return task, (cloud[train], cloud[held_out])
+
+
+def test_each_class_is_divided_and_the_largest_subpopulation_comes_first():
+    task, expected = a_task()
+    for found, numbers in zip(simulated.subpopulations(task), expected, strict=True):
+        np.testing.assert_array_equal(found, numbers)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_what_is_left_out_is_seen_in_targets_alone(dtype):
+    task, numbers = a_task(dtype)
+    without, targets = simulated.leave_out(task, numbers, 1)
+    # every example is a cluster of its own, whose number identifies it
+    cloud = dict(zip(task.train.clusters, numbers[0], strict=True))
+    cloud |= dict(zip(task.calibration.clusters, numbers[1], strict=True))
+    inside = np.concatenate([without.train.clusters, without.calibration.clusters])
+    assert not any(cloud[i] == 1 for i in inside)
+    new = {name: np.mean([cloud[i] == 1 for i in x.clusters]) for name, x in targets.items()}
+    mixed = {"none": 0, "25% new": 0.25, "50% new": 0.5, "75% new": 0.75, "100% new": 1}
+    for name, share in new.items():
+        np.testing.assert_allclose(share, mixed.get(name, 0), atol=0.02)
+    for split in targets.values():
+        assert len(split) == len(targets["none"]) > 20
+        assert split.inputs.dtype == dtype
+        assert set(split.labels) == {0, 1}
+        assert not set(split.clusters) & set(inside)
+
+
+def test_noise_and_fading_are_as_large_as_they_say():
+    task, numbers = a_task()
+    without, targets = simulated.leave_out(task, numbers, 0)
+    mean, scale = (f(without.train.inputs, axis=0) for f in (np.mean, np.std))
+    plain = targets["none"].inputs
+    for share in (0.75, 0.5, 0.25):
+        expected = mean + share * (plain - mean)
+        np.testing.assert_allclose(targets[f"faded to {share}"].inputs, expected, rtol=1e-4)
+    for level in (0.25, 0.5, 1.0):
+        noise = (targets[f"noise {level}"].inputs - plain) / scale
+        np.testing.assert_allclose(noise.std(), level, rtol=0.3)

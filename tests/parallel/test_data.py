@@ -1,0 +1,59 @@
+"""Steps on spread batches give what one device gives, for every objective and an uneven mask."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small import small_task
+from trainings import network_of, start
+
+from calmoe_jax.parallel import data_mesh, over_devices
+from calmoe_jax.training import Batch, objectives, train_step
+
+TASK = small_task()
+INPUTS, LABELS = jnp.asarray(TASK.train.inputs), jnp.asarray(TASK.train.labels)
+
+
+@pytest.mark.parametrize("where", [None, np.arange(96) < 70])
+def test_a_spread_batch_is_one_batch(where):
+    """With padding that leaves the last device less than the others."""
+    if len(jax.devices()) < 4:
+        pytest.skip("needs four devices")
+    statics = {
+        "network": network_of(TASK), "objective": objectives.robust(eta=2.0),
+        "optimizer": optax.adam(1e-2),
+    }  # fmt: skip
+    batch = Batch(INPUTS, LABELS, None if where is None else jnp.asarray(where))
+    step = partial(train_step, **statics)
+    alone = start(statics["network"], statics["objective"], statics["optimizer"])
+    spread = jax.tree.map(jnp.copy, alone)
+    mapped = over_devices(step, data_mesh(jax.devices()[:4]))
+    for number in range(5):
+        key = jax.random.key(number)
+        alone, log = jax.jit(step)(alone, batch, key)
+        spread, spread_log = mapped(spread, batch, key)
+    pairs = zip(jax.tree.leaves((alone, log)), jax.tree.leaves((spread, spread_log)), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    if len(jax.devices()) < 4:
+        pytest.skip("needs four devices")
+    step = over_devices(lambda s, b, k, *, axis_name: (s, ()), data_mesh(jax.devices()[:4]))
+    with pytest.raises(ValueError, match="divisible"):
+        step(jnp.zeros(()), jnp.ones(6), None)
+
+
+def test_two_axes_are_summed_over():
+    if len(jax.devices()) < 4:
+        pytest.skip("needs four devices")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("host", "chip"))
+
+    def step(state, batch, key, *, axis_name):
+        return state + jax.lax.psum(batch.sum(), axis_name), ()
+
+    assert over_devices(step, mesh)(jnp.zeros(()), jnp.arange(8.0), None)[0] == 28
