@@ -137,7 +137,10 @@ SPREADS = {
 }
 
 
-@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize(
+    "spread",
+    ["everywhere", pytest.param("both ways", marks=pytest.mark.exhaustive), "one bin"],
+)
 @pytest.mark.parametrize("norm", NORMS)
 def test_covers_the_true_error(norm, spread):
     both, truths = intervals_of_problems(SPREADS[spread])
@@ -182,7 +185,7 @@ def test_the_unit_of_weights_does_not_matter(norm):
         assert_same(interval_of(KEY, bins, norm=norm), expected)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["l1", pytest.param("l2", marks=pytest.mark.exhaustive)])
 def test_duplicated_rows_of_a_cluster_do_not_narrow_the_interval(norm):
     confidence, outcome, _ = sample((0.1,) * 15, 200)
     once = clustered(confidence, outcome, jnp.arange(200), num_clusters=200)
@@ -231,7 +234,7 @@ def differences(keys, first, second, outcome):
     return jax.lax.map(one, (keys, first, second, outcome), batch_size=10)
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.1])
+@pytest.mark.parametrize("shift", [pytest.param(0.0, marks=pytest.mark.exhaustive), 0.1])
 def test_differences_of_squared_errors_cover_theirs(shift):
     problems = 150
     confidence, outcome, _ = sample((0.0,) * 15, 400, problems=problems)

@@ -99,7 +99,7 @@ def test_top_label_takes_the_lower_of_tied_classes():
     np.testing.assert_allclose(confidence, [0.4], rtol=1e-6)
 
 
-@pytest.mark.parametrize("from_logits", [False, True])
+@pytest.mark.parametrize("from_logits", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_bins_of_the_top_label(from_logits):
     probs, labels = problem()
     options = {"weights": jnp.arange(60.0), "where": jnp.arange(60) % 3 != 0, "num_bins": 7}
