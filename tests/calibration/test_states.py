@@ -104,7 +104,7 @@ def stream(pieces, probs, labels, **options):
 def test_one_batch_is_the_functions_of_the_fields_names():
     probs, labels, weights = problem()
     where = jnp.arange(SIZE) % 5 != 0
-    for options in ({}, {"weights": weights, "where": where}):
+    for options in ({}, {"weights": weights, "where": where}):  # one program
         state = update(empty(), probs, labels, **options)
         assert_same(compute(state), at_once(probs, labels, **options))
     logits = jnp.log(probs + 1e-3)

@@ -62,7 +62,7 @@ def test_equals_a_fine_search(scale):
 def test_the_slope_vanishes_at_double_precision():
     with jax.enable_x64(True):
         logits, experts, labels = problem()
-        fit = gate.fit_gate_temperature(*map(jnp.asarray, (logits, experts, labels)))
+        fit = compiled(*map(jnp.asarray, (logits, experts, labels)))
         assert fit.temperature.dtype == jnp.float64
         assert fit.converged
         slope = references.central_difference(

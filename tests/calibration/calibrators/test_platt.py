@@ -132,7 +132,7 @@ def test_beta_without_a_finite_optimum_is_at_bound():
         np.testing.assert_allclose(beta.apply_beta(fit, jnp.asarray(confidence)), truth, atol=0.05)
 
 
-@pytest.mark.parametrize("num_bins", [1, 7, 15])
+@pytest.mark.parametrize("num_bins", [1, 7, pytest.param(15, marks=pytest.mark.exhaustive)])
 def test_histogram_equals_a_loop(num_bins):
     confidence, outcome = events()
     confidence[:3] = [0, 1, 1 / 7]

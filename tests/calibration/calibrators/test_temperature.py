@@ -188,7 +188,9 @@ def test_converged_only_where_the_digits_allow_it():
         np.testing.assert_allclose(fine.temperature, 1 / gaps, rtol=0.02)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.exhaustive)]
+)
 def test_computed_in_float32(dtype):
     logits, labels = map(jnp.asarray, problem())
     rough = logits.astype(dtype)

@@ -186,15 +186,6 @@ def test_constant_logits_give_the_class_frequencies(kind):
     np.testing.assert_allclose(probs, [[1 / 6, 1 / 3, 1 / 2]], atol=1e-5)
 
 
-@every_kind
-def test_a_true_class_that_is_impossible_is_nan(kind):
-    logits, labels = map(jnp.asarray, problem())
-    fit = fit_of(kind, logits.at[3, 0].set(-jnp.inf), labels.at[3].set(0))
-    assert not fit.converged
-    assert not fit.at_bound
-    assert np.isnan(probabilities(kind, fit, logits)).all()
-
-
 def test_impossible_classes_stay_so():
     kind = "dirichlet"
     logits, labels = problem()

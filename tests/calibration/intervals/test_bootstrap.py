@@ -17,6 +17,8 @@ from calmoe_jax.calibration.intervals.bootstrap import (
 binned = jax.jit(cm.calibration.reliability_bins, static_argnames="num_bins")
 clustered = jax.jit(cluster_bins, static_argnames=("num_bins", "num_clusters"))
 drawn_bins = jax.jit(bootstrap_bins, static_argnames="num_replicates")
+counts_of = jax.jit(bootstrap_counts, static_argnames=("num_clusters", "num_replicates"))
+sums_of = jax.jit(cluster_sums, static_argnames="num_clusters")
 
 
 def problem(seed=0, size=40, clusters=6):
@@ -35,7 +37,7 @@ def assert_same(found, expected, rtol=1e-5, atol=1e-5):
 
 def test_only_clusters_that_exist_are_drawn():
     where = jnp.array([True, False, True, True, False])
-    counts = np.asarray(bootstrap_counts(jax.random.key(0), 5, where=where, num_replicates=4000))
+    counts = np.asarray(counts_of(jax.random.key(0), 5, where=where, num_replicates=4000))
     assert (counts[:, ~np.asarray(where)] == 0).all()
     assert (counts.sum(axis=1) == 3).all()
     np.testing.assert_allclose(counts[:, [0, 2, 3]].mean(axis=0), 1, atol=0.06)
@@ -46,15 +48,15 @@ def test_only_clusters_that_exist_are_drawn():
 
 def test_without_clusters_nothing_is_drawn():
     where = jnp.zeros(3, bool)
-    assert (bootstrap_counts(jax.random.key(0), 3, where=where, num_replicates=5) == 0).all()
+    assert (counts_of(jax.random.key(0), 3, where=where, num_replicates=5) == 0).all()
 
 
 def test_sums_of_a_replicate_are_those_of_its_examples():
     _, outcome, weights, numbers = problem()
     table = jnp.stack([outcome, weights], axis=1)
-    counts = bootstrap_counts(jax.random.key(1), 6, num_replicates=20)
-    sums = cluster_sums({"a": weights, "b": table}, numbers, num_clusters=6)
-    found = bootstrap_sums(counts, sums)
+    counts = counts_of(jax.random.key(1), 6, num_replicates=20)
+    sums = sums_of({"a": weights, "b": table}, numbers, num_clusters=6)
+    found = jax.jit(bootstrap_sums)(counts, sums)
     weights, table, numbers = (np.asarray(x) for x in (weights, table, numbers))
     for r, row in enumerate(np.asarray(counts, int)):
         rows = np.concatenate([np.repeat(np.flatnonzero(numbers == c), row[c]) for c in range(6)])
@@ -66,16 +68,16 @@ def test_sums_of_a_replicate_are_those_of_its_examples():
 def test_an_example_outside_the_clusters_does_not_vanish(outside):
     values = jnp.array([1.0, 2.0, 3.0])
     numbers = jnp.array([0, outside, 5])
-    assert jnp.isnan(cluster_sums(values, numbers, num_clusters=6)).all()
-    found = cluster_sums(values.at[1].set(0), numbers, num_clusters=6)
+    assert jnp.isnan(sums_of(values, numbers, num_clusters=6)).all()
+    found = sums_of(values.at[1].set(0), numbers, num_clusters=6)
     assert found.tolist() == [1, 0, 0, 0, 0, 3]
 
 
 def test_without_examples_sums_are_zero():
     empty = jnp.zeros(0)
-    found = cluster_sums(empty, jnp.zeros(0, jnp.int32), num_clusters=2)
+    found = sums_of(empty, jnp.zeros(0, jnp.int32), num_clusters=2)
     assert found.tolist() == [0, 0]
-    bins = cluster_bins(empty, empty, jnp.zeros(0, jnp.int32), num_clusters=2, num_bins=3)
+    bins = clustered(empty, empty, jnp.zeros(0, jnp.int32), num_clusters=2, num_bins=3)
     assert all(sums.shape == (2, 3) and (sums == 0).all() for sums in bins)
 
 
@@ -155,7 +157,8 @@ def test_draws_depend_on_nothing_but_the_key():
 def test_counts_are_float32_whatever_the_default():
     with jax.enable_x64(True):
         for where in (None, jnp.ones(5, bool)):
-            assert bootstrap_counts(jax.random.key(0), 5, where=where).dtype == jnp.float32
+            counts = jax.eval_shape(lambda w=where: bootstrap_counts(jax.random.key(0), 5, where=w))
+            assert counts.dtype == jnp.float32
 
 
 def test_bad_numbers():

@@ -19,6 +19,7 @@ interval_of = jax.jit(intervals.calibration_error, static_argnames=OPTIONS)
 cluster_interval_of = jax.jit(intervals.clustered_calibration_error, static_argnames=OPTIONS)
 difference_of = jax.jit(intervals.squared_error_difference)
 drawn_bins = jax.jit(bootstrap_bins)
+error_of_bins = jax.jit(cm.calibration.calibration_error, static_argnames="norm")
 binned = jax.jit(cm.calibration.reliability_bins, static_argnames="num_bins")
 clustered = jax.jit(cluster_bins, static_argnames=("num_bins", "num_clusters"))
 
@@ -136,7 +137,10 @@ SPREADS = {
 }
 
 
-@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize(
+    "spread",
+    ["everywhere", pytest.param("both ways", marks=pytest.mark.exhaustive), "one bin"],
+)
 @pytest.mark.parametrize("norm", NORMS)
 def test_covers_the_true_error(norm, spread):
     both, truths = intervals_of_problems(SPREADS[spread])
@@ -153,7 +157,7 @@ def test_covers_the_true_error(norm, spread):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("size", [60, 600])
+@pytest.mark.parametrize("size", [pytest.param(60, marks=pytest.mark.exhaustive), 600])
 def test_holds_nothing_where_the_model_is_calibrated(norm, size):
     both, truths = intervals_of_problems((0.0,) * 15, size)
     assert truths[norm] == 0
@@ -167,7 +171,7 @@ def test_percentile_intervals_miss_the_true_error(norm):
     """Why the test is inverted: plain replicates leave out the truth nearly always."""
     confidence, outcome, _ = sample((0.0,) * 15, 1000)
     bins = binned(confidence, outcome)
-    errors = cm.calibration.calibration_error(drawn_bins(KEY, bins), norm=norm)
+    errors = error_of_bins(drawn_bins(KEY, bins), norm=norm)
     assert jnp.quantile(errors, 0.025) > 0.02
     assert interval_of(KEY, bins, norm=norm).low == 0
 
@@ -181,7 +185,7 @@ def test_the_unit_of_weights_does_not_matter(norm):
         assert_same(interval_of(KEY, bins, norm=norm), expected)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["l1", pytest.param("l2", marks=pytest.mark.exhaustive)])
 def test_duplicated_rows_of_a_cluster_do_not_narrow_the_interval(norm):
     confidence, outcome, _ = sample((0.1,) * 15, 200)
     once = clustered(confidence, outcome, jnp.arange(200), num_clusters=200)
@@ -230,7 +234,7 @@ def differences(keys, first, second, outcome):
     return jax.lax.map(one, (keys, first, second, outcome), batch_size=10)
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.1])
+@pytest.mark.parametrize("shift", [pytest.param(0.0, marks=pytest.mark.exhaustive), 0.1])
 def test_differences_of_squared_errors_cover_theirs(shift):
     problems = 150
     confidence, outcome, _ = sample((0.0,) * 15, 400, problems=problems)
@@ -246,13 +250,13 @@ def test_differences_of_squared_errors_cover_theirs(shift):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_without_data_the_interval_is_nan(norm):
-    empty = binned(jnp.zeros(0), jnp.zeros(0))
-    assert_nan(interval_of(KEY, empty, norm=norm))
     two = jnp.array([0.3, 0.7])
-    assert_nan(interval_of(KEY, binned(two, two > 0.5, weights=jnp.zeros(2)), norm=norm))
-    assert_nan(interval_of(KEY, binned(two, two > 0.5, where=two > 0.5), norm=norm))
-    assert jnp.isfinite(interval_of(KEY, binned(two, two > 0.5), norm=norm).high)
-    poisoned = binned(two.at[0].set(jnp.nan), two > 0.5)
+    for weights, known in (([0, 0], False), ([0, 1], False), ([1, 1], True)):
+        bins = binned(two, two > 0.5, weights=jnp.array(weights, jnp.float32))
+        assert bool(jnp.isfinite(interval_of(KEY, bins, norm=norm).high)) == known
+        if not known:
+            assert_nan(interval_of(KEY, bins, norm=norm))
+    poisoned = binned(two.at[0].set(jnp.nan), two > 0.5, weights=jnp.ones(2))
     assert_nan(interval_of(KEY, poisoned, norm=norm))
 
 
@@ -297,12 +301,13 @@ def test_bad_options():
         (intervals.calibration_error, bins),
         (intervals.clustered_calibration_error, many),
     ):
-        with pytest.raises(ValueError, match=r"no valid interval .* got norm='max'"):
-            function(KEY, sums, norm="max")
-        with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got level=2"):
-            function(KEY, sums, level=2)
-        with pytest.raises(ValueError, match="num_replicates must be at least 1"):
-            function(KEY, sums, num_replicates=0)
+        for message, options in (
+            (r"no valid interval .* got norm='max'", {"norm": "max"}),
+            (r"level must be in \(0, 1\), got level=2", {"level": 2}),
+            ("num_replicates must be at least 1", {"num_replicates": 0}),
+        ):
+            with pytest.raises(ValueError, match=message):
+                jax.eval_shape(lambda s, f=function, o=options: f(KEY, s, **o), sums)
     few = type(many)(*(sums[:1] for sums in many))
     with pytest.raises(ValueError, match="the same clusters, got 2 and 1"):
         intervals.squared_error_difference(KEY, many, few)

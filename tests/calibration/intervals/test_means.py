@@ -12,13 +12,30 @@ import scipy.stats
 
 import calmoe_jax as cm
 from calmoe_jax.calibration import intervals
-from calmoe_jax.calibration.intervals import Interval, bootstrap_counts
+from calmoe_jax.calibration.intervals import Interval, ScoreIntervals, bootstrap_counts
 
 KEY = jax.random.key(7)
 STATIC = ("num_clusters", "level", "num_replicates")
 jitted = jax.jit(intervals.mean, static_argnames=STATIC)
 scores_of = jax.jit(intervals.scores, static_argnames=(*STATIC, "from_logits"))
 differences_of = jax.jit(intervals.score_differences, static_argnames=(*STATIC, "from_logits"))
+counts_of = jax.jit(bootstrap_counts, static_argnames=("num_clusters", "num_replicates"))
+SMALL = 6  # examples of small problems, the last ones of which may not count
+
+
+def small(values, weights=None, where=None, clusters=None):
+    """With arrays for the defaults: one compilation for all small problems of a kind."""
+    size = len(values)
+    values = np.pad(np.asarray(values, np.float32), (0, SMALL - size), constant_values=np.nan)
+    weights = np.ones(size) if weights is None else weights
+    where = np.ones(size, bool) if where is None else where
+    options = {
+        "weights": jnp.asarray(np.pad(weights, (0, SMALL - size)), jnp.float32),
+        "where": jnp.asarray(np.pad(where, (0, SMALL - size))),
+    }
+    if clusters is not None:
+        options |= {"clusters": jnp.asarray(np.pad(clusters, (0, SMALL - size))), "num_clusters": 4}
+    return jitted(KEY, jnp.asarray(values), **options)
 
 
 def assert_same(found, expected, **tolerance):
@@ -33,9 +50,7 @@ def loop(values, weights, clusters, num_clusters, level, replicates):
     clusters = np.asarray(clusters)
     members = [np.flatnonzero(clusters == c) for c in range(num_clusters)]
     existing = np.array([weights[m].sum() > 0 for m in members])
-    counts = bootstrap_counts(
-        KEY, num_clusters, where=jnp.asarray(existing), num_replicates=replicates
-    )
+    counts = counts_of(KEY, num_clusters, where=jnp.asarray(existing), num_replicates=replicates)
     mean = np.average(values, weights=weights)
     means = []
     for row in np.asarray(counts, int):
@@ -54,7 +69,10 @@ def loop(values, weights, clusters, num_clusters, level, replicates):
     return mean, *ends
 
 
-@pytest.mark.parametrize(("weighted", "level"), [(False, 0.95), (True, 0.8)])
+@pytest.mark.parametrize(
+    ("weighted", "level"),
+    [pytest.param(False, 0.95, marks=pytest.mark.exhaustive), (True, 0.8)],
+)
 def test_equals_a_loop_over_the_same_draws(weighted, level):
     rng = np.random.RandomState(0)
     values = jnp.asarray(rng.gamma(0.5, size=90), jnp.float32)  # skewed
@@ -70,44 +88,56 @@ def test_equals_a_loop_over_the_same_draws(weighted, level):
     assert_same(found, expected, rtol=2e-3)
 
 
+@jax.jit
+def scores_and_intervals(logits, labels, weights, where):
+    """The scores, their intervals, and the same from logits."""
+    probs, options = jax.nn.softmax(logits), {"weights": weights, "where": where}
+    values = {
+        name: getattr(cm.calibration, name)(probs, labels, **options)
+        for name in ScoreIntervals._fields
+    }
+    from_probs = intervals.scores(KEY, probs, labels, **options)
+    return values, from_probs, intervals.scores(KEY, logits, labels, from_logits=True, **options)
+
+
 def test_score_intervals_are_those_of_the_metrics():
     rng = np.random.RandomState(1)
     logits = jnp.asarray(rng.randn(60, 3) * 2, jnp.float32)
     labels = jnp.asarray(rng.randint(3, size=60))
     weights = jnp.asarray(rng.rand(60), jnp.float32)
     where = jnp.arange(60) % 4 != 0
-    probs = jax.nn.softmax(logits)
-    options = {"weights": weights, "where": where}
-    found = scores_of(KEY, probs, labels, **options)
+    values, found, of_logits = scores_and_intervals(logits, labels, weights, where)
     for name, interval in found._asdict().items():
-        value = getattr(cm.calibration, name)(probs, labels, **options)
-        np.testing.assert_allclose(interval.value, value, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(interval.value, values[name], rtol=1e-5, err_msg=name)
         assert interval.low < interval.value < interval.high
-        for end, other in zip(
-            interval,
-            getattr(scores_of(KEY, logits, labels, from_logits=True, **options), name),
-            strict=True,
-        ):
+        for end, other in zip(interval, getattr(of_logits, name), strict=True):
             np.testing.assert_allclose(end, other, rtol=1e-4, atol=1e-5)
-    probs = np.asarray(probs)
-    kept = np.where(where, weights, 0)
-    pairs = zip(probs, np.asarray(labels), strict=True)
+    pairs = zip(references.softmax(logits), np.asarray(labels), strict=True)
     nll = [references.negative_log_likelihood([p], [y]) for p, y in pairs]
-    expected = jitted(KEY, jnp.asarray(nll, jnp.float32), weights=jnp.asarray(kept))
+    kept = jnp.where(where, weights, 0)
+    expected = jitted(KEY, jnp.asarray(nll, jnp.float32), weights=kept)
     assert_same(found.negative_log_likelihood, expected)
 
 
-def coverage(values, truth, level=0.95, **options):
+@functools.partial(jax.jit, static_argnames=("level", "num_clusters"))
+def intervals_of(keys, values, clusters, *, level, num_clusters):
+    options = {"clusters": clusters, "num_clusters": num_clusters}
+
+    def one(x):
+        return intervals.mean(x[0], x[1], level=level, num_replicates=250, **options)
+
+    return jax.lax.map(one, (keys, values), batch_size=50)
+
+
+def coverage(values, truth, level=0.95, clusters=None):
     """Share of the rows whose interval holds the truth, and of those that lie above it."""
-
-    def one(key, row):
-        return intervals.mean(key, row, level=level, num_replicates=250, **options)
-
+    size = values.shape[1]
+    clusters = jnp.arange(size) if clusters is None else clusters
     keys = jax.random.split(jax.random.key(0), len(values))
-    found = jax.jit(functools.partial(jax.lax.map, lambda x: one(*x), batch_size=50))(
-        (keys, jnp.asarray(values, jnp.float32))
-    )
-    return np.mean((found.low <= truth) & (truth <= found.high)), np.mean(found.low > truth)
+    values = jnp.asarray(values, jnp.float32)
+    found = intervals_of(keys, values, clusters, level=level, num_clusters=size)
+    low, high = np.asarray(found.low), np.asarray(found.high)
+    return np.mean((low <= truth) & (truth <= high)), np.mean(low > truth)
 
 
 def assert_covers(share, level, problems):
@@ -116,7 +146,7 @@ def assert_covers(share, level, problems):
     assert abs(share - level) < tolerance, f"{share} for {level}"
 
 
-@pytest.mark.parametrize("level", [0.8, 0.95])
+@pytest.mark.parametrize("level", [pytest.param(0.8, marks=pytest.mark.exhaustive), 0.95])
 def test_covers_the_mean_of_skewed_losses(level):
     rng = np.random.RandomState(0)
     share, above = coverage(rng.gamma(1.0, size=(400, 80)), 1.0, level)
@@ -128,8 +158,7 @@ def test_covers_the_mean_of_skewed_losses(level):
 def test_clusters_that_vary_together_need_to_be_drawn_together():
     rng = np.random.RandomState(0)
     values = (rng.randn(250, 30, 1) + 0.3 * rng.randn(250, 30, 4)).reshape(250, 120)
-    clusters = {"clusters": jnp.arange(120) // 4, "num_clusters": 30}
-    assert_covers(coverage(values, 0.0, **clusters)[0], 0.95, 250)
+    assert_covers(coverage(values, 0.0, clusters=jnp.arange(120) // 4)[0], 0.95, 250)
     assert coverage(values, 0.0)[0] < 0.8
 
 
@@ -185,42 +214,41 @@ def assert_no_interval(interval, value=None):
 
 
 def test_nothing_counts():
-    values = jnp.arange(5.0)
-    assert_no_interval(jitted(KEY, values, weights=jnp.zeros(5)))
-    assert_no_interval(jitted(KEY, values, where=jnp.zeros(5, bool)))
+    values = np.arange(5.0)
+    assert_no_interval(small(values, np.zeros(5)))
+    assert_no_interval(small(values, where=np.zeros(5, bool)))
     assert_no_interval(jitted(KEY, jnp.zeros(0)))
 
 
 def test_one_cluster_has_a_value_and_no_interval():
-    values = jnp.arange(5.0)
-    one = {"clusters": jnp.full(5, 2), "num_clusters": 4}
-    assert_no_interval(jitted(KEY, values, **one), 2)
-    assert_no_interval(jitted(KEY, values, where=values == 3), 3)
-    assert_no_interval(jitted(KEY, jnp.ones(1)), 1)
-    two = jitted(KEY, values, clusters=jnp.array([0, 0, 1, 1, 1]), num_clusters=2)
+    values = np.arange(5.0)
+    assert_no_interval(small(values, clusters=np.full(5, 2)), 2)
+    assert_no_interval(small(values, where=values == 3), 3)
+    assert_no_interval(small(np.ones(1)), 1)
+    two = small(values, clusters=np.array([0, 0, 1, 1, 1]))
     assert two.low <= two.value <= two.high
 
 
 def test_constant_values_have_width_exactly_0():
-    weights = jnp.asarray(np.random.RandomState(0).rand(30), jnp.float32)
-    found = jitted(KEY, jnp.full(30, 0.7), weights=weights)
+    found = small(np.full(6, 0.7), np.random.RandomState(0).rand(6))
     assert found.low == found.value == found.high
 
 
 def test_values_that_are_not_finite_have_no_interval():
-    values = jnp.arange(5.0)
-    assert_no_interval(jitted(KEY, values.at[1].set(jnp.inf)), math.inf)
-    assert_no_interval(jitted(KEY, values.at[1].set(jnp.nan)))
-    assert_no_interval(jitted(KEY, values, clusters=jnp.arange(5), num_clusters=4), 2)
-    clean = jitted(KEY, values, where=values != 1)
-    assert_same(jitted(KEY, values.at[1].set(jnp.nan), where=values != 1), clean)
+    values = np.arange(5.0)
+    infinite, nan = (np.where(values == 1, x, values) for x in (np.inf, np.nan))
+    assert_no_interval(small(infinite), math.inf)
+    assert_no_interval(small(nan))
+    assert_no_interval(small(values, clusters=np.arange(5)), 2)  # one is outside
+    clean = small(values, where=values != 1)
+    assert_same(small(nan, where=values != 1), clean)
     assert jnp.isfinite(clean.low)
     sure_and_wrong = scores_of(KEY, jnp.eye(2), jnp.array([1, 1]))
     assert_no_interval(sure_and_wrong.negative_log_likelihood, math.inf)
 
 
 def test_ends_beyond_the_pole_of_the_correction_are_the_farthest_replicates():
-    found = intervals.mean(KEY, jnp.array([4.0, -1, -1, -1, -1]), level=0.999)
+    found = jitted(KEY, jnp.array([4.0, -1, -1, -1, -1]), level=0.999)
     assert found.low <= found.value <= found.high
     assert found.high > found.value + 1
 
@@ -232,14 +260,24 @@ def test_transforms_agree():
     for i in range(3):
         found = Interval(*(end[i] for end in mapped))
         assert_same(jitted(KEY, values[i], num_replicates=100), found)
-    assert_same(intervals.mean(KEY, values[0], num_replicates=100), [end[0] for end in mapped])
+
+
+@pytest.mark.exhaustive  # a hundred programs
+def test_eager_agrees_with_jitted():
+    values = jnp.asarray(np.random.RandomState(0).randn(20), jnp.float32)
+    eager = intervals.mean(KEY, values, num_replicates=100)
+    assert_same(eager, jitted(KEY, values, num_replicates=100))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
 def test_at_least_float32(dtype):
     with jax.enable_x64(dtype == jnp.float64):
-        found = jitted(KEY, jnp.arange(9.0).astype(dtype), num_replicates=50)
+        found = jax.eval_shape(lambda x: intervals.mean(KEY, x), jnp.arange(9.0).astype(dtype))
     assert all(end.dtype == jnp.promote_types(dtype, jnp.float32) for end in found)
+
+
+def statistic_of(statistic, weights, **options):
+    return jax.jit(lambda w: intervals.statistic(KEY, statistic, w, **options))(weights)
 
 
 def median(weights, values):
@@ -253,8 +291,8 @@ def test_a_statistic_of_examples_equals_a_loop():
     values = jnp.asarray(rng.randn(41), jnp.float32)
     weights = jnp.asarray(rng.randint(3, size=41), jnp.float32)
     clusters = jnp.asarray(rng.randint(12, size=41))
-    found = intervals.statistic(
-        KEY, lambda w: median(w, values), weights, clusters=clusters, num_clusters=12,
+    found = statistic_of(
+        lambda w: median(w, values), weights, clusters=clusters, num_clusters=12,
         num_replicates=150, chunk_size=7,
     )  # fmt: skip
     existing = [np.asarray(weights)[np.asarray(clusters) == c].sum() > 0 for c in range(12)]
@@ -283,14 +321,14 @@ def test_chunks_do_not_matter():
         return jnp.sum(weights * values) / jnp.sum(weights)
 
     one, other = (
-        intervals.statistic(KEY, statistic, jnp.ones(30), num_replicates=90, chunk_size=size)
+        statistic_of(statistic, jnp.ones(30), num_replicates=90, chunk_size=size)
         for size in (32, 1000)
     )
     assert_same(one, other)
 
 
 def test_negative_weights_of_a_statistic_make_nan():
-    found = intervals.statistic(KEY, jnp.sum, jnp.ones(30).at[3].set(-1.0), num_replicates=20)
+    found = statistic_of(jnp.sum, jnp.ones(30).at[3].set(-1.0), num_replicates=20)
     assert_no_interval(found)
 
 
@@ -301,9 +339,9 @@ def test_a_value_outside_its_replicates_has_no_interval():
     def distinct(weights):
         return jnp.sum(weights > 0).astype(jnp.float32)
 
-    assert_no_interval(intervals.statistic(KEY, distinct, jnp.ones(30), num_replicates=50), 30)
+    assert_no_interval(statistic_of(distinct, jnp.ones(30), num_replicates=50), 30)
     alone = jnp.zeros(30).at[3].set(1.0)
-    mean = intervals.statistic(KEY, lambda w: w @ values / w.sum(), alone, num_replicates=50)
+    mean = statistic_of(lambda w: w @ values / w.sum(), alone, num_replicates=50)
     assert_no_interval(mean, 3)
 
 
@@ -319,7 +357,6 @@ def test_a_value_outside_its_replicates_has_no_interval():
     ],
 )
 def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        intervals.mean(KEY, jnp.ones(4), **options)
-    with pytest.raises(ValueError, match=message):
-        intervals.statistic(KEY, jnp.sum, jnp.ones(4), **options)
+    for of in (intervals.mean, lambda key, x, **more: intervals.statistic(key, jnp.sum, x, **more)):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(lambda x, of=of: of(KEY, x, **options), jnp.ones(4))

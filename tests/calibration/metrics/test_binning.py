@@ -19,9 +19,10 @@ from calmoe_jax.calibration.metrics.errors import (
 
 bins_of = jax.jit(cm.calibration.reliability_bins, static_argnames="num_bins")
 NORMS = ("l1", "l2", "max")
-DEBIASED = (debiased_calibration_error, debiased_squared_calibration_error)
+error_of = jax.jit(cm.calibration.calibration_error, static_argnames="norm")
+DEBIASED = tuple(map(jax.jit, (debiased_calibration_error, debiased_squared_calibration_error)))
 ERRORS = (
-    *(functools.partial(cm.calibration.calibration_error, norm=n) for n in NORMS),
+    *(functools.partial(error_of, norm=n) for n in NORMS),
     *DEBIASED,
 )
 
@@ -41,7 +42,9 @@ def assert_same(bins, other, rtol=1e-5):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("num_bins", [1, 10, 15, 40])
+@pytest.mark.parametrize(
+    "num_bins", [1, 15, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (10, 40))]
+)
 def test_equals_numpy_histograms(num_bins, dtype):
     with jax.enable_x64(dtype == np.float64):
         confidence, outcome, weights = problem()
@@ -66,7 +69,7 @@ def test_equals_numpy_histograms(num_bins, dtype):
         assert_same(found, first + second)
 
 
-@pytest.mark.parametrize("num_bins", [1, 2, 16])
+@pytest.mark.parametrize("num_bins", [1, pytest.param(2, marks=pytest.mark.exhaustive), 16])
 def test_error_equals_a_loop(num_bins):
     confidence, outcome, weights = problem(1)
     confidence[2 : num_bins + 3] = np.arange(num_bins + 1) / num_bins  # every edge, exact
@@ -80,7 +83,7 @@ def test_error_equals_a_loop(num_bins):
         expected = references.calibration_error(
             confidence.astype(np.float64), outcome, w, num_bins=num_bins
         )
-        np.testing.assert_allclose(cm.calibration.calibration_error(found), expected, rtol=1e-5)
+        np.testing.assert_allclose(error_of(found), expected, rtol=1e-5)
 
 
 def test_outcomes_may_be_probabilities():
@@ -125,7 +128,7 @@ def test_nan_counts_only_where_it_has_weight():
 def test_small_residuals_are_not_lost():
     confidence = jnp.full(100_000, 1 - 2.0**-20)
     bins = bins_of(confidence, jnp.ones(100_000), num_bins=1)
-    np.testing.assert_allclose(cm.calibration.calibration_error(bins), 2.0**-20, rtol=1e-5)
+    np.testing.assert_allclose(error_of(bins), 2.0**-20, rtol=1e-5)
 
 
 def test_order_does_not_matter():
@@ -134,21 +137,28 @@ def test_order_does_not_matter():
     assert_same(bins_of(confidence[order], outcome[order]), bins_of(confidence, outcome))
 
 
-def test_batches_and_transforms_agree():
-    confidence, outcome, _ = map(jnp.asarray, problem())
+@pytest.mark.exhaustive  # a hundred programs
+def test_eager_agrees_with_jitted_on_edges():
+    confidence, _, _ = map(jnp.asarray, problem())
     on_edges = jnp.concatenate([confidence, jnp.asarray(np.arange(16) / 15, jnp.float32)])
     outcomes = jnp.zeros(76)
     assert_same(cm.calibration.reliability_bins(on_edges, outcomes), bins_of(on_edges, outcomes))
+
+
+def test_batches_and_transforms_agree():
+    confidence, outcome, _ = map(jnp.asarray, problem())
     confidence, outcome = confidence.reshape(3, 20), outcome.reshape(3, 20)
     mapped = jax.jit(jax.vmap(cm.calibration.reliability_bins))(confidence, outcome)
-    errors = cm.calibration.calibration_error(mapped)
+    errors = error_of(mapped)
     for i in range(3):
         one = bins_of(confidence[i], outcome[i])
         assert_same(jax.tree.map(lambda x, i=i: x[i], mapped), one)
-        np.testing.assert_allclose(errors[i], cm.calibration.calibration_error(one), rtol=1e-6)
+        np.testing.assert_allclose(errors[i], error_of(one), rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.exhaustive)]
+)
 def test_computed_in_float32(dtype):
     confidence, outcome, _ = map(jnp.asarray, problem())
     rough = bins_of(confidence.astype(dtype), outcome)
@@ -171,7 +181,9 @@ def test_too_few_bins(num_bins):
         cm.calibration.reliability_bins(jnp.ones(1), jnp.ones(1), num_bins=num_bins)
 
 
-@pytest.mark.parametrize("num_bins", [7, 30, 49, 1000])
+@pytest.mark.parametrize(
+    "num_bins", [7, 49, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (30, 1000))]
+)
 def test_levels_at_and_beside_every_edge(num_bins):
     edges = (np.arange(num_bins + 1) / num_bins).astype(np.float32)
     beside = [np.nextafter(edges[1:], np.float32(0)), np.nextafter(edges[:-1], np.float32(2))]
@@ -257,7 +269,7 @@ def test_debiased_errors_of_many_samples_are_near_the_truth():
             jnp.asarray(confidence, jnp.float32), jnp.asarray(outcome)
         )
         l1, squared = (np.asarray(error(bins)) for error in DEBIASED)
-        plain = np.asarray(cm.calibration.calibration_error(bins))
+        plain = np.asarray(error_of(bins))
         error = squared.std() / 20
         assert abs(squared.mean() - np.mean(gap**2)) < 4 * error
         assert abs(l1.mean() - gap.mean()) < 0.62 * abs(plain.mean() - gap.mean()) + 0.002
@@ -278,15 +290,16 @@ def test_gradients_are_the_signs_of_the_gaps(norm):
     outcome = jnp.array([0.0, 1.0, 1.0, 0.0])
 
     def error(c):
-        return cm.calibration.calibration_error(bins_of(c, outcome, num_bins=2), norm=norm)
+        return error_of(bins_of(c, outcome, num_bins=2), norm=norm)
 
+    jitted = jax.jit(error)
     numeric = references.central_difference(
-        lambda c: float(error(jnp.asarray(c, jnp.float32))), np.asarray(confidence), step=1e-3
+        lambda c: float(jitted(jnp.asarray(c, jnp.float32))), np.asarray(confidence), step=1e-3
     )
-    np.testing.assert_allclose(jax.grad(error)(confidence), numeric, atol=2e-4)
-    perfect = jax.grad(
-        lambda c: cm.calibration.calibration_error(bins_of(c, c, num_bins=2), norm=norm)
-    )(confidence)
+    np.testing.assert_allclose(jax.jit(jax.grad(error))(confidence), numeric, atol=2e-4)
+    perfect = jax.jit(jax.grad(lambda c: error_of(bins_of(c, c, num_bins=2), norm=norm)))(
+        confidence
+    )
     assert jnp.isfinite(perfect).all()
 
 
@@ -325,6 +338,6 @@ def test_compensated_sums_cancel_and_are_linear():
 
 
 def test_an_unknown_norm(unchecked):
-    bins = cm.calibration.reliability_bins(jnp.ones(1), jnp.ones(1))
+    bins = bins_of(jnp.ones(1), jnp.ones(1))
     with pytest.raises(ValueError, match="norm must be one of l1, l2, max, got norm='l3'"):
-        cm.calibration.calibration_error(bins, norm="l3")
+        error_of(bins, norm="l3")

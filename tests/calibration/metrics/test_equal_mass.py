@@ -48,7 +48,9 @@ def assert_same(bins, other):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_bins", [1, 2, 15, 100])
+@pytest.mark.parametrize(
+    "num_bins", [1, 15, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (2, 100))]
+)
 def test_equals_a_loop_over_groups(num_bins):
     for seed in range(5):
         confidence, outcome, weights = problem(seed)

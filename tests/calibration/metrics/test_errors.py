@@ -76,7 +76,7 @@ def assert_nan(found):
         assert jnp.isnan(value).all(), name
 
 
-@pytest.mark.parametrize("classes", [1, 2, 4])
+@pytest.mark.parametrize("classes", [1, pytest.param(2, marks=pytest.mark.exhaustive), 4])
 def test_equals_a_loop(classes):
     probs, labels = problem(classes, classes=classes)
     # sixteenths lie on the edges of 16 bins
@@ -87,28 +87,30 @@ def test_equals_a_loop(classes):
 
 def test_top_label_takes_the_lower_of_tied_classes():
     probs, labels = problem()
-    confidence, correct = cm.calibration.top_label(probs, labels)
+    top_label = jax.jit(cm.calibration.top_label, static_argnames="from_logits")
+    confidence, correct = top_label(probs, labels)
     expected = references.top_label(probs.tolist(), labels.tolist())
     np.testing.assert_allclose(confidence, expected[0])
     assert correct.tolist() == expected[1].tolist()
     tied = jnp.array([[0.4, 0.4, 0.2]])
-    assert cm.calibration.top_label(tied, jnp.array([0]))[1].tolist() == [True]
-    assert cm.calibration.top_label(tied, jnp.array([1]))[1].tolist() == [False]
-    confidence, _ = cm.calibration.top_label(jnp.log(tied) + 5.0, jnp.array([0]), from_logits=True)
+    assert top_label(tied, jnp.array([0]))[1].tolist() == [True]
+    assert top_label(tied, jnp.array([1]))[1].tolist() == [False]
+    confidence, _ = top_label(jnp.log(tied) + 5.0, jnp.array([0]), from_logits=True)
     np.testing.assert_allclose(confidence, [0.4], rtol=1e-6)
 
 
-@pytest.mark.parametrize("from_logits", [False, True])
+@pytest.mark.parametrize("from_logits", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_bins_of_the_top_label(from_logits):
     probs, labels = problem()
     options = {"weights": jnp.arange(60.0), "where": jnp.arange(60) % 3 != 0, "num_bins": 7}
     found = jax.jit(
         lambda p, y: cm.calibration.top_label_bins(p, y, from_logits=from_logits, **options)
     )(probs, labels)
-    confidence, correct = cm.calibration.top_label(probs, labels, from_logits=from_logits)
-    for ours, theirs in zip(
-        found, cm.calibration.reliability_bins(confidence, correct, **options), strict=True
-    ):
+    pairs = jax.jit(lambda p, y: calibration.top_label(p, y, from_logits=from_logits))
+    expected = jax.jit(lambda *pair: calibration.reliability_bins(*pair, **options))(
+        *pairs(probs, labels)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     error = metrics_of(probs, labels, from_logits=from_logits, **options)
     np.testing.assert_allclose(calibration_error(found), error["expected"], rtol=1e-5)
@@ -163,16 +165,23 @@ def test_order_of_examples_does_not_matter():
     assert_same(metrics_of(probs[order], labels[order]), metrics_of(probs, labels))
 
 
-def test_transforms_agree():
+@pytest.mark.exhaustive  # two hundred programs
+def test_eager_agrees_with_jitted():
     probs, labels = problem()
     assert_same(eager(probs, labels), metrics_of(probs, labels))
+
+
+def test_mapped_equals_a_loop():
+    probs, labels = problem()
     probs, labels = probs.reshape(3, 20, 4), labels.reshape(3, 20)
     mapped = jax.jit(jax.vmap(eager))(probs, labels)
     for i in range(3):
         assert_same({k: v[i] for k, v in mapped.items()}, metrics_of(probs[i], labels[i]))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.exhaustive)]
+)
 def test_computed_in_float32(dtype):
     probs, labels = problem()
     rough = metrics_of(probs.astype(dtype), labels)
@@ -191,7 +200,7 @@ def test_labels_out_of_range(label):
     assert_same(metrics_of(probs, strange, where=where), metrics_of(probs, labels, where=where))
 
 
-@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("classes", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_proper_scores_equal_scikit_learn(classes):
     rng = np.random.RandomState(classes)
     probs = references.softmax(rng.randn(50, classes) * 3)
@@ -224,7 +233,8 @@ def test_certainty():
     assert found["confidence_gap"] == 1
     assert found["expected"] == 1
     far = jnp.array([[0.0, -1e4]])
-    assert cm.calibration.negative_log_likelihood(far, jnp.array([1]), from_logits=True) == 1e4
+    of_logits = jax.jit(functools.partial(calibration.negative_log_likelihood, from_logits=True))
+    assert of_logits(far, jnp.array([1])) == 1e4
 
 
 @pytest.mark.parametrize("num_bins", [1, 15])
@@ -345,9 +355,10 @@ def test_gradients_leave_out_what_does_not_count(from_logits):
 
 def test_no_log_loss_is_below_0_and_none_of_a_certain_mistake_is_finite():
     rounded = jnp.array([[1.0005, 0.0], [1 - 5e-4, 0.0]])
-    losses = log_losses(rounded, jnp.array([0, 0]))
+    losses_of = jax.jit(log_losses)
+    losses = losses_of(rounded, jnp.array([0, 0]))
     np.testing.assert_allclose(losses, [0, 5e-4], rtol=1e-3)
     given = jnp.array([[0.0, 1.0], [0.5, 0.5]])
-    found = log_losses(given, jnp.array([0, 2]))
+    found = losses_of(given, jnp.array([0, 2]))
     assert found[0] == jnp.inf
     assert jnp.isnan(found[1])

@@ -122,7 +122,7 @@ def test_mmce_gradient_is_finite_at_zero_at_ties_and_beside_masked_rows():
     assert lower < value
 
 
-@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.exhaustive), 4])
 def test_skce_equals_a_loop_over_pairs(classes):
     probs, labels = forecasts(classes=classes)
     weights = np.random.RandomState(1).rand(40).astype(np.float32)
@@ -138,7 +138,7 @@ def test_skce_equals_a_loop_over_pairs(classes):
     np.testing.assert_allclose(found, skce_by_loops(probs, labels, weights, 0.1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("side", [1, 16])
+@pytest.mark.parametrize("side", [pytest.param(1, marks=pytest.mark.exhaustive), 16])
 def test_tiles_do_not_matter(side, monkeypatch):
     probs, labels = map(jnp.asarray, forecasts())
     expected = skce(probs, labels)
@@ -260,13 +260,18 @@ def test_nothing_counts():
     assert jnp.isnan(mmce(jnp.zeros(0), jnp.zeros(0)))
 
 
-def test_eager_and_mapped_agree_with_jitted():
-    probs, labels = map(jnp.asarray, forecasts())
+def test_mapped_agrees_with_jitted():
     confidence, outcome = map(jnp.asarray, pairs())
     two = jnp.stack([confidence, confidence**2]), jnp.stack([outcome, outcome])
     both = jax.jit(jax.vmap(kernel.maximum_mean_calibration_error))(*two)
     for i in range(2):
         np.testing.assert_allclose(both[i], mmce(two[0][i], outcome), rtol=1e-5)
+
+
+@pytest.mark.exhaustive  # two hundred programs
+def test_eager_agrees_with_jitted():
+    probs, labels = map(jnp.asarray, forecasts())
+    confidence, outcome = map(jnp.asarray, pairs())
     few = confidence[:3], outcome[:3].astype(jnp.float32)
     np.testing.assert_allclose(
         kernel.maximum_mean_calibration_error(*few), mmce_by_loops(*few), rtol=1e-5
