@@ -14,7 +14,7 @@ def erm() -> Objective:
     """The mean loss.
 
     Returns:
-        The objective. It hands on whatever state it is given, so that it can stand in for another
+        The objective. It returns the state that it is given, so that it can stand in for another
         objective while that one warms up.
 
     Example:
