@@ -57,3 +57,15 @@ def test_two_axes_are_summed_over():
         return state + jax.lax.psum(batch.sum(), axis_name), ()
 
     assert over_devices(step, mesh)(jnp.zeros(()), jnp.arange(8.0), None)[0] == 28
+
+
+@pytest.mark.parametrize("donate", [True, False])
+def test_the_old_state_is_given_up_only_if_donated(donate):
+    step = over_devices(
+        lambda s, b, k, *, axis_name: (s + jax.lax.psum(b.sum(), axis_name), ()),
+        data_mesh(jax.devices()[:1]),
+        donate=donate,
+    )
+    state = jax.device_put(jnp.zeros(3), jax.devices()[0])
+    step(state, jnp.ones(4), None)
+    assert state.is_deleted() == donate
