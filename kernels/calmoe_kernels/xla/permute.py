@@ -86,13 +86,47 @@ def combine_backward(
         `[rows, d]` in the dtype of `rows` and `[tokens, k]` in that of the weights; 0 for rows
         that hold no slot and for slots that were dropped.
     """
-    taken = _coarse(_take(cotangent, slot_indices // positions.shape[1]))
+    to_slots = to_weights(cotangent, rows, positions, slot_indices)
+    return to_rows(cotangent, positions, slot_indices, weights), to_slots.astype(weights.dtype)
+
+
+def to_rows(
+    x: jax.Array, positions: jax.Array, slot_indices: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Each token's row times the weights of its slots, in the slots' rows.
+
+    Args:
+        x: `[tokens, d]`.
+        positions: `[tokens, k]`.
+        slot_indices: `[rows]`.
+        weights: `[tokens, k]`.
+
+    Returns:
+        `[rows, d]` in the dtype of `x`; 0 for rows that hold no slot.
+    """
+    taken = _coarse(_take(x, slot_indices // positions.shape[1]))
     weight = _take(_coarse(weights).reshape(-1), slot_indices)
-    to_rows = (taken * weight[:, None]).astype(rows.dtype)
-    to_weights = jax.lax.platform_dependent(
-        cotangent, rows, positions, slot_indices, cpu=_dots_of_slots, default=_dots_of_rows
+    return (taken * weight[:, None]).astype(x.dtype)
+
+
+def to_weights(
+    x: jax.Array, rows: jax.Array, positions: jax.Array, slot_indices: jax.Array
+) -> jax.Array:
+    """Products of tokens with the rows of their slots.
+
+    Args:
+        x: `[tokens, d]`.
+        rows: `[rows, d]`.
+        positions: `[tokens, k]`.
+        slot_indices: `[rows]`.
+
+    Returns:
+        `[tokens, k]`, at least float32; 0 for slots that were dropped.
+    """
+    result: jax.Array = jax.lax.platform_dependent(
+        x, rows, positions, slot_indices, cpu=_dots_of_slots, default=_dots_of_rows
     )
-    return to_rows, to_weights.astype(weights.dtype)
+    return result
 
 
 def _dots_of_rows(
