@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 Arrays = tuple[Any, ...]
@@ -34,8 +34,26 @@ class Derivatives(NamedTuple):
     tangent: Callable[[Any, Arrays, Arrays], Arrays]
     transpose: Callable[[Any, Arrays, Arrays, tuple[bool, ...]], Arrays]
 
+
+class _Operation(NamedTuple):
+    """What a primitive computes from its operands, the leaves of a tree."""
+
+    run: Callable[..., Arrays]
+    derivatives: Derivatives
+    tree: Any
+    types: Arrays  # of the results
+
     def __repr__(self) -> str:
-        return "derivatives"  # in the text of a program, without addresses of functions
+        return "given"  # in the text of a program, without addresses of functions
+
+    def flat(self, *leaves: Any) -> Arrays:
+        return self.run(*jax.tree.unflatten(self.tree, leaves))
+
+
+# A function with derivatives: `run(facts, arrays)`.
+_call = Primitive("calmoe_call")
+# A derivative: `run(facts, arrays, tangents)`, linear in the tangents.
+_derivative = Primitive("calmoe_derivative")
 
 
 def with_derivatives(
@@ -54,72 +72,54 @@ def with_derivatives(
     Returns:
         The results.
     """
-    leaves, tree = jax.tree.flatten((facts, arrays))
-
-    def flat(*leaves: Any) -> Arrays:
-        return value(*jax.tree.unflatten(tree, leaves))
-
-    body = jax.make_jaxpr(flat)(*leaves)
-    return tuple(_call.bind(*leaves, body=body, derivatives=derivatives, tree=tree))
+    return tuple(_traced(_call, value, derivatives, (facts, arrays)))
 
 
-# The function: its operands are facts and arrays. `body` is what it computes.
-_call = Primitive("calmoe_call")
-_call.multiple_results = True
-# Its derivative: facts, arrays and the tangents, which it is linear in. `types` are its results'.
-_linear = Primitive("calmoe_derivative")
-_linear.multiple_results = True
+def _traced(
+    primitive: Primitive, run: Callable[..., Arrays], derivatives: Derivatives, operands: Any
+) -> Sequence[Any]:
+    body = jax.make_jaxpr(run)(*operands)
+    return _bind(primitive, run, derivatives, operands, tuple(body.out_avals))
 
 
-def _call_impl(*leaves: Any, body: Any, **_: Any) -> Sequence[Any]:
-    run: Any = jaxpr_as_fun
-    results: Sequence[Any] = run(body)(*leaves)
+def _bind(
+    primitive: Primitive, run: Any, derivatives: Derivatives, operands: Any, types: Arrays
+) -> Sequence[Any]:
+    leaves, tree = jax.tree.flatten(operands)
+    given = _Operation(run, derivatives, tree, types)
+    results: Sequence[Any] = primitive.bind(*leaves, given=given)
     return results
 
 
-def _linear_impl(*leaves: Any, derivatives: Derivatives, tree: Any, types: Any) -> Sequence[Any]:
-    del types
-    return derivatives.tangent(*jax.tree.unflatten(tree, leaves))
+def _call_jvp(primals: Arrays, tangents: Arrays, *, given: _Operation) -> tuple[Any, Any]:
+    results = _call.bind(*primals, given=given)
+    facts, arrays = jax.tree.unflatten(given.tree, primals)
+    moved = _like(arrays, tangents[len(jax.tree.leaves(facts)) :])
+    types = tuple(aval.to_tangent_aval() for aval in given.types)
+    tangent = given.derivatives.tangent
+    return results, _bind(_derivative, tangent, given.derivatives, (facts, arrays, moved), types)
 
 
-def _call_jvp(
-    primals: Arrays, tangents: Arrays, *, body: Any, derivatives: Derivatives, tree: Any
-) -> tuple[Any, Any]:
-    results = _call.bind(*primals, body=body, derivatives=derivatives, tree=tree)
-    facts, arrays = jax.tree.unflatten(tree, primals)
-    of_facts = len(jax.tree.leaves(facts))
-    rest = iter(tangents[of_facts:])
-    moved = tuple(None if x is None else _present(next(rest)) for x in arrays)
-    types = tuple(jax.typeof(result).to_tangent_aval() for result in results)
-    return results, _bind_linear((facts, arrays, moved), derivatives, types)
-
-
-def _linear_jvp(
-    primals: Arrays, tangents: Arrays, *, derivatives: Derivatives, tree: Any, types: Any
-) -> tuple[Any, Any]:
-    results = _linear.bind(*primals, derivatives=derivatives, tree=tree, types=types)
-    facts, arrays, moved = jax.tree.unflatten(tree, primals)
-    of_facts, of_moved = len(jax.tree.leaves(facts)), len(jax.tree.leaves(moved))
-    fixed, rest = primals[:of_facts], iter(tangents[len(tangents) - of_moved :])
-    if all(_present(t) is None for t in tangents[of_facts : len(tangents) - of_moved]):
-        again = tuple(None if x is None else _present(next(rest)) for x in moved)
-        return results, _bind_linear((facts, arrays, again), derivatives, types)
-    floats = primals[of_facts:]
+def _derivative_jvp(primals: Arrays, tangents: Arrays, *, given: _Operation) -> tuple[Any, Any]:
+    results = _derivative.bind(*primals, given=given)
+    facts, arrays, moved = jax.tree.unflatten(given.tree, primals)
+    start, end = len(jax.tree.leaves(facts)), len(primals) - len(jax.tree.leaves(moved))
+    if all(_present(t) is None for t in tangents[start:end]):
+        operands = facts, arrays, _like(moved, tangents[end:])
+        return results, _bind(_derivative, given.run, given.derivatives, operands, given.types)
+    floats = primals[start:]
     filled = tuple(
         jnp.zeros_like(x) if _present(t) is None else t
-        for x, t in zip(floats, tangents[of_facts:], strict=True)
+        for x, t in zip(floats, tangents[start:], strict=True)
     )
-
-    def tangent(*floats: Any) -> list[Any]:
-        return list(derivatives.tangent(*jax.tree.unflatten(tree, (*fixed, *floats))))
-
-    return results, jax.jvp(tangent, floats, filled)[1]
+    function = partial(given.flat, *primals[:start])
+    return results, jax.jvp(function, floats, filled)[1]
 
 
-def _bind_linear(operands: Any, derivatives: Derivatives, types: Any) -> Sequence[Any]:
-    leaves, tree = jax.tree.flatten(operands)
-    results: Sequence[Any] = _linear.bind(*leaves, derivatives=derivatives, tree=tree, types=types)
-    return results
+def _like(arrays: Arrays, tangents: Sequence[Any]) -> Arrays:
+    """Tangents of arrays, `None` for a zero and for what is `None` itself."""
+    rest = iter(tangents)
+    return tuple(None if x is None else _present(next(rest)) for x in arrays)
 
 
 def _present(tangent: Any) -> Any:
@@ -128,68 +128,34 @@ def _present(tangent: Any) -> Any:
     return None if is_zero else tangent
 
 
-def _call_transpose(
-    cotangents: Sequence[Any], *args: Any, body: Any, derivatives: Derivatives, tree: Any
-) -> list[Any]:
-    del body
-    facts, arrays = jax.tree.unflatten(tree, args)
-    known = tuple(None if ad.is_undefined_primal(x) else x for x in arrays)
-    return _transposed(cotangents, args, derivatives, (facts, known), arrays)
-
-
-def _linear_transpose(
-    cotangents: Sequence[Any], *args: Any, derivatives: Derivatives, tree: Any, types: Any
-) -> list[Any]:
-    del types
-    facts, arrays, moved = jax.tree.unflatten(tree, args)
-    return _transposed(cotangents, args, derivatives, (facts, arrays), moved)
-
-
-def _transposed(
-    cotangents: Sequence[Any], args: Arrays, derivatives: Derivatives, known: Any, over: Arrays
-) -> list[Any]:
-    """Cotangents of `args`, the last of which are `over`; `None` for what is defined, or 0."""
+def _transpose(cotangents: Sequence[Any], *args: Any, given: _Operation) -> list[Any]:
+    """Cotangents of the undefined ones of the last operands; `None` for the others."""
+    facts, arrays, *moved = jax.tree.unflatten(given.tree, args)
+    over = moved[0] if moved else arrays
+    arrays = tuple(None if ad.is_undefined_primal(x) else x for x in arrays)
     wanted = tuple(ad.is_undefined_primal(x) for x in over)
-    given = tuple(map(_present, cotangents))
-    if all(c is None for c in given):
+    nonzero = tuple(map(_present, cotangents))
+    if all(c is None for c in nonzero):
         return [None] * len(args)
-    facts, arrays = known
-    found = derivatives.transpose(facts, arrays, given, wanted)
+    found = given.derivatives.transpose(facts, arrays, nonzero, wanted)
     pairs = zip(over, wanted, found, strict=True)
     last = [ct if is_wanted else None for x, is_wanted, ct in pairs if x is not None]
     return [None] * (len(args) - len(last)) + last
 
 
-def _call_batch(
-    args: Arrays, dims: Arrays, *, body: Any, derivatives: Derivatives, tree: Any
+def _batch(
+    primitive: Primitive, args: Arrays, dims: Arrays, *, given: _Operation
 ) -> tuple[Any, Any]:
-    args, axes, size = _in_front(args, dims)
-    mapped: Any = jax.vmap(partial(_call_impl, body=body), axes, axis_size=size)
-    facts, arrays = jax.tree.unflatten(tree, axes)
-    several = _batched(derivatives, (facts, arrays, arrays), size)
-    mapped_body = jax.make_jaxpr(mapped)(*args)
-    results = _call.bind(*args, body=mapped_body, derivatives=several, tree=tree)
-    return results, [0] * len(results)
-
-
-def _linear_batch(
-    args: Arrays, dims: Arrays, *, derivatives: Derivatives, tree: Any, types: Any
-) -> tuple[Any, Any]:
-    del types
-    args, axes, size = _in_front(args, dims)
-    several = _batched(derivatives, jax.tree.unflatten(tree, axes), size)
-    body = jax.make_jaxpr(several.tangent)(*jax.tree.unflatten(tree, args))
-    results = _linear.bind(*args, derivatives=several, tree=tree, types=tuple(body.out_avals))
-    return results, [0] * len(results)
-
-
-def _in_front(args: Arrays, dims: Arrays) -> tuple[Arrays, tuple[int | None, ...], int]:
-    """Operands with the batch along the first axis, their axes, and its size."""
-    moved = tuple(
+    args = tuple(
         x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in zip(args, dims, strict=True)
     )
-    axes = tuple(None if dim is None else 0 for dim in dims)
-    return moved, axes, next(x.shape[0] for x, axis in zip(moved, axes, strict=True) if axis == 0)
+    flat_axes = [None if dim is None else 0 for dim in dims]
+    size = next(x.shape[0] for x, axis in zip(args, flat_axes, strict=True) if axis == 0)
+    axes = jax.tree.unflatten(given.tree, flat_axes)
+    run = jax.vmap(given.run, axes, axis_size=size)
+    derivatives = _batched(given.derivatives, (*axes, axes[1])[:3], size)
+    results = _traced(primitive, run, derivatives, jax.tree.unflatten(given.tree, args))
+    return results, [0] * len(results)
 
 
 def _batched(derivatives: Derivatives, axes: Any, size: int) -> Derivatives:
@@ -218,19 +184,15 @@ def _batched(derivatives: Derivatives, axes: Any, size: int) -> Derivatives:
     return Derivatives(tangent, transpose)
 
 
-def _register() -> None:
-    _call.def_impl(_call_impl)
-    _call.def_abstract_eval(lambda *_, body, **__: list(body.out_avals))
-    _linear.def_impl(_linear_impl)
-    _linear.def_abstract_eval(lambda *_, types, **__: list(types))
-    for primitive, run, jvp, transpose, batch in (
-        (_call, _call_impl, _call_jvp, _call_transpose, _call_batch),
-        (_linear, _linear_impl, _linear_jvp, _linear_transpose, _linear_batch),
-    ):
-        mlir.register_lowering(primitive, mlir.lower_fun(run))
-        ad.primitive_jvps[primitive] = jvp
-        ad.primitive_transposes[primitive] = transpose
-        batching.primitive_batchers[primitive] = batch
+def _flat(*leaves: Any, given: _Operation) -> Arrays:
+    return given.flat(*leaves)
 
 
-_register()
+for _primitive, _jvp in ((_call, _call_jvp), (_derivative, _derivative_jvp)):
+    _primitive.multiple_results = True
+    _primitive.def_impl(_flat)
+    _primitive.def_abstract_eval(lambda *_, given: list(given.types))
+    mlir.register_lowering(_primitive, mlir.lower_fun(_flat))
+    ad.primitive_jvps[_primitive] = _jvp
+    ad.primitive_transposes[_primitive] = _transpose
+    batching.primitive_batchers[_primitive] = partial(_batch, _primitive)
