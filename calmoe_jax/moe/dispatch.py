@@ -18,6 +18,7 @@ import jax
 from jaxtyping import Array, Float
 
 from calmoe_jax._checks import check_axes, check_floats
+from calmoe_jax._signatures import checked
 from calmoe_jax.moe.plan import DispatchPlan
 from calmoe_kernels import selection
 from calmoe_kernels.selection import lazy
@@ -25,6 +26,7 @@ from calmoe_kernels.varying import vary_along, varying_axes
 from calmoe_kernels.xla import permute
 
 
+@checked
 def dispatch(
     x: Float[Array, "tokens d"], plan: DispatchPlan, *, implementation: str | None = None
 ) -> Float[Array, "rows d"]:
@@ -57,6 +59,7 @@ def dispatch(
     return _dispatch(implementation, vary_along(x, axes), vary_along(plan, axes))
 
 
+@checked
 def combine(
     rows: Float[Array, "rows d"],
     plan: DispatchPlan,
@@ -99,6 +102,7 @@ def combine(
     return _combine(implementation, rows, combine_weights, plan)
 
 
+@checked
 def gather_slots(
     rows: Float[Array, "rows d"], plan: DispatchPlan, *, implementation: str | None = None
 ) -> Float[Array, "tokens k d"]:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 from jaxtyping import Array, Float, Int
 
+from calmoe_jax._signatures import checked
 from calmoe_kernels import selection
 from calmoe_kernels.varying import vary_along, varying_axes
 from calmoe_kernels.xla import matmul
@@ -37,6 +38,7 @@ class _Statics(NamedTuple):
     dtype: jnp.dtype
 
 
+@checked
 def grouped_matmul(
     x: Float[Array, "rows d"],
     w: Float[Array, "experts d f"],
@@ -128,6 +130,7 @@ def preferred_block_size(
     return _CPU_BLOCK if looped and capacity is None else None
 
 
+@checked
 def check_groups(
     group_sizes: Int[Array, " experts"],
     group_offsets: Int[Array, " experts"] | None = None,
