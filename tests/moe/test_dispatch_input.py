@@ -135,13 +135,9 @@ def test_shapes_of_another_plan(implementation):
         ValueError, match=r"plan\.positions must .* tokens=3 as in x, got .*\(2, 2\)"
     ):
         cm.dispatch(jnp.zeros((3, 5)), plan, **options)
-    with pytest.raises(
-        ValueError, match=r"plan\.slot_indices must .* rows=3 as in rows"
-    ):
+    with pytest.raises(ValueError, match=r"plan\.slot_indices must .* rows=3 as in rows"):
         cm.combine(jnp.zeros((3, 5)), plan, jnp.zeros((2, 2)), **options)
-    with pytest.raises(
-        ValueError, match=r"combine_weights must .* k=2 as in plan\.positions"
-    ):
+    with pytest.raises(ValueError, match=r"combine_weights must .* k=2 as in plan\.positions"):
         cm.combine(jnp.zeros((4, 5)), plan, jnp.zeros((2, 3)), **options)
 
 
