@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from calmoe_jax._numerics import at_least_float32, safe_divide
+from calmoe_jax._signatures import checked
 
 _BLOCK = 8
 
@@ -44,6 +45,7 @@ _DCT[0] /= np.sqrt(2)
 _DCT = _DCT.astype(np.float32)
 
 
+@checked
 def dct_filter(
     images: Float[Array, "images height width channels"], quality: Float[Array, " images"]
 ) -> Float[Array, "images height width channels"]:

@@ -19,6 +19,7 @@ from calmoe_jax._numerics import (
     pick_label,
     top_two_margin,
 )
+from calmoe_jax._signatures import checked
 from calmoe_jax.routing import GateStatistics, Routing, dense_routing, gate_statistics
 
 # An expert of weight 0 may give a class exp(100) times the aggregate's probability. The derivative
@@ -86,6 +87,7 @@ class MixtureLosses(NamedTuple):
     regret: Float[Array, "*examples"]
 
 
+@checked
 def mix(
     expert_probs: Float[Array, "*examples experts classes"],
     routing_weights: Float[Array, "*examples experts"],
@@ -107,6 +109,7 @@ def mix(
     return jnp.sum(weights[..., None] * at_least_float32(expert_probs), axis=-2)
 
 
+@checked
 def mix_log_probs(
     expert_log_probs: Float[Array, "*examples experts classes"],
     routing_weights: Float[Array, "*examples experts"],
@@ -138,6 +141,7 @@ def mix_log_probs(
     return log_total + peak[..., 0, :]
 
 
+@checked
 def predict(
     expert_log_probs: Float[Array, "tokens slots classes"],
     gate_logits: Float[Array, "tokens experts"],
@@ -182,6 +186,7 @@ def predict(
     )
 
 
+@checked
 def configuration(
     expert_log_probs: Float[Array, "*examples experts classes"],
     routing_weights: Float[Array, "*examples experts"],
@@ -225,6 +230,7 @@ def configuration(
     )
 
 
+@checked
 def configuration_features(config: Configuration) -> Float[Array, "examples features"]:
     """Statistics of the routing configuration as columns: features that weights may depend on.
 
@@ -259,6 +265,7 @@ def configuration_features(config: Configuration) -> Float[Array, "examples feat
     )
 
 
+@checked
 def mixture_losses(
     expert_log_probs: Float[Array, "*examples experts classes"],
     routing_weights: Float[Array, "*examples experts"],

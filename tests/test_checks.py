@@ -57,6 +57,6 @@ def test_shapes_are_checked_in_tests():
     import calmoe_jax as cm
 
     with pytest.raises(jaxtyping.TypeCheckError):
-        cm.mix(jnp.ones((2, 3, 4)), jnp.ones((2, 5)))
+        cm.mix.__wrapped__(jnp.ones((2, 3, 4)), jnp.ones((2, 5)))
     with pytest.raises(ValueError, match="rank_promotion"):
         jnp.ones((2, 3)) + jnp.ones(3)

@@ -53,6 +53,7 @@ def example_of(name):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_example(name):
     example = example_of(name)

@@ -13,7 +13,15 @@ PACKAGE = ROOT / "calmoe_jax"
 
 # A module may import modules of lower layers and of its own namespace.
 LAYERS = [
-    {"_checks", "_compilation_cache", "_environment", "_errors", "_files", "_mapping"},
+    {
+        "_checks",
+        "_compilation_cache",
+        "_environment",
+        "_errors",
+        "_files",
+        "_mapping",
+        "_signatures",
+    },
     {"_numerics"},
     {"routing"},
     {"mixture", "moe", "fgr"},
@@ -25,11 +33,12 @@ LAYERS = [
     {"cli"},
 ]
 PURE = {
-    "_checks", "_mapping", "_numerics",
+    "_checks", "_mapping", "_numerics", "_signatures",
     "routing", "moe", "mixture", "fgr", "calibration", "reweighting", "shift",
 }  # fmt: skip
 PURE_MAY_IMPORT = {
-    "jax", "jaxtyping", "numpy", "typing", "collections", "functools", "importlib", "math",
+    "jax", "jaxtyping", "numpy", "typing", "collections", "functools", "importlib",
+    "inspect", "math", "types",
     "sklearn",  # on the host, inside functions
     "calmoe_jax", "calmoe_kernels",
 }  # fmt: skip

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import at_least_float32, example_weights
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import event
 from calmoe_jax.calibration._sums import total
 from calmoe_jax.calibration.metrics.binning import ReliabilityBins
@@ -51,6 +52,7 @@ class StatisticGap(NamedTuple):
     share: Float[Array, " groups"]
 
 
+@checked
 def reliability_curve(bins: ReliabilityBins) -> ReliabilityCurve:
     """Turns binned sums into a reliability curve with pointwise 95 % bands.
 
@@ -98,6 +100,7 @@ def reliability_curve(bins: ReliabilityBins) -> ReliabilityCurve:
     )
 
 
+@checked
 def gap_by_statistic(
     statistic: Float[Array, " examples"],
     confidence: Float[Array, " examples"],

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_same_size
 from calmoe_jax._numerics import AxisName, example_weights, psum
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._sums import add_pairs, two_sum, weighted_total
 from calmoe_jax.calibration.metrics.binning import (
     ReliabilityBins,
@@ -122,6 +123,7 @@ def init_state(
     return CalibrationState(sums, sums)
 
 
+@checked
 def update_state(
     state: CalibrationState,
     probs: Float[Array, "examples classes"],
@@ -184,6 +186,7 @@ def update_state(
     return merge_states(state, CalibrationState(batch, jax.tree.map(jnp.zeros_like, batch)))
 
 
+@checked
 def merge_states(a: CalibrationState, b: CalibrationState) -> CalibrationState:
     """The state of the examples of two states together.
 
@@ -213,6 +216,7 @@ def _by_sum(
     return CalibrationState(*jax.tree.transpose(jax.tree.structure(states[0].high), inner, pairs))
 
 
+@checked
 def psum_state(state: CalibrationState, axis_name: AxisName) -> CalibrationState:
     """The state of all devices along an axis: in `shard_map`, `pmap`, or `vmap` with a name.
 
@@ -260,6 +264,7 @@ def psum_state(state: CalibrationState, axis_name: AxisName) -> CalibrationState
     return _by_sum(add, state)
 
 
+@checked
 def summarise(state: CalibrationState) -> CalibrationSummary:
     """Computes the metrics of all examples in a state.
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from calmoe_jax._checks import check_axes, check_floats
+from calmoe_jax._signatures import checked
 from calmoe_jax.moe.plan import DispatchPlan
 from calmoe_kernels import selection
 from calmoe_kernels.derivatives import Arrays
@@ -28,6 +29,7 @@ from calmoe_kernels.varying import vary_along, varying_axes
 from calmoe_kernels.xla import permute
 
 
+@checked
 def dispatch(
     x: Float[Array, "tokens d"], plan: DispatchPlan, *, implementation: str | None = None
 ) -> Float[Array, "rows d"]:
@@ -60,6 +62,7 @@ def dispatch(
     return gradients(partial(_copies, implementation), plan, (x, None), _ROWS)[0]
 
 
+@checked
 def combine(
     rows: Float[Array, "rows d"],
     plan: DispatchPlan,
@@ -103,6 +106,7 @@ def combine(
     return gradients(form, plan, (None, rows, combine_weights), _TOKENS)[0]
 
 
+@checked
 def gather_slots(
     rows: Float[Array, "rows d"], plan: DispatchPlan, *, implementation: str | None = None
 ) -> Float[Array, "tokens k d"]:

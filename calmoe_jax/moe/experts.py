@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from calmoe_jax._checks import check_choice
+from calmoe_jax._signatures import checked
 from calmoe_jax.moe.matmul import grouped_matmul
 from calmoe_jax.moe.plan import DispatchPlan
 
@@ -47,6 +48,7 @@ class ExpertParams(NamedTuple):
     b_out: Float[Array, "experts d_out"] | None = None
 
 
+@checked
 def expert_linear(
     rows: Float[Array, "rows d"],
     plan: DispatchPlan,
@@ -105,6 +107,7 @@ def expert_linear(
     return result + product(jnp.ones((len(rows), 1), rows.dtype), bias[:, None])
 
 
+@checked
 def expert_mlp(
     rows: Float[Array, "rows d"],
     plan: DispatchPlan,

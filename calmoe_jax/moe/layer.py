@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float
 
+from calmoe_jax._signatures import checked
 from calmoe_jax.moe.dispatch import combine, dispatch
 from calmoe_jax.moe.experts import ExpertParams, expert_mlp
 from calmoe_jax.moe.matmul import preferred_block_size
@@ -27,6 +28,7 @@ class SparseOutput(NamedTuple):
     routed: Routed
 
 
+@checked
 def sparse_layer(
     x: Float[Array, "tokens d"],
     gate_logits: Float[Array, "tokens experts"],

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from calmoe_jax._numerics import AxisName, psum, safe_divide
+from calmoe_jax._signatures import checked
 from calmoe_jax.moe.route import Routed
 
 
+@checked
 def load_balancing_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[Array, ""]:
     """Penalises experts that receive many slots and have high gate probability.
 
@@ -44,6 +46,7 @@ def load_balancing_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[
     return len(load) * safe_divide(jnp.sum(load * importance), slots_times_tokens)
 
 
+@checked
 def router_z_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[Array, ""]:
     """Mean squared log-partition of the gate: `mean_t (log sum_e exp g_te)^2`.
 

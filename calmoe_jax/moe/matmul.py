@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 from jaxtyping import Array, Float, Int
 
+from calmoe_jax._signatures import checked
 from calmoe_kernels import selection
 from calmoe_kernels.derivatives import Arrays
 from calmoe_kernels.multilinear import gradients
@@ -40,6 +41,7 @@ class _Statics(NamedTuple):
     operands: jnp.dtype
 
 
+@checked
 def grouped_matmul(
     x: Float[Array, "rows d"],
     w: Float[Array, "experts d f"],
@@ -132,6 +134,7 @@ def preferred_block_size(
     return _CPU_BLOCK if looped and capacity is None else None
 
 
+@checked
 def check_groups(
     group_sizes: Int[Array, " experts"],
     group_offsets: Int[Array, " experts"] | None = None,

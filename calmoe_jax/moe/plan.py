@@ -18,6 +18,7 @@ from jax.experimental import checkify
 from jaxtyping import Array, Bool, Int
 
 from calmoe_jax._checks import check_at_least, check_axes, check_integers
+from calmoe_jax._signatures import checked
 from calmoe_kernels import layout, selection
 from calmoe_kernels.xla.plan import plan as plan_in_xla
 
@@ -84,6 +85,7 @@ def expert_capacity(*, num_tokens: int, k: int, num_experts: int, capacity_facto
     return max(1, math.ceil(capacity_factor * num_tokens * k / num_experts))
 
 
+@checked
 def plan_dispatch(
     expert_indices: Int[Array, "tokens k"],
     *,
@@ -142,6 +144,7 @@ def plan_dispatch(
     return named_plan(DispatchPlan(*arrays))
 
 
+@checked
 def check_plan(plan: DispatchPlan) -> None:
     """Reports indices out of range, in functions that run under `checkify`.
 

@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from calmoe_jax._checks import check_axes, check_floats
+from calmoe_jax._signatures import checked
 from calmoe_jax.moe.plan import DispatchPlan, named_plan
 from calmoe_jax.routing._top_k import check_top_k, choose, largest
 from calmoe_jax.routing.kinds import Routing
@@ -39,6 +40,7 @@ class Routed(NamedTuple):
     statistics: GateStatistics
 
 
+@checked
 def route(
     gate_logits: Float[Array, "tokens experts"],
     selection_bias: Float[Array, " experts"] | None = None,

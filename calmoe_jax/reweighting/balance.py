@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_non_negative, check_positive, check_where
 from calmoe_jax._numerics import AxisName, psum
+from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting._solver import dual as _dual
 from calmoe_jax.reweighting._solver import problem as _problem
 from calmoe_jax.reweighting._solver import radius as _radius
@@ -49,6 +50,7 @@ class BalanceSolution(NamedTuple):
     num_steps: Int[Array, ""]
 
 
+@checked
 def entropy_balance(
     signal: Float[Array, " examples"],
     constraints: Float[Array, "examples m"] | None = None,

@@ -9,10 +9,12 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_non_negative, check_where
 from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
+from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting.signals import configuration_signal
 from calmoe_jax.reweighting.tilt import tilted_log_weights
 
 
+@checked
 def erm_loss(
     losses: Float[Array, " examples"],
     *,
@@ -43,6 +45,7 @@ def erm_loss(
     return safe_divide(psum(total, axis_name), psum(count, axis_name))
 
 
+@checked
 def robust_loss(
     losses: Float[Array, " examples"],
     *,
@@ -87,6 +90,7 @@ def robust_loss(
     return psum(jnp.sum(terms), axis_name)
 
 
+@checked
 def routing_relevance(
     regret: Float[Array, " examples"],
     disagreement: Float[Array, " examples"],
@@ -123,6 +127,7 @@ def routing_relevance(
     return (regret > regret_threshold) | (disagreement > disagreement_threshold)
 
 
+@checked
 def robust_filtered_loss(
     losses: Float[Array, " examples"],
     relevant: Bool[Array, " examples"],
@@ -168,6 +173,7 @@ def robust_filtered_loss(
     return mean + jnp.where(any_chosen, tilted, mean)
 
 
+@checked
 def weighted_loss(
     log_weights: Float[Array, " examples"],
     losses: Float[Array, " examples"],
@@ -194,6 +200,7 @@ def weighted_loss(
     return psum(jnp.sum(terms), axis_name)
 
 
+@checked
 def configuration_robust_loss(
     losses: Float[Array, " examples"],
     features: Float[Array, "examples features"],

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_positive, check_range, check_where
 from calmoe_jax._numerics import AxisName, at_least_float32, pmax, pmin, psum, safe_divide
+from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting.balance import entropy_balance
 from calmoe_jax.reweighting.tilt import tilted_log_weights
 
@@ -38,6 +39,7 @@ class WorstCase(NamedTuple):
     converged: Bool[Array, ""]
 
 
+@checked
 def kl_penalty(
     signal: Float[Array, " examples"],
     *,
@@ -82,6 +84,7 @@ def kl_penalty(
     return case.worst(log_weights, dual, penalty)
 
 
+@checked
 def kl_ball(
     signal: Float[Array, " examples"],
     *,
@@ -126,6 +129,7 @@ def kl_ball(
     return case.worst(solution.log_weights, jnp.minimum(dual, case.top))
 
 
+@checked
 def chi_square_ball(
     signal: Float[Array, " examples"],
     *,
@@ -199,6 +203,7 @@ def chi_square_ball(
     return case.worst(jnp.log(share), case.top + unit * dual)
 
 
+@checked
 def cvar(
     signal: Float[Array, " examples"],
     *,

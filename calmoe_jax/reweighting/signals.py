@@ -13,9 +13,11 @@ from calmoe_jax._numerics import (
     psum,
     row_positions,
 )
+from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting._solver.linear import solve_semidefinite
 
 
+@checked
 def brier_signal(
     log_probs: Float[Array, "examples classes"], labels: Int[Array, " examples"]
 ) -> Float[Array, " examples"]:
@@ -38,6 +40,7 @@ def brier_signal(
     return jnp.sum((probs - jax.nn.one_hot(labels, probs.shape[-1])) ** 2, axis=-1)
 
 
+@checked
 def excess_loss(
     losses: Float[Array, " examples"], log_probs: Float[Array, "examples classes"]
 ) -> Float[Array, " examples"]:
@@ -59,6 +62,7 @@ def excess_loss(
     return at_least_float32(losses) - entropy(jnp.exp(at_least_float32(log_probs)))
 
 
+@checked
 def calibration_witness(
     confidence: Float[Array, " examples"],
     correct: Float[Array, " examples"] | Bool[Array, " examples"],
@@ -110,6 +114,7 @@ def calibration_witness(
     return jnp.sign(kernel @ other_residual) * residual
 
 
+@checked
 def configuration_signal(
     losses: Float[Array, " examples"],
     features: Float[Array, "examples features"],

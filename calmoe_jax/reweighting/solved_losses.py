@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_positive, check_range, check_where
 from calmoe_jax._numerics import AxisName, at_least_float32, psum
+from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting.balance import BalanceSolution, entropy_balance
 from calmoe_jax.reweighting.losses import erm_loss, weighted_loss
 
@@ -15,6 +16,7 @@ from calmoe_jax.reweighting.losses import erm_loss, weighted_loss
 _USELESS = 0.01
 
 
+@checked
 def balanced_robust_loss(
     losses: Float[Array, " examples"],
     constraints: Float[Array, "examples m"],
@@ -60,6 +62,7 @@ def balanced_robust_loss(
     return danskin_loss(solution, losses, constraints, targets, where=where, axis_name=axis_name)
 
 
+@checked
 def danskin_loss(
     solution: BalanceSolution,
     losses: Float[Array, " examples"],
@@ -140,6 +143,7 @@ def radius_of_fraction(fraction: float) -> float:
     return -math.log(fraction)
 
 
+@checked
 def radius_robust_loss(
     losses: Float[Array, " examples"],
     *,

@@ -6,8 +6,10 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_positive, check_where
 from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum
+from calmoe_jax._signatures import checked
 
 
+@checked
 def tilted_log_weights(
     signal: Float[Array, " examples"],
     *,

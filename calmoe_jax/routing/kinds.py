@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from calmoe_jax._checks import check_at_least
+from calmoe_jax._signatures import checked
 from calmoe_jax.routing._top_k import choose, largest, routable_logits
 
 RoutingKind = Literal["dense", "top_k", "hard", "hardened"]
@@ -46,6 +47,7 @@ class Routing(NamedTuple):
     combine_weights: Float[Array, "*tokens k"]
 
 
+@checked
 def gate_probabilities(
     gate_logits: Float[Array, "*tokens experts"],
 ) -> Float[Array, "*tokens experts"]:
@@ -67,6 +69,7 @@ def gate_probabilities(
     return jnp.where(routable[..., None], jax.nn.softmax(logits, axis=-1), jnp.nan)
 
 
+@checked
 def dense_routing(gate_logits: Float[Array, "*tokens experts"]) -> Routing:
     """Routes each token to every expert, weighted by its gate probability.
 
@@ -89,6 +92,7 @@ def dense_routing(gate_logits: Float[Array, "*tokens experts"]) -> Routing:
     return Routing(jnp.broadcast_to(indices, gate_logits.shape), weights)
 
 
+@checked
 def top_k_routing(
     gate_logits: Float[Array, "*tokens experts"],
     selection_bias: Float[Array, " experts"] | None = None,
@@ -151,6 +155,7 @@ def top_k_routing(
     )
 
 
+@checked
 def hard_routing(gate_logits: Float[Array, "*tokens experts"]) -> Routing:
     """Routes each token to its one best expert, with weight 1.
 
@@ -172,6 +177,7 @@ def hard_routing(gate_logits: Float[Array, "*tokens experts"]) -> Routing:
     return top_k_routing(gate_logits, k=1)
 
 
+@checked
 def straight_through_weights(
     gate_logits: Float[Array, "*tokens experts"],
 ) -> Float[Array, "*tokens experts"]:
@@ -200,6 +206,7 @@ def straight_through_weights(
     return jax.lax.stop_gradient(one_hot) + (probs - jax.lax.stop_gradient(probs))
 
 
+@checked
 def routing_weights(routing: Routing, *, num_experts: int) -> Float[Array, "*tokens experts"]:
     """Writes a routing as dense weights over all experts.
 

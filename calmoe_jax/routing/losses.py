@@ -6,11 +6,13 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_at_least, check_where
 from calmoe_jax._numerics import AxisName, psum, safe_divide
+from calmoe_jax._signatures import checked
 from calmoe_jax.routing._top_k import routable_logits
 from calmoe_jax.routing.kinds import Routing
 from calmoe_jax.routing.statistics import expert_importance, expert_load
 
 
+@checked
 def load_balancing_loss(
     gate_probs: Float[Array, "*tokens experts"],
     routing: Routing,
@@ -60,6 +62,7 @@ def load_balancing_loss(
     )
 
 
+@checked
 def router_z_loss(
     gate_logits: Float[Array, "*tokens experts"],
     *,

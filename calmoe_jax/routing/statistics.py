@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_choice, check_where
 from calmoe_jax._numerics import AxisName, at_least_float32, psum
+from calmoe_jax._signatures import checked
 from calmoe_jax.routing._top_k import log_scores_of, routable_logits
 from calmoe_jax.routing.kinds import Routing
 
@@ -30,6 +31,7 @@ class GateStatistics(NamedTuple):
     num_unroutable: Int[Array, ""]
 
 
+@checked
 def gate_statistics(
     gate_logits: Float[Array, "tokens experts"], *, scores: str = "softmax"
 ) -> GateStatistics:
@@ -62,6 +64,7 @@ def gate_statistics(
     )
 
 
+@checked
 def expert_load(
     routing: Routing,
     *,
@@ -95,6 +98,7 @@ def expert_load(
     return psum(load, axis_name)
 
 
+@checked
 def expert_importance(
     weights: Float[Array, "*tokens experts"],
     *,

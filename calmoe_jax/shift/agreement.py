@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_non_negative, check_where
 from calmoe_jax._numerics import AxisName, psum
+from calmoe_jax._signatures import checked
 
 
 class Agreement(NamedTuple):
@@ -23,6 +24,7 @@ class Agreement(NamedTuple):
     standard_error: Float[Array, " models"]
 
 
+@checked
 def chance_corrected_agreement(
     predicted: Int[Array, "models examples"],
     *,
@@ -79,6 +81,7 @@ def chance_corrected_agreement(
     return Agreement(over_others(kappa), jnp.sqrt(jnp.maximum(over_others(variance), 0)))
 
 
+@checked
 def agreement_accuracy(
     held_out: Agreement,
     targets: Agreement,

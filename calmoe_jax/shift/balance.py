@@ -5,9 +5,11 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_same_size, check_where
 from calmoe_jax._numerics import AxisName, at_least_float32, example_weights, psum
+from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting import BalanceSolution, entropy_balance
 
 
+@checked
 def configuration_balance(
     held_out: Float[Array, "examples features"],
     targets: Float[Array, "targets features"],

@@ -15,6 +15,7 @@ from calmoe_jax._numerics import (
     psum,
     weighted_sum,
 )
+from calmoe_jax._signatures import checked
 
 # The search for the logarithm of a temperature: its bracket, and how often that is halved.
 _LOG_RANGE = 40.0
@@ -41,6 +42,7 @@ class ConfidenceMatch(NamedTuple):
     reached: Bool[Array, ""]
 
 
+@checked
 def mean_confidence(
     logits: Float[Array, "examples classes"],
     temperature: float | Float[Array, ""],
@@ -78,6 +80,7 @@ def mean_confidence(
     return total / psum(jnp.sum(weight), axis_name)
 
 
+@checked
 def match_confidence(
     logits: Float[Array, "examples classes"],
     target: float | Float[Array, ""],
@@ -147,6 +150,7 @@ def match_confidence(
     )
 
 
+@checked
 def average_threshold_accuracy(
     held_out_confidence: Float[Array, " examples"],
     correct: Bool[Array, " examples"] | Float[Array, " examples"],
@@ -193,6 +197,7 @@ def average_threshold_accuracy(
     return share_above(target_confidence, threshold, where=target_where, axis_name=axis_name)
 
 
+@checked
 def error_threshold(
     confidence: Float[Array, " examples"],
     correct: Bool[Array, " examples"] | Float[Array, " examples"],
@@ -233,6 +238,7 @@ def error_threshold(
     return jnp.where(unknown, jnp.nan, threshold)
 
 
+@checked
 def share_above(
     confidence: Float[Array, " targets"],
     threshold: Float[Array, ""],
@@ -267,6 +273,7 @@ def share_above(
     return jnp.where(jnp.isnan(threshold) | (unknown > 0), jnp.nan, above / total)
 
 
+@checked
 def difference_of_confidences(
     held_out_accuracy: Float[Array, "*batch"],
     held_out_confidence: Float[Array, "*batch"],
@@ -304,6 +311,7 @@ def difference_of_confidences(
     return jnp.clip(held_out_accuracy - slope * drop, 0, 1)
 
 
+@checked
 def separability_confidence(
     held_out_confidence: Float[Array, "*batch"],
     target_confidence: Float[Array, "*batch"],

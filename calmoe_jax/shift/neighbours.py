@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_non_negative, check_same_size, check_where
 from calmoe_jax._numerics import AxisName, all_rows, at_least_float32, pmax, psum, row_positions
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import class_labels
 
 # Points compared with all references at once.
@@ -28,6 +29,7 @@ class NeighbourSupport(NamedTuple):
     standard_error: Float[Array, ""]
 
 
+@checked
 def neighbour_support(
     points: Float[Array, "examples coordinates"],
     predicted: Int[Array, " examples"],
@@ -168,6 +170,7 @@ def _directions(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
     return rows / jnp.where(length > 0, length, 1)
 
 
+@checked
 def neighbour_accuracy(
     held_out: NeighbourSupport,
     targets: NeighbourSupport,

@@ -8,12 +8,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_positive, check_same_size, check_where
 from calmoe_jax._numerics import AxisName, all_rows, at_least_float32
+from calmoe_jax._signatures import checked
 
 _MAX_STEPS = 30
 # Smaller weights are replaced by this one: their logarithm would dominate.
 _LEAST_WEIGHT = 1e-6
 
 
+@checked
 def configuration_coordinates(
     expert_log_probs: Float[Array, "examples experts classes"],
     routing_weights: Float[Array, "examples experts"],
@@ -40,6 +42,7 @@ def configuration_coordinates(
     return jnp.concatenate([logs.reshape(len(logs), -1), gates], axis=-1)
 
 
+@checked
 def separability(
     held_out: Float[Array, "examples coordinates"],
     targets: Float[Array, "targets coordinates"],

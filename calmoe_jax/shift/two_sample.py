@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_same_size, check_where
 from calmoe_jax._numerics import AxisName, all_rows, at_least_float32
+from calmoe_jax._signatures import checked
 from calmoe_jax.mixture import Configuration
 
 # Directions whose variance is below this fraction of the largest are rounding errors.
@@ -32,6 +33,7 @@ class ShiftTest(NamedTuple):
     disagreement: Float[Array, ""]
 
 
+@checked
 def configuration_shift_test(
     key: jax.Array,
     held_out: Configuration,

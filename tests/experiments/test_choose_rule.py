@@ -11,6 +11,7 @@ import calmoe_jax as cm
 from experiments import choose_rule
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_small_run(tmp_path, monkeypatch, capsys):
     grid = (choose_rule.SHIPPED, choose_rule.Constants(15, 10.0, 3.0, 10.0, 2.0))

@@ -8,6 +8,7 @@ from small import small_task
 from experiments import repair_without_labels
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_small_run(tmp_path, monkeypatch, capsys):
     found = run_small(repair_without_labels, tmp_path, monkeypatch)["portal"]

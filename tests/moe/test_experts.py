@@ -175,10 +175,10 @@ def test_biases_may_be_left_out():
     [
         ("activation", {"activation": "tanh"}),
         ("must have 20 columns for swiglu", {"activation": "swiglu"}),
-        ("23 tokens of x", {"gate_logits": jnp.zeros((3, 4))}),
-        ("5 experts of gate_logits", {"gate_logits": jnp.zeros((23, 5))}),
+        ("gate_logits must .* tokens=23 as in x", {"gate_logits": jnp.zeros((3, 4))}),
+        (r"params\.w_in must .* experts=5 as in gate_logits", {"gate_logits": jnp.zeros((23, 5))}),
         (
-            r"bias must have shape \(4, 10\)",
+            r"params\.b_in must .* columns=10 as in params\.w_in",
             {"params": problem(9)[2]._replace(b_in=jnp.zeros((4, 1)))},
         ),
     ],

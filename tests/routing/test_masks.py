@@ -22,11 +22,11 @@ PROBS = cm.gate_probabilities(GATE)
     ],
 )
 def test_masks_of_another_shape_are_refused(unchecked, call, shape):
-    with pytest.raises(ValueError, match=r"where must have the shape \(32,\) of what it masks"):
+    with pytest.raises(ValueError, match=r"where must have the axes .*=\(?32"):
         call(jnp.ones(shape, bool))
 
 
 def test_weights_of_another_shape_are_refused(unchecked):
     labels = jnp.zeros(32, jnp.int32)
-    with pytest.raises(ValueError, match=r"weights must have the shape \(32,\)"):
+    with pytest.raises(ValueError, match=r"weights must have the axes .*=32"):
         cm.calibration.expected_calibration_error(PROBS, labels, weights=jnp.ones(1))

@@ -37,6 +37,7 @@ def p_values(keys, load, sharpness, disagreement):
 KEYS = jax.random.split(jax.random.key(0), 400).reshape(4, 100)
 
 
+@pytest.mark.exhaustive
 def test_it_holds_its_level():
     found = jax.tree.map(
         lambda *x: jnp.concatenate(x), *(p_values(keys, 0.0, 1.0, 1.0) for keys in KEYS)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import references
 from small import split
 
@@ -69,6 +70,7 @@ def test_a_method_does_not_differ_from_itself():
         assert line.low == line.difference == line.high == 0
 
 
+@pytest.mark.exhaustive
 def test_intervals_cover_and_clusters_widen_them():
     """95 % intervals of a difference of mean losses, with a common offset in each cluster."""
     covered, widths = 0, []

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from dispatching import exhaustive
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 from objectives_table import CASES
@@ -67,10 +68,21 @@ def test_a_step_follows_the_objective_written_out(method):
 
 
 @pytest.mark.parametrize(
-    "driver",
-    ["shard_map", pytest.param("shard_map unchecked", marks=pytest.mark.exhaustive), "pmap"],
+    ("name", "driver"),
+    [
+        ("robust_filtered", "pmap"),
+        ("balanced_robust", "shard_map"),
+        ("fgr", "shard_map"),
+        *exhaustive(
+            *((name, "shard_map") for name in ("erm", "robust_filtered", "theirs")),
+            *((name, "pmap") for name in ("erm", "balanced_robust", "fgr", "theirs")),
+            *(
+                (name, "shard_map unchecked")
+                for name in ("erm", "robust_filtered", "balanced_robust", "fgr", "theirs")
+            ),
+        ),
+    ],
 )
-@pytest.mark.parametrize("name", ["erm", "robust_filtered", "balanced_robust", "fgr", "theirs"])
 def test_devices_take_the_step_that_one_takes(name, driver):
     """Parameters, log and state after three steps; the batch is sharded, the state is not."""
     if len(jax.devices()) < 4:

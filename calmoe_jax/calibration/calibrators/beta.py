@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import example_weights
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import event
 from calmoe_jax.calibration.calibrators._log_odds import fit_log_odds
 from calmoe_jax.calibration.calibrators._newton import Minimum
@@ -38,6 +39,7 @@ class BetaFit(NamedTuple):
     num_steps: Int[Array, "*batch"]
 
 
+@checked
 def fit_beta(
     confidence: Float[Array, " examples"],
     outcome: Float[Array, " examples"] | Bool[Array, " examples"],
@@ -104,6 +106,7 @@ def fit_beta(
     )
 
 
+@checked
 def apply_beta(fit: BetaFit, confidence: Float[Array, " examples"]) -> Float[Array, " examples"]:
     """Probability of the event after beta calibration: `sigmoid(a log p - b log(1 - p) + c)`.
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_non_negative
 from calmoe_jax._numerics import at_least_float32, example_weights
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators._examples import Examples, examples, standardise
 from calmoe_jax.calibration.calibrators._newton import Linear, Precondition, minimise
 
@@ -37,6 +38,7 @@ class MatrixFit(NamedTuple):
     num_steps: Int[Array, "*batch"]
 
 
+@checked
 def fit_matrix_scaling(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
@@ -176,6 +178,7 @@ def _ridge(
     return 2 * jnp.concatenate([off, jnp.broadcast_to(intercept, (classes, 1))], axis=1)
 
 
+@checked
 def apply_matrix_scaling(
     fit: MatrixFit, logits: Float[Array, "examples classes"]
 ) -> Float[Array, "examples classes"]:
@@ -199,6 +202,7 @@ def apply_matrix_scaling(
     return jax.nn.softmax(jnp.where(possible, scores, -jnp.inf), axis=-1)
 
 
+@checked
 def fit_dirichlet(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
@@ -245,6 +249,7 @@ def fit_dirichlet(
     )
 
 
+@checked
 def apply_dirichlet(
     fit: MatrixFit, logits: Float[Array, "examples classes"]
 ) -> Float[Array, "examples classes"]:

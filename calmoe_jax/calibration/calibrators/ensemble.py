@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators._examples import examples
 from calmoe_jax.calibration.calibrators.temperature import fit_temperature, scale_log_probs
 
@@ -36,6 +37,7 @@ class EnsembleFit(NamedTuple):
     num_steps: Int[Array, "*batch"]
 
 
+@checked
 def fit_ensemble_temperature(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
@@ -95,6 +97,7 @@ def fit_ensemble_temperature(
     )
 
 
+@checked
 def apply_ensemble_temperature(
     fit: EnsembleFit, logits: Float[Array, "examples classes"]
 ) -> Float[Array, "examples classes"]:

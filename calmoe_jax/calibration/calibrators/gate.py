@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators._root import Slope, search_root
 
 # The search runs over log T within this distance of the logarithm of the logits' scale, and starts
@@ -64,6 +65,7 @@ class _Given(NamedTuple):
     invalid: Bool[Array, ""]
 
 
+@checked
 def fit_gate_temperature(
     gate_logits: Float[Array, "examples experts"],
     expert_logits: Float[Array, "examples experts classes"],
@@ -213,6 +215,7 @@ def _moments(given: _Given) -> Slope:
     return moments
 
 
+@checked
 def apply_gate_temperature(
     fit: GateTemperatureFit, gate_logits: Float[Array, "examples experts"]
 ) -> Float[Array, "examples experts"]:

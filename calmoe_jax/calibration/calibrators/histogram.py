@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import event
 from calmoe_jax.calibration.metrics.binning import equal_width_index, reliability_bins
 
@@ -24,6 +25,7 @@ class HistogramFit(NamedTuple):
     weight: Float[Array, "*batch bins"]
 
 
+@checked
 def fit_histogram_binning(
     confidence: Float[Array, " examples"],
     outcome: Float[Array, " examples"] | Bool[Array, " examples"],
@@ -71,6 +73,7 @@ def fit_histogram_binning(
     return HistogramFit(probability, bins.weight)
 
 
+@checked
 def apply_histogram_binning(
     fit: HistogramFit, confidence: Float[Array, " examples"]
 ) -> Float[Array, " examples"]:

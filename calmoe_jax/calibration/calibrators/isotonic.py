@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import example_weights
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import class_labels, event
 
 
@@ -24,6 +25,7 @@ class IsotonicFit(NamedTuple):
     values: Float[Array, "*batch knots"]
 
 
+@checked
 def fit_isotonic(
     confidence: Float[Array, " examples"],
     outcome: Float[Array, " examples"] | Bool[Array, " examples"],
@@ -78,6 +80,7 @@ def fit_isotonic(
     )
 
 
+@checked
 def apply_isotonic(
     fit: IsotonicFit, confidence: Float[Array, " examples"]
 ) -> Float[Array, " examples"]:
@@ -100,6 +103,7 @@ def apply_isotonic(
     return jnp.where(jnp.isnan(confidence), jnp.nan, inside)
 
 
+@checked
 def fit_classwise_isotonic(
     probs: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
@@ -147,6 +151,7 @@ def fit_classwise_isotonic(
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
 
 
+@checked
 def apply_classwise_isotonic(
     fit: IsotonicFit, probs: Float[Array, "examples classes"]
 ) -> Float[Array, "examples classes"]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators._log_odds import fit_log_odds
 
 
@@ -31,6 +32,7 @@ class PlattFit(NamedTuple):
     num_steps: Int[Array, "*batch"]
 
 
+@checked
 def fit_platt(
     score: Float[Array, " examples"],
     outcome: Float[Array, " examples"] | Bool[Array, " examples"],
@@ -86,6 +88,7 @@ def fit_platt(
     )
 
 
+@checked
 def apply_platt(fit: PlattFit, score: Float[Array, " examples"]) -> Float[Array, " examples"]:
     """Probability of the event after Platt scaling: `sigmoid(a * score + b)`.
 

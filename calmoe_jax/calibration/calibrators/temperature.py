@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators._root import Slope, search_root, sums
 
 # The search runs over log T within this distance of the logarithm of the logits' scale.
@@ -46,6 +47,7 @@ class TemperatureFit(NamedTuple):
     num_steps: Int[Array, "*batch"]
 
 
+@checked
 def fit_temperature(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
@@ -224,6 +226,7 @@ def _implicit_jvp(
     return temperature, jnp.where(jnp.isnan(temperature), jnp.nan, moved).astype(temperature.dtype)
 
 
+@checked
 def apply_temperature(
     fit: TemperatureFit, logits: Float[Array, "examples classes"]
 ) -> Float[Array, "examples classes"]:
@@ -244,6 +247,7 @@ def apply_temperature(
     return jnp.exp(scale_log_probs(logits, fit.temperature[None]))
 
 
+@checked
 def scale_log_probs(
     logits: Float[Array, "*examples classes"], temperature: Float[Array, "*#examples"]
 ) -> Float[Array, "*examples classes"]:
@@ -263,6 +267,7 @@ def scale_log_probs(
     return jax.nn.log_softmax(at_least_float32(logits) / temperature[..., None], axis=-1)
 
 
+@checked
 def fit_expert_temperatures(
     expert_logits: Float[Array, "examples experts classes"],
     labels: Int[Array, " examples"],
@@ -303,6 +308,7 @@ def fit_expert_temperatures(
     return jax.vmap(fit, in_axes=1)(expert_logits, routing_weights)
 
 
+@checked
 def apply_expert_temperatures(
     fit: TemperatureFit, expert_logits: Float[Array, "examples experts classes"]
 ) -> Float[Array, "examples experts classes"]:

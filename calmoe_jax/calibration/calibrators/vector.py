@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators._examples import examples, standardise
 from calmoe_jax.calibration.calibrators._newton import minimise
 
@@ -35,6 +36,7 @@ class VectorFit(NamedTuple):
     num_steps: Int[Array, "*batch"]
 
 
+@checked
 def fit_vector_scaling(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
@@ -96,6 +98,7 @@ def fit_vector_scaling(
     )
 
 
+@checked
 def apply_vector_scaling(
     fit: VectorFit, logits: Float[Array, "examples classes"]
 ) -> Float[Array, "examples classes"]:

@@ -6,9 +6,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import at_least_float32, example_weights, safe_divide
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.metrics.binning import ReliabilityBins, reliability_bins
 
 
+@checked
 def bootstrap_counts(
     key: jax.Array,
     num_clusters: int,
@@ -55,6 +57,7 @@ def bootstrap_counts(
     return jax.vmap(lambda row: zeros.at[row].add(once))(drawn)
 
 
+@checked
 def bootstrap_sums(
     counts: Float[Array, "replicates clusters"], sums: PyTree[Float[Array, "clusters ..."]]
 ) -> PyTree[Float[Array, "replicates ..."]]:
@@ -80,6 +83,7 @@ def bootstrap_sums(
     return jax.tree.map(summed, sums)
 
 
+@checked
 def cluster_sums(
     values: PyTree[Float[Array, "examples ..."]],
     clusters: Int[Array, " examples"],
@@ -117,6 +121,7 @@ def cluster_sums(
     return jax.tree.map(summed, values)
 
 
+@checked
 def cluster_bins(
     confidence: Float[Array, " examples"],
     outcome: Float[Array, " examples"] | Bool[Array, " examples"],
@@ -165,6 +170,7 @@ def cluster_bins(
     )
 
 
+@checked
 def bootstrap_bins(
     key: jax.Array, bins: ReliabilityBins, *, num_replicates: int = 1000
 ) -> ReliabilityBins:

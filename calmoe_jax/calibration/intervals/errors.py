@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import safe_divide
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.intervals._interval import Interval, check_level
 from calmoe_jax.calibration.intervals.bootstrap import (
     bootstrap_bins,
@@ -56,6 +57,7 @@ class _Problem(NamedTuple):
     noise: Float[Array, "replicates bins"]
 
 
+@checked
 def calibration_error(
     key: jax.Array,
     bins: ReliabilityBins,
@@ -106,6 +108,7 @@ def calibration_error(
     return _known(jnp.square(jnp.sum(bins.weight)) > jnp.sum(bins.weight_square), found)
 
 
+@checked
 def clustered_calibration_error(
     key: jax.Array,
     bins: ReliabilityBins,
@@ -150,6 +153,7 @@ def clustered_calibration_error(
     return _known(jnp.sum(existing) > 1, found)
 
 
+@checked
 def squared_error_difference(
     key: jax.Array,
     first: ReliabilityBins,

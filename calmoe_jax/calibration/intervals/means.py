@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import at_least_float32, example_weights, safe_divide
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.intervals._interval import Interval, check_level, corrected
 from calmoe_jax.calibration.intervals.bootstrap import (
     bootstrap_counts,
@@ -49,6 +50,7 @@ class ScoreIntervals(NamedTuple):
     confidence_gap: Interval
 
 
+@checked
 def mean(
     key: jax.Array,
     values: Float[Array, " examples"],
@@ -101,6 +103,7 @@ def mean(
     return Interval(*(end[0] for end in table))
 
 
+@checked
 def scores(
     key: jax.Array,
     probs: _Probs,
@@ -149,6 +152,7 @@ def scores(
     return _named(table)
 
 
+@checked
 def score_differences(
     key: jax.Array,
     first: _Probs,
@@ -201,6 +205,7 @@ def score_differences(
     return _named(table)
 
 
+@checked
 def statistic(
     key: jax.Array,
     statistic: Callable[[Float[Array, " examples"]], Float[Array, ""]],

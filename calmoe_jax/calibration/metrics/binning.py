@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import example_weights
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import class_labels, event, probabilities
 from calmoe_jax.calibration._sums import sum_by_bin
 from calmoe_jax.calibration.metrics.scores import top_label
@@ -47,6 +48,7 @@ class ReliabilityBins(NamedTuple):
     weight_residual: Float[Array, "*batch bins"]
 
 
+@checked
 def reliability_bins(
     confidence: Float[Array, " examples"],
     outcome: Float[Array, " examples"] | Bool[Array, " examples"],
@@ -84,6 +86,7 @@ def reliability_bins(
     return sums_by_bin(index, confidence, outcome, weights=weights, where=where, num_bins=num_bins)
 
 
+@checked
 def top_label_bins(
     probs: _Probs,
     labels: _Labels,
@@ -118,6 +121,7 @@ def top_label_bins(
     return reliability_bins(confidence, correct, weights=weights, where=where, num_bins=num_bins)
 
 
+@checked
 def classwise_bins(
     probs: _Probs,
     labels: _Labels,

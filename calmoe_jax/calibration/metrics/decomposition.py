@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_at_least, check_choice
 from calmoe_jax._numerics import example_weights, safe_divide, weighted_sum
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import event
 from calmoe_jax.calibration.metrics.binning import ReliabilityBins, equal_width_index, sums_by_bin
 
@@ -66,6 +67,7 @@ class CorpDecomposition(NamedTuple):
     uncertainty: float
 
 
+@checked
 def murphy_decomposition(bins: ReliabilityBins) -> MurphyDecomposition:
     """Reliability, resolution and uncertainty of binned sums (Murphy).
 
@@ -101,6 +103,7 @@ def murphy_decomposition(bins: ReliabilityBins) -> MurphyDecomposition:
     )
 
 
+@checked
 def brier_decomposition(
     confidence: Float[Array, " examples"],
     outcome: Float[Array, " examples"] | Bool[Array, " examples"],
@@ -165,6 +168,7 @@ def brier_decomposition(
     )
 
 
+@checked
 def corp_decomposition(
     confidence: Float[Array, " examples"],
     outcome: Float[Array, " examples"] | Bool[Array, " examples"],

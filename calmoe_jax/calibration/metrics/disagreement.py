@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import class_labels, probabilities
 from calmoe_jax.calibration.diagrams import mean_and_error
 from calmoe_jax.calibration.metrics.experts import computed
@@ -45,6 +46,7 @@ class DisagreementIdentity(NamedTuple):
     view_error: Float[Array, " experts"]
 
 
+@checked
 def disagreement_identity(
     expert_probs: _ExpertProbs,
     routing_weights: _Routing,

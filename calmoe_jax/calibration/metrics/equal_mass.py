@@ -6,10 +6,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import example_weights
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import event
 from calmoe_jax.calibration.metrics.binning import ReliabilityBins, sums_by_bin
 
 
+@checked
 def equal_mass_bins(
     confidence: Float[Array, " examples"],
     outcome: Float[Array, " examples"] | Bool[Array, " examples"],

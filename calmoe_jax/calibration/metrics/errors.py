@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_choice
 from calmoe_jax._numerics import example_weights, safe_divide
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.metrics.binning import ReliabilityBins, reliability_bins
 from calmoe_jax.calibration.metrics.scores import top_label, total_weight
 
@@ -19,6 +20,7 @@ from calmoe_jax.calibration.metrics.scores import top_label, total_weight
 _LEAST_SPREAD = 1e-3
 
 
+@checked
 def expected_calibration_error(
     probs: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
@@ -63,6 +65,7 @@ def expected_calibration_error(
     return jnp.sum(jnp.abs(bins.residual)) / total_weight(weight, weights, where)
 
 
+@checked
 def calibration_error(
     bins: ReliabilityBins, *, norm: Literal["l1", "l2", "max"] = "l1"
 ) -> Float[Array, "*batch"]:
@@ -108,6 +111,7 @@ def calibration_error(
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
 
 
+@checked
 def debiased_calibration_error(bins: ReliabilityBins) -> Float[Array, "*batch"]:
     """Debiased calibration error (L1) of binned sums.
 
@@ -150,6 +154,7 @@ def debiased_calibration_error(bins: ReliabilityBins) -> Float[Array, "*batch"]:
     return jnp.sum(bins.weight * terms, axis=-1) / jnp.sum(bins.weight, axis=-1)
 
 
+@checked
 def debiased_squared_calibration_error(bins: ReliabilityBins) -> Float[Array, "*batch"]:
     """Debiased squared calibration error (L2) of binned sums.
 

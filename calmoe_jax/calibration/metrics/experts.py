@@ -19,6 +19,7 @@ from calmoe_jax._numerics import (
     safe_divide,
     weighted_sum,
 )
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import probabilities
 from calmoe_jax.calibration._sums import total
 from calmoe_jax.calibration.diagrams import mean_and_error
@@ -91,6 +92,7 @@ class MixtureCalibration(NamedTuple):
     routing_entropy: Float[Array, ""]
 
 
+@checked
 def chosen_region(
     routing_weights: Float[Array, "*examples experts"],
 ) -> Float[Array, "*examples experts"]:
@@ -116,6 +118,7 @@ def chosen_region(
     return jnp.where(jnp.isnan(largest)[..., None], jnp.nan, chosen)
 
 
+@checked
 def expert_bins(
     expert_probs: _ExpertProbs,
     routing_weights: _Routing,
@@ -168,6 +171,7 @@ def expert_bins(
     return jax.vmap(of_expert, in_axes=1)(expert_probs, view)
 
 
+@checked
 def expert_calibration(
     expert_probs: _ExpertProbs,
     routing_weights: _Routing,
@@ -245,6 +249,7 @@ def expert_calibration(
     )
 
 
+@checked
 def mixture_calibration(
     expert_probs: _ExpertProbs,
     routing_weights: _Routing,

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_positive
 from calmoe_jax._numerics import at_least_float32, example_weights
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import class_labels, event, probabilities
 
 # Number of examples along each side of a tile of pairs.
@@ -27,6 +28,7 @@ class KernelTest(NamedTuple):
     p_value: Float[Array, ""]
 
 
+@checked
 def maximum_mean_calibration_error(
     confidence: Float[Array, " examples"],
     outcome: Float[Array, " examples"] | Bool[Array, " examples"],
@@ -97,6 +99,7 @@ def _chain(
     return earlier[0] * later[0], later[0] * earlier[1] + later[1]
 
 
+@checked
 def squared_kernel_calibration_error(
     probs: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
@@ -146,6 +149,7 @@ def squared_kernel_calibration_error(
     return _unbiased(probs, class_labels(labels)[None, :], weight, bandwidth)[0]
 
 
+@checked
 def kernel_test(
     key: jax.Array,
     probs: Float[Array, "examples classes"],

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import (
     class_labels,
     distributions,
@@ -39,6 +40,7 @@ def total_weight(
     return total(weight)
 
 
+@checked
 def top_label(
     probs: _Probs, labels: _Labels, *, from_logits: bool = False
 ) -> tuple[Float[Array, " examples"], Bool[Array, " examples"]]:
@@ -70,6 +72,7 @@ def top_label(
     return confidence, index == labels
 
 
+@checked
 def accuracy(
     probs: _Probs,
     labels: _Labels,
@@ -100,6 +103,7 @@ def accuracy(
     return _mean(right, weights, where)
 
 
+@checked
 def negative_log_likelihood(
     probs: _Probs,
     labels: _Labels,
@@ -129,6 +133,7 @@ def negative_log_likelihood(
     return _mean(log_losses(probs, labels, from_logits=from_logits), weights, where)
 
 
+@checked
 def brier_score(
     probs: _Probs,
     labels: _Labels,
@@ -187,6 +192,7 @@ def squared_distances(
     return jnp.where(jnp.any(true, axis=-1), distance, jnp.nan)
 
 
+@checked
 def confidence_gap(
     probs: _Probs,
     labels: _Labels,

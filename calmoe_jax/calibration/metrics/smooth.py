@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_positive, check_range
 from calmoe_jax._numerics import AxisName, example_weights, psum, safe_divide
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import event
 
 # Number of grid points for the residuals, and of bisection steps for the bandwidth.
@@ -41,6 +42,7 @@ class SmoothNullLevel(NamedTuple):
     quantile: Float[Array, ""]
 
 
+@checked
 def smooth_calibration_error(
     confidence: Float[Array, " examples"],
     outcome: Float[Array, " examples"] | Bool[Array, " examples"],
@@ -94,6 +96,7 @@ def smooth_calibration_error(
     return _smoothed(level, residual, jnp.sum(weight), bandwidth)
 
 
+@checked
 def smooth_null_level(
     key: jax.Array,
     confidence: Float[Array, " examples"],
@@ -204,6 +207,7 @@ def _spread(
     return left[1:].at[0].add(left[0]) + right[:-1].at[-1].add(right[-1])
 
 
+@checked
 def soft_binned_error(
     confidence: Float[Array, " examples"],
     outcome: Float[Array, " examples"] | Bool[Array, " examples"],

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, is_concrete_number
 from calmoe_jax._numerics import example_weights, safe_divide
+from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.metrics.binning import ReliabilityBins, reliability_bins
 from calmoe_jax.calibration.metrics.errors import calibration_error
 from calmoe_jax.calibration.metrics.scores import top_label
@@ -39,6 +40,7 @@ class WorstReweighting(NamedTuple):
     density: Float[Array, "*batch bins"]
 
 
+@checked
 def worst_group(
     probs: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
@@ -111,6 +113,7 @@ def worst_group(
     )
 
 
+@checked
 def worst_reweighting(
     bins: ReliabilityBins, *, alpha: float | Float[Array, ""]
 ) -> WorstReweighting:

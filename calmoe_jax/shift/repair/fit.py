@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax import calibration
 from calmoe_jax._mapping import over_seeds
 from calmoe_jax._numerics import largest_or_nan
+from calmoe_jax._signatures import checked
 from calmoe_jax.mixture import Configuration
 from calmoe_jax.shift.agreement import agreement_accuracy, chance_corrected_agreement
 from calmoe_jax.shift.balance import configuration_balance
@@ -61,6 +62,7 @@ class _Fits(NamedTuple):
     hard: Bool[Array, "*seeds"]
 
 
+@checked
 def fit_to_targets(
     held_out: HeldOut,
     targets: Sample,

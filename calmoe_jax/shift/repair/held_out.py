@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax import calibration
 from calmoe_jax._mapping import over_seeds
+from calmoe_jax._signatures import checked
 from calmoe_jax.shift.agreement import Agreement, chance_corrected_agreement
 from calmoe_jax.shift.confidence import error_threshold, mean_confidence
 from calmoe_jax.shift.neighbours import NeighbourSupport, neighbour_support
@@ -77,6 +78,7 @@ class HeldOut(NamedTuple):
     num_clusters: int
 
 
+@checked
 def prepare(
     sample: Sample,
     labels: np.ndarray,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from calmoe_jax import mixture
+from calmoe_jax._signatures import checked
 from calmoe_jax.mixture import Configuration
 from calmoe_jax.shift.separability import configuration_coordinates
 
@@ -53,6 +54,7 @@ def observe(sample: Sample) -> Observed:
     )
 
 
+@checked
 def dense_sample(
     expert_log_probs: Float[Array, "seeds examples slots classes"],
     routing_weights: Float[Array, "seeds examples slots"],

@@ -81,7 +81,7 @@ def test_classwise_equals_a_loop_and_sums_to_one():
 
 
 def test_labels_are_integers(unchecked):
-    with pytest.raises(TypeError, match="labels must be integers"):
+    with pytest.raises(TypeError, match="labels must be of integers"):
         isotonic.fit_classwise_isotonic(jnp.full((2, 2), 0.5), jnp.zeros(2))
 
 

@@ -574,7 +574,7 @@ def test_rough_inputs_are_computed_in_float32():
 
 def test_float_labels_are_refused(unchecked):
     probs, routing, labels = problem()
-    with pytest.raises(TypeError, match="labels must be integers"):
+    with pytest.raises(TypeError, match="labels must be of integers"):
         disagreement_identity(probs, routing, labels.astype(jnp.float32))
     with pytest.raises(ValueError, match="num_bins must be at least 1"):
         expert_bins(probs, routing, labels, num_bins=0)

@@ -388,5 +388,5 @@ def test_bad_settings(words, call):
 
 
 def test_labels_must_be_integers(unchecked):
-    with pytest.raises(TypeError, match="labels must be integers"):
+    with pytest.raises(TypeError, match="labels must be of integers"):
         kernel.squared_kernel_calibration_error(jnp.ones((2, 1)), jnp.zeros(2))
