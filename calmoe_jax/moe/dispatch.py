@@ -9,7 +9,8 @@ positions; sums may differ in their last bits.
 
 Sharding: inside `shard_map` or `pmap` each device routes and groups its own tokens. Under plain
 `jit` with sharded tokens the groups are of all tokens, so XLA has to move them; Triton kernels
-refuse.
+refuse. Axes of a mesh may be of either type: on explicit ones, what has a row for each token is
+sharded like the tokens, and rows of experts are whole on every device.
 """
 
 from functools import partial

@@ -188,9 +188,13 @@ def _flat(*leaves: Any, given: _Operation) -> Arrays:
     return given.flat(*leaves)
 
 
+def _eager(*leaves: Any, given: _Operation) -> Arrays:
+    return given.flat(*map(jnp.asarray, leaves))  # what was differentiated may be of NumPy
+
+
 for _primitive, _jvp in ((_call, _call_jvp), (_derivative, _derivative_jvp)):
     _primitive.multiple_results = True
-    _primitive.def_impl(_flat)
+    _primitive.def_impl(_eager)
     _primitive.def_abstract_eval(lambda *_, given: list(given.types))
     mlir.register_lowering(_primitive, mlir.lower_fun(_flat))
     ad.primitive_jvps[_primitive] = _jvp
