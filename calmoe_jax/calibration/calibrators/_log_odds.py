@@ -37,6 +37,7 @@ def fit_log_odds(
         labels=(jnp.arange(2 * size) < size).astype(jnp.int32),
         weight=twice / jnp.where(total == 0, 1, total),
         possible=jnp.ones((2 * size, 2), bool),
+        reach=jnp.full((), jnp.inf, weight.dtype),
         invalid=jnp.any(counted & ~sound) | jnp.isnan(total),
     )
     columns = jnp.concatenate([columns, columns])
@@ -51,7 +52,9 @@ def fit_log_odds(
         squares = jnp.append(jnp.square(values).T @ spread[:, 1], jnp.sum(spread[:, 1]))
         return jnp.where(squares > 0, gradient / jnp.where(squares > 0, squares, 1), 0)
 
-    size = columns.shape[1] + 1
-    found = minimise(scores, (size,), given, precondition=precondition, penalise=jnp.zeros_like)
+    identity = jnp.append(jnp.where(free, scale, 0), jnp.sum(jnp.where(free, mean, 0)))
+    found = minimise(
+        scores, identity, given, precondition=precondition, penalise=jnp.zeros_like
+    )
     slopes = jnp.where(free, found.parameters[:-1] / scale, 0)
     return found, slopes, found.parameters[-1] - jnp.sum(slopes * mean)

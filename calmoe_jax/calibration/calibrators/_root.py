@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 # Largest number of steps towards a root.
 _MAX_STEPS = 60
 
+Values = tuple[Array, ...]
 Slope = Callable[[Float[Array, ""]], tuple[Float[Array, ""], Float[Array, ""]]]
 
 
@@ -65,6 +66,24 @@ def search_root(
 
     begin = Root(start, low, high, idle, jnp.zeros((), jnp.int32))
     return jax.lax.while_loop(unfinished, step, begin)
+
+
+def once(
+    needed: Bool[Array, ""], function: Callable[[Values], Values], values: Values
+) -> Values:
+    """`function(values)` where that is needed, else the values.
+
+    A loop of at most one step: unlike both sides of `lax.cond`, it costs nothing under `vmap` where
+    no element needs it.
+    """
+
+    def unfinished(state: tuple[Bool[Array, ""], Values]) -> Bool[Array, ""]:
+        return state[0]
+
+    def step(state: tuple[Bool[Array, ""], Values]) -> tuple[Bool[Array, ""], Values]:
+        return jnp.zeros_like(state[0]), function(state[1])
+
+    return jax.lax.while_loop(unfinished, step, (needed, values))[1]
 
 
 def sums(*arrays: Float[Array, "..."], axis: int) -> tuple[Float[Array, "..."], ...]:

@@ -11,9 +11,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration.calibrators._root import Slope, search_root, sums
+from calmoe_jax.calibration.calibrators._masks import distances, margin_of, reach_of
+from calmoe_jax.calibration.calibrators._root import Slope, once, search_root, sums
 
-# The search runs over log T within this distance of the logarithm of the logits' scale.
+# The search runs over log T from this far below the logarithm of the margin (or of the scale, if
+# that is less) to this far above that of the logits' scale.
 _LOG_RANGE = 10.0
 # Logit of an impossible class, in units of the logits' scale: its probability underflows at every
 # temperature of the search, and its square is still finite.
@@ -36,7 +38,8 @@ class TemperatureFit(NamedTuple):
             float32), and T is not at a bound.
         at_bound: whether the optimum is outside the search range: all examples right (T towards 0),
             confidence never justified (T towards infinity), or an optimum more than a factor
-            exp(10) from the logits' scale. T is then the bound of the search.
+            exp(10) above the logits' scale or below their margins. T is then the bound of the
+            search.
         num_steps: Newton or bisection steps taken over all the examples.
     """
 
@@ -59,8 +62,11 @@ def fit_temperature(
 
     Newton's method on `log T` for the root of the slope `E_p[z] - z_y`, kept inside a bracket
     (bisection if a step would leave it). The loss is convex in `1 / T`, so the root is the
-    optimum; scaling the logits scales T. From 65536 examples on the search starts at the optimum
-    for every sixteenth example.
+    optimum; scaling the logits scales T. A class that is farther below the largest of its example
+    than 750 nats, 750 times the typical margin (the lower quartile of the difference between the
+    two largest logits), and twice the distance of any true class, is a mask: it is impossible, as
+    with logit `-inf`. From 65536 examples on the search starts at the optimum for every sixteenth
+    example.
 
     The temperature is differentiable with respect to logits and weights, forwards and backwards:
     the slope stays 0, so `dlog T = d(slope) / curvature` (slope and curvature of the loss in
@@ -74,10 +80,10 @@ def fit_temperature(
 
     Returns:
         A `TemperatureFit`. T is 1, unconverged, if there is nothing to fit: no weight, one class,
-        or logits that do not distinguish classes. If no finite T is optimal, T is a bound far from
-        the logits' scale, flagged by `at_bound`. Labels outside the classes,
-        true classes with logit `-inf`, logits `inf` and NaN give T = NaN. The derivative of T is
-        that of the optimum, and 0 if T is at a bound or there is nothing to fit.
+        or logits that do not distinguish classes; or if the search ends at a higher loss. If no
+        finite T is optimal, T is a bound far from the logits' scale, flagged by `at_bound`. Labels
+        outside the classes, true classes with logit `-inf`, logits `inf` and NaN give T = NaN. The
+        derivative of T is that of the optimum, and 0 if T is at a bound, or 1 and not converged.
 
     Example:
         >>> logits = jnp.log(jnp.array([[0.9, 0.1]] * 4))
@@ -90,33 +96,38 @@ def fit_temperature(
     """
     logits = at_least_float32(logits)
     weight = example_weights(labels.shape, weights, where, logits.dtype)
-    fit = _solve(jax.lax.stop_gradient(logits), labels, jax.lax.stop_gradient(weight))
-    return fit._replace(temperature=_implicit(logits, weight, labels, fit))
+    fit, reach = _solve(jax.lax.stop_gradient(logits), labels, jax.lax.stop_gradient(weight))
+    return fit._replace(temperature=_implicit(logits, weight, labels, fit, reach))
 
 
 def _solve(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
     weight: Float[Array, " examples"],
-) -> TemperatureFit:
+) -> tuple[TemperatureFit, Float[Array, ""]]:
+    """The fit, and the distance from the largest logit beyond which classes are impossible."""
     dtype = logits.dtype
     total = jnp.sum(weight)
     weight = weight / jnp.where(total == 0, 1, total)
     counted = weight > 0
-    true = jnp.where(counted, pick_label(logits, labels), 0)
     strange = jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1)
-    invalid = jnp.any(counted & (strange | ~jnp.isfinite(true))) | jnp.isnan(total)
+    strange |= ~jnp.isfinite(pick_label(logits, labels))
+    invalid = jnp.any(counted & strange) | jnp.isnan(total)
+    sound = counted & ~strange
     # relative to the largest, so that no exponential overflows at any temperature
-    possible = ~jnp.isneginf(logits) & (counted & ~strange)[:, None]
-    peak = jnp.max(jnp.where(possible, logits, -jnp.inf), axis=-1, initial=-jnp.inf)
-    peak = jnp.where(jnp.isfinite(peak), peak, 0)
-    below = jnp.where(possible, logits - peak[:, None], 0)
-    true = jnp.where(counted & jnp.isfinite(true), true - peak, 0)
+    distance = distances(logits)
+    true = -jnp.where(sound, pick_label(distance, labels), 0)
+    margin = margin_of(logits, sound)
+    reach = reach_of(margin, jnp.max(-true, initial=0))
+    possible = ~jnp.isneginf(logits) & (distance <= reach) & sound[:, None]
+    below = jnp.where(possible, -distance, 0)
     farthest = jnp.maximum(-true, true - jnp.min(below, axis=-1, initial=0))
-    spread = jnp.sqrt(jnp.sum(weight * jnp.square(farthest)))
+    largest = jnp.max(farthest * counted, initial=0)
+    share = farthest / jnp.where(largest > 0, largest, 1)  # whose squares do not overflow
+    spread = largest * jnp.sqrt(jnp.sum(weight * jnp.square(share)))
     trivial = ~(spread > 0)
     unit = jnp.where(trivial, 1, spread)
-    true = true / unit
+    original, true = true, true / unit
     scaled = jnp.where(possible | ~counted[:, None], below / unit, _IMPOSSIBLE)
 
     # The slope's limits decide whether an optimum exists: at T = 0 it is the mean of the largest
@@ -124,35 +135,61 @@ def _solve(
     mean = jnp.sum(below / unit, axis=-1) / jnp.maximum(jnp.sum(possible, axis=-1), 1)
     too_right = jnp.sum(weight * true) >= 0
     too_wrong = jnp.sum(weight * (mean - true)) >= 0
-    bound = jnp.where(too_right, _LOG_RANGE, -_LOG_RANGE).astype(dtype)
+    low = jnp.full((), -_LOG_RANGE, dtype)
+    high = _LOG_RANGE + jnp.log(jnp.maximum(unit / jnp.where(margin > 0, margin, unit), 1))
+    high = jnp.minimum(high, jnp.log(jnp.finfo(dtype).max) - 1)
+    bound = jnp.where(too_right, high, low)
     boundless = too_right | too_wrong
     fitted = ~(trivial | invalid)
 
     start, idle = jnp.zeros((), dtype), boundless | ~fitted
-    end = jnp.full((), _LOG_RANGE, dtype)
     if logits.shape[0] >= _MANY:
         some = slice(None, None, _STRIDE)
         few = search_root(
-            _moments(scaled[some], true[some], weight[some]), start, -end, end, idle, _NEAR
+            _moments(scaled[some], true[some], weight[some]), start, low, high, idle, _NEAR
         )
         # all examples may have an optimum even if the subset has none
-        start = jnp.where(jnp.abs(few.at) < _LOG_RANGE / 2, few.at, 0)
+        inside = (few.at > low + _LOG_RANGE / 2) & (few.at < high - _LOG_RANGE / 2)
+        start = jnp.where(inside, few.at, 0)
     moments = _moments(scaled, true, weight)
     # after a Newton step of size h the error is of order h^2
     near = float(jnp.finfo(dtype).eps) ** 0.5
     start = jnp.where(boundless, bound, start)
-    found = search_root(moments, start, -end, end, idle, near)
+    found = search_root(moments, start, low, high, idle, near)
     slope, curvature = moments(found.at)
-    at_bound = boundless | (jnp.abs(found.at) > _LOG_RANGE - 0.1)
+    at_bound = boundless | (found.at > high - 0.1) | (found.at < low + 0.1)
     precise = jnp.abs(slope) <= jnp.finfo(dtype).eps ** (2 / 3) * curvature
-    temperature = jnp.where(trivial, 1, spread * jnp.exp(-found.at))
-    return TemperatureFit(
-        temperature=jnp.where(invalid, jnp.nan, temperature).astype(dtype),
+    converged = fitted & ~at_bound & precise
+    temperature = jnp.minimum(unit * jnp.exp(-found.at), jnp.finfo(dtype).max)
+    temperature = jnp.where(trivial, 1, temperature)
+
+    def or_identity(old: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        given = jnp.where(sound[:, None], -distance, 0), original, weight
+        unscaled = _loss(*given, jnp.ones((), dtype))
+        worse = ~((_loss(*given, old[0]) <= unscaled) | jnp.isnan(unscaled))
+        slope, _ = moments(jnp.log(unit))
+        return jnp.where(worse, 1, old[0]), jnp.where(worse, slope, old[1])
+
+    ended, slope = once(fitted & ~converged, or_identity, (temperature, slope))
+    fit = TemperatureFit(
+        temperature=jnp.where(invalid, jnp.nan, ended).astype(dtype),
         residual=jnp.where(invalid, jnp.nan, jnp.where(trivial, 0, jnp.abs(slope))),
-        converged=fitted & ~at_bound & precise,
-        at_bound=fitted & at_bound,
+        converged=converged,
+        at_bound=fitted & at_bound & (ended == temperature),
         num_steps=found.num_steps,
     )
+    return fit, reach
+
+
+def _loss(
+    below: Float[Array, "examples classes"],
+    true: Float[Array, " examples"],
+    weight: Float[Array, " examples"],
+    temperature: Float[Array, ""],
+) -> Float[Array, ""]:
+    """The mean log loss at a temperature, with every class as possible as its logit says."""
+    losses = jax.nn.logsumexp(below / temperature, axis=-1) - true / temperature
+    return jnp.sum(jnp.where(weight > 0, weight * losses, 0))
 
 
 def _moments(
@@ -187,6 +224,7 @@ def _implicit(
     weight: Float[Array, " examples"],
     labels: Int[Array, " examples"],
     fit: TemperatureFit,
+    reach: Float[Array, ""],
 ) -> Float[Array, ""]:
     """The fitted temperature, as a function of its data."""
     return fit.temperature
@@ -196,14 +234,16 @@ def _implicit(
 def _implicit_jvp(
     primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    logits, weight, labels, fit = primals
+    logits, weight, labels, fit, reach = primals
     temperature = _implicit(*primals)  # not the constant: this rule is differentiated again
-    settled = ~(fit.at_bound | (fit.num_steps == 0))
+    stayed = (fit.temperature == 1) & ~fit.converged  # at a lower loss than the search found
+    settled = ~(fit.at_bound | (fit.num_steps == 0) | stayed)
     beta = 1 / jnp.where(settled, temperature, 1)
     # rows that count, or would count if they had weight
     true = pick_label(logits, labels)
     sound = jnp.isfinite(true) & ~jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1)
-    possible = ~jnp.isneginf(logits) | ~sound[:, None]
+    impossible = jnp.isneginf(logits) | (distances(logits) > reach)
+    possible = ~impossible | ~sound[:, None]
 
     def slope(
         beta: Float[Array, ""],
