@@ -53,8 +53,6 @@ def fit_log_odds(
         return jnp.where(squares > 0, gradient / jnp.where(squares > 0, squares, 1), 0)
 
     identity = jnp.append(jnp.where(free, scale, 0), jnp.sum(jnp.where(free, mean, 0)))
-    found = minimise(
-        scores, identity, given, precondition=precondition, penalise=jnp.zeros_like
-    )
+    found = minimise(scores, identity, given, precondition=precondition, penalise=jnp.zeros_like)
     slopes = jnp.where(free, found.parameters[:-1] / scale, 0)
     return found, slopes, found.parameters[-1] - jnp.sum(slopes * mean)

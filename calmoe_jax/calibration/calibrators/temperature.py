@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
+from calmoe_jax._numerics import at_least_float32, example_weights
 from calmoe_jax._signatures import checked
+from calmoe_jax.calibration._labels import Labels, at_label, not_ignored
 from calmoe_jax.calibration.calibrators._masks import distances, margin_of, reach_of
 from calmoe_jax.calibration.calibrators._root import Slope, once, search_root, sums
 
@@ -53,10 +54,11 @@ class TemperatureFit(NamedTuple):
 @checked
 def fit_temperature(
     logits: Float[Array, "examples classes"],
-    labels: Int[Array, " examples"],
+    labels: Labels,
     *,
     weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
+    ignore_label: int | None = None,
 ) -> TemperatureFit:
     """Finds the temperature that minimises the log loss of `softmax(logits / T)`.
 
@@ -74,9 +76,11 @@ def fit_temperature(
 
     Args:
         logits: logits, or log probabilities (of an aggregate, say); `-inf` for impossible classes.
-        labels: class of each example, in `[0, classes)`.
+        labels: class of each example, in `[0, classes)`; or a distribution over the classes, such
+            as votes, whose mean log loss is then minimised.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
+        ignore_label: label of examples that do not count (-100, say); none by default.
 
     Returns:
         A `TemperatureFit`. T is 1, unconverged, if there is nothing to fit: no weight, one class,
@@ -94,15 +98,16 @@ def fit_temperature(
     References:
         Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
+    where = not_ignored(labels, where, ignore_label)
     logits = at_least_float32(logits)
-    weight = example_weights(labels.shape, weights, where, logits.dtype)
+    weight = example_weights(logits.shape[:1], weights, where, logits.dtype)
     fit, reach = _solve(jax.lax.stop_gradient(logits), labels, jax.lax.stop_gradient(weight))
     return fit._replace(temperature=_implicit(logits, weight, labels, fit, reach))
 
 
 def _solve(
     logits: Float[Array, "examples classes"],
-    labels: Int[Array, " examples"],
+    labels: Labels,
     weight: Float[Array, " examples"],
 ) -> tuple[TemperatureFit, Float[Array, ""]]:
     """The fit, and the distance from the largest logit beyond which classes are impossible."""
@@ -111,14 +116,14 @@ def _solve(
     weight = weight / jnp.where(total == 0, 1, total)
     counted = weight > 0
     strange = jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1)
-    strange |= ~jnp.isfinite(pick_label(logits, labels))
+    strange |= ~jnp.isfinite(at_label(logits, labels))
     invalid = jnp.any(counted & strange) | jnp.isnan(total)
     sound = counted & ~strange
     # relative to the largest, so that no exponential overflows at any temperature
     distance = distances(logits)
-    true = -jnp.where(sound, pick_label(distance, labels), 0)
+    true = -jnp.where(sound, at_label(distance, labels), 0)
     margin = margin_of(logits, sound)
-    reach = reach_of(margin, jnp.max(-true, initial=0))
+    reach = reach_of(margin, jnp.max(_farthest(distance, labels) * sound, initial=0))
     possible = ~jnp.isneginf(logits) & (distance <= reach) & sound[:, None]
     below = jnp.where(possible, -distance, 0)
     farthest = jnp.maximum(-true, true - jnp.min(below, axis=-1, initial=0))
@@ -181,6 +186,17 @@ def _solve(
     return fit, reach
 
 
+def _farthest(
+    distance: Float[Array, "examples classes"], labels: Labels
+) -> Float[Array, " examples"]:
+    """Distance of the least likely class that an example may be of; 0 where that is not finite."""
+    if labels.ndim == 1:
+        found = at_label(distance, labels)
+    else:
+        found = jnp.max(jnp.where(labels > 0, distance, 0), axis=-1)
+    return jnp.where(jnp.isfinite(found), found, 0)
+
+
 def _loss(
     below: Float[Array, "examples classes"],
     true: Float[Array, " examples"],
@@ -222,7 +238,7 @@ def _moments(
 def _implicit(
     logits: Float[Array, "examples classes"],
     weight: Float[Array, " examples"],
-    labels: Int[Array, " examples"],
+    labels: Labels,
     fit: TemperatureFit,
     reach: Float[Array, ""],
 ) -> Float[Array, ""]:
@@ -240,7 +256,7 @@ def _implicit_jvp(
     settled = ~(fit.at_bound | (fit.num_steps == 0) | stayed)
     beta = 1 / jnp.where(settled, temperature, 1)
     # rows that count, or would count if they had weight
-    true = pick_label(logits, labels)
+    true = at_label(logits, labels)
     sound = jnp.isfinite(true) & ~jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1)
     impossible = jnp.isneginf(logits) | (distances(logits) > reach)
     possible = ~impossible | ~sound[:, None]
@@ -253,7 +269,7 @@ def _implicit_jvp(
         """Slope of the loss in `log beta`, up to a factor, which does not matter at its root."""
         logits = jnp.where(possible & sound[:, None], logits, 0)
         probs = jax.nn.softmax(jnp.where(possible, beta * logits, -jnp.inf), axis=-1)
-        true = jnp.where(sound, pick_label(logits, labels), 0)
+        true = jnp.where(sound, at_label(logits, labels), 0)
         mean = jnp.sum(probs * logits, axis=-1) - true
         return beta * jnp.sum(jnp.where(sound, weight, 0) * mean)
 
@@ -310,20 +326,22 @@ def scale_log_probs(
 @checked
 def fit_expert_temperatures(
     expert_logits: Float[Array, "examples experts classes"],
-    labels: Int[Array, " examples"],
+    labels: Labels,
     *,
     routing_weights: Float[Array, "examples experts"] | None = None,
     where: Bool[Array, " examples"] | None = None,
+    ignore_label: int | None = None,
 ) -> TemperatureFit:
     """Fits one temperature for every expert, before mixing (MoCaE).
 
     Args:
         expert_logits: each expert's logits or log probabilities.
-        labels: class of each example, in `[0, classes)`.
+        labels: class of each example, in `[0, classes)`, or a distribution over the classes.
         routing_weights: weight of each example for each expert. `None` fits every expert on all
             examples with equal weight, as MoCaE does; the routing weights fit it on its
             routing-weighted view, the condition under which a hard-routed mixture stays calibrated.
         where: examples that count; all by default.
+        ignore_label: label of examples that do not count (-100, say); none by default.
 
     Returns:
         A `TemperatureFit` with a leading axis of experts. An expert without any weight keeps T = 1
@@ -337,6 +355,7 @@ def fit_expert_temperatures(
     References:
         Oksuz et al., MoCaE: Mixture of Calibrated Experts, 2023.
     """
+    where = not_ignored(labels, where, ignore_label)
     if routing_weights is None:
         routing_weights = jnp.ones(expert_logits.shape[:2], jnp.float32)
 

@@ -17,12 +17,12 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import example_weights
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration._inputs import class_labels, event, probabilities
+from calmoe_jax.calibration._inputs import event, probabilities
+from calmoe_jax.calibration._labels import Labels, chance_of, labelled, not_ignored
 from calmoe_jax.calibration._sums import sum_by_bin
 from calmoe_jax.calibration.metrics.scores import top_label
 
 _Probs = Float[Array, "examples classes"]
-_Labels = Int[Array, " examples"]
 _Weights = Float[Array, " examples"] | None
 _Where = Bool[Array, " examples"] | None
 
@@ -89,22 +89,25 @@ def reliability_bins(
 @checked
 def top_label_bins(
     probs: _Probs,
-    labels: _Labels,
+    labels: Labels,
     *,
     weights: _Weights = None,
     where: _Where = None,
     num_bins: int = 15,
     from_logits: bool = False,
+    ignore_label: int | None = None,
 ) -> ReliabilityBins:
     """Reliability sums of the predicted class: confidence against being right, by bin.
 
     Args:
         probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
+        labels: class of each example, in `[0, classes)`; or a distribution over the classes, such
+            as votes: the result is then the expectation over labels drawn from it.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
         num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
         from_logits: whether `probs` holds logits or log probabilities.
+        ignore_label: label of examples that do not count (-100, say); none by default.
 
     Returns:
         The sums of each bin (see `reliability_bins`), for `calibration_error` and
@@ -117,6 +120,7 @@ def top_label_bins(
         >>> top_label_bins(jnp.array([[0.25, 0.75]]), jnp.array([0]), num_bins=2).residual
         Array([0.  , 0.75], dtype=float32)
     """
+    where = not_ignored(labels, where, ignore_label)
     confidence, correct = top_label(probs, labels, from_logits=from_logits)
     return reliability_bins(confidence, correct, weights=weights, where=where, num_bins=num_bins)
 
@@ -124,12 +128,13 @@ def top_label_bins(
 @checked
 def classwise_bins(
     probs: _Probs,
-    labels: _Labels,
+    labels: Labels,
     *,
     weights: _Weights = None,
     where: _Where = None,
     num_bins: int = 15,
     from_logits: bool = False,
+    ignore_label: int | None = None,
 ) -> ReliabilityBins:
     """Reliability sums of each class's probability against being of that class.
 
@@ -139,11 +144,13 @@ def classwise_bins(
 
     Args:
         probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
+        labels: class of each example, in `[0, classes)`; or a distribution over the classes, such
+            as votes: the result is then the expectation over labels drawn from it.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
         num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
         from_logits: whether `probs` holds logits or log probabilities.
+        ignore_label: label of examples that do not count (-100, say); none by default.
 
     Returns:
         Sums `[classes, bins]` (see `reliability_bins`).
@@ -159,15 +166,13 @@ def classwise_bins(
     References:
         Kull et al., Beyond Temperature Scaling, 2019.
     """
-    labels = class_labels(labels)
+    where = not_ignored(labels, where, ignore_label)
     probs = probabilities(probs, from_logits=from_logits)
-    outside = (labels < 0) | (labels >= probs.shape[-1])
-    probs = jnp.where(outside[:, None], jnp.nan, probs)
+    probs = jnp.where(labelled(labels, probs.shape[-1])[:, None], probs, jnp.nan)
 
     def one_class(column: Float[Array, " examples"], label: Int[Array, ""]) -> ReliabilityBins:
-        return reliability_bins(
-            column, labels == label, weights=weights, where=where, num_bins=num_bins
-        )
+        outcome = chance_of(jnp.broadcast_to(label, column.shape), labels)
+        return reliability_bins(column, outcome, weights=weights, where=where, num_bins=num_bins)
 
     return jax.vmap(one_class, in_axes=(1, 0))(probs, jnp.arange(probs.shape[-1]))
 
