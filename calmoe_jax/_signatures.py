@@ -112,16 +112,15 @@ def checked(function: _Function) -> _Function:
         for i, name in enumerate(names[: len(args)]):
             if name in expected:
                 positional[i] = _convert(name, args[i], expected[name], sizes)
-        for name in kwargs.keys() & expected.keys():
-            kwargs[name] = _convert(name, kwargs[name], expected[name], sizes)
+        for name in expected:
+            if name in kwargs:
+                kwargs[name] = _convert(name, kwargs[name], expected[name], sizes)
         return function(*positional, **kwargs)
 
     return typing.cast(_Function, call)
 
 
-def _arguments(
-    annotations: dict[str, Any], *, of_one_call: bool = True
-) -> Iterator[tuple[str, _Argument]]:
+def _arguments(annotations: dict[str, Any]) -> Iterator[tuple[str, _Argument]]:
     """The arguments of a call, or the fields of a `NamedTuple`, that hold arrays."""
     tuples = [c for a in annotations.values() for c in _choices(a) if _is_named_tuple(c)]
     for name, annotation in annotations.items():
@@ -134,9 +133,11 @@ def _arguments(
         fields = {}
         shared = True
         for choice in filter(_is_named_tuple, choices):
-            fields = dict(_arguments(typing.get_type_hints(choice), of_one_call=False))
-            # two samples of one type may differ in size, two fields of one value may not
-            shared = not of_one_call or tuples.count(choice) == 1
+            # their own named tuples may be stacked, over seeds or layers, and are left alone
+            hints = typing.get_type_hints(choice).items()
+            fields = dict(_arguments({n: a for n, a in hints if not _holds_named_tuple(a)}))
+            # two samples of one type may differ in size
+            shared = tuples.count(choice) == 1
         if forms or fields:
             numbers = int in choices or float in choices
             optional = None in choices or types.NoneType in choices
@@ -151,6 +152,10 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 
 def _is_named_tuple(choice: Any) -> bool:
     return isinstance(choice, type) and issubclass(choice, tuple) and hasattr(choice, "_fields")
+
+
+def _holds_named_tuple(annotation: Any) -> bool:
+    return any(map(_is_named_tuple, _choices(annotation)))
 
 
 def _convert(name: str, value: Any, expected: _Argument, sizes: dict[str, _Size]) -> Any:
@@ -175,18 +180,19 @@ def _convert(name: str, value: Any, expected: _Argument, sizes: dict[str, _Size]
         return value
     array, weak = _as_array(name, value, expected)
     kind = _kind(array.dtype)
-    form = _choose(kind, weak, expected, name, sizes)
-    if form is None:
+    asked = _choose(kind, weak, expected, name, sizes)
+    if asked is None:
         raise TypeError(f"{name} must be of {_asked(expected)}, got {name}.dtype={array.dtype}.")
     if kind == "floats" and array.dtype.itemsize < _FEWEST_BYTES:
         raise TypeError(
             f"{name} must be of floats of at least {8 * _FEWEST_BYTES} bits (cast it first), got "
             f"{name}.dtype={array.dtype}."
         )
-    _check_axes(name, array.shape, form.axes, sizes)
-    if form.kind == "floats" and kind != "floats":
+    forms = [form.axes for form in expected.forms if form.kind == asked]
+    _check_axes(name, array.shape, forms, sizes)
+    if asked == "floats" and kind != "floats":
         return array.astype(jax.dtypes.canonicalize_dtype(float))
-    if form.kind == "integers" and array.dtype not in (jnp.int32, jnp.int64):
+    if asked == "integers" and array.dtype not in (jnp.int32, jnp.int64):
         wide = array.dtype in (jnp.uint32, jnp.uint64)
         return array.astype(jax.dtypes.canonicalize_dtype(np.int64) if wide else jnp.int32)
     return array
@@ -226,42 +232,51 @@ def _kind(dtype: Any) -> str:
 
 def _choose(
     kind: str, weak: bool, expected: _Argument, name: str, sizes: dict[str, _Size]
-) -> _Form | None:
-    """The form that numbers of this kind have, or can be converted to."""
-    forms = {form.kind: form for form in reversed(expected.forms)}
-    if kind in forms:
-        return forms[kind]
-    if "numbers" in forms:
-        return forms["numbers"]
+) -> str | None:
+    """The kind that numbers of this kind are, or can be converted to."""
+    kinds = {form.kind for form in expected.forms}
+    if kind in kinds:
+        return kind
+    if "numbers" in kinds:
+        return "numbers"
     two_classes = "classes" in sizes and sizes["classes"].size == 2
-    if kind == "truth values" and name == "labels" and two_classes and "integers" in forms:
-        return forms["integers"]
-    if kind in ("integers", "truth values") and ("integers" not in forms or weak):
-        return forms.get("floats")
-    return None
+    if kind == "truth values" and name == "labels" and two_classes and "integers" in kinds:
+        return "integers"
+    whole = kind in ("integers", "truth values")
+    return "floats" if whole and "floats" in kinds and (weak or "integers" not in kinds) else None
 
 
 def _check_axes(
-    name: str, shape: tuple[Any, ...], axes: tuple[str, ...], sizes: dict[str, _Size]
+    name: str, shape: tuple[Any, ...], forms: list[tuple[str, ...]], sizes: dict[str, _Size]
 ) -> None:
-    """Raises `ValueError` unless a shape has these axes; notes the sizes of new names."""
+    """Raises `ValueError` unless a shape has the axes of a form; notes the sizes of new names."""
+    for axes in forms:
+        found = _match(name, shape, axes, sizes)
+        if found is not None:
+            sizes.update(found)
+            return
+    asked = " or ".join(f"[{', '.join(axes)}]{_known(axes, sizes)}" for axes in forms)
+    raise ValueError(f"{name} must have the axes {asked}, got {name}.shape={shape}.")
+
+
+def _match(
+    name: str, shape: tuple[Any, ...], axes: tuple[str, ...], sizes: dict[str, _Size]
+) -> dict[str, _Size] | None:
+    """The sizes of a form's axes in a shape; `None` if it does not have them."""
     spread = [i for i, axis in enumerate(axes) if axis.startswith("*") or axis == "..."]
     extra = len(shape) - (len(axes) - len(spread))
+    if extra < 0 or (extra > 0 and not spread):
+        return None
     found = dict(sizes)
-    fits = extra >= 0 if spread else extra == 0
     at = 0
-    for i, axis in enumerate(axes if fits else ()):
+    for i, axis in enumerate(axes):
         size: Any = shape[at : at + extra] if i in spread else shape[at]
         at += extra if i in spread else 1
-        fits &= _fits(axis, size, found)
+        if not _fits(axis, size, found):
+            return None
         if axis.lstrip("*")[:1].isalpha():
             found.setdefault(axis, _Size(size, name))
-    if not fits:
-        raise ValueError(
-            f"{name} must have the axes [{', '.join(axes)}]{_known(axes, sizes)}, got "
-            f"{name}.shape={shape}."
-        )
-    sizes.update(found)
+    return found
 
 
 def _fits(axis: str, size: Any, sizes: dict[str, _Size]) -> bool:

@@ -37,7 +37,8 @@ PURE = {
     "routing", "moe", "mixture", "fgr", "calibration", "reweighting", "shift",
 }  # fmt: skip
 PURE_MAY_IMPORT = {
-    "jax", "jaxtyping", "numpy", "typing", "collections", "functools", "importlib", "inspect", "math", "types",
+    "jax", "jaxtyping", "numpy", "typing", "collections", "functools", "importlib",
+    "inspect", "math", "types",
     "sklearn",  # on the host, inside functions
     "calmoe_jax", "calmoe_kernels",
 }  # fmt: skip

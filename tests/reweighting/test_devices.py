@@ -124,7 +124,7 @@ LOSSES, COLUMNS, WRONG = jnp.ones(4), jnp.ones((4, 2)), jnp.ones((4, 1), bool)
 )  # fmt: skip
 def test_a_mask_has_the_shape_of_what_it_masks(call, unchecked):
     for wrong in (WRONG, jnp.ones(3, bool), jnp.ones((), bool)):
-        with pytest.raises(ValueError, match=r"where must have the shape \(4,\) of what it masks"):
+        with pytest.raises(ValueError, match=r"where must have the (axes|shape)"):
             call(wrong)
-    with pytest.raises(ValueError, match=r"relevant must have the shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"relevant must have the axes .*=4 as in "):
         rw.robust_filtered_loss(LOSSES, WRONG, eta=1.0)

@@ -203,7 +203,7 @@ def test_group_dro_equals_a_loop():
         ("radius", lambda: cm.reweighting.kl_ball(jnp.ones(3), radius=-1.0)),
         ("eta", lambda: cm.reweighting.kl_penalty(jnp.ones(3), eta=0.0)),
         (
-            "weights must have the shape",
+            "weights must have the axes",
             lambda: cm.reweighting.cvar(jnp.ones(3), alpha=0.5, weights=jnp.ones(2)),
         ),
         ("num_groups", lambda: cm.reweighting.group_dro(num_groups=0, step_size=1.0)),

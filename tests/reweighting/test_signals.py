@@ -197,7 +197,7 @@ def test_robust_losses_and_what_they_fall_back_to():
             lambda: cm.reweighting.configuration_signal(jnp.ones(3), jnp.ones((3, 1)), num_folds=1),
         ),
         (
-            "features must have the 3",
+            "features must have the axes .*=3 as in losses",
             lambda: cm.reweighting.configuration_signal(jnp.ones(3), jnp.ones((2, 1))),
         ),
         (

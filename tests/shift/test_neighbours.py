@@ -266,7 +266,7 @@ def test_bad_shapes_and_labels(unchecked):
     zeros = jnp.zeros(4, jnp.int32)
     with pytest.raises(ValueError, match="references must have"):
         cm.shift.neighbour_support(jnp.ones((4, 2)), zeros, jnp.ones((4, 3)), zeros, num_classes=2)
-    with pytest.raises(TypeError, match="labels must be integers"):
+    with pytest.raises(TypeError, match="labels must be of integers"):
         cm.shift.neighbour_support(
             jnp.ones((4, 2)), zeros, jnp.ones((4, 2)), jnp.zeros(4), num_classes=2
         )
