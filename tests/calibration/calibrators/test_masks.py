@@ -203,9 +203,7 @@ def test_a_search_that_ends_at_a_higher_loss_is_not_applied(name, monkeypatch):
             at=jnp.asarray(-6.0)
         )
 
-    monkeypatch.setattr(
-        temperature, "search_root_of_old", temperature.search_root, raising=False
-    )
+    monkeypatch.setattr(temperature, "search_root_of_old", temperature.search_root, raising=False)
     monkeypatch.setattr(temperature, "search_root", astray)
     monkeypatch.setattr(_newton, "_MAX_STEPS", 1)
     given = jnp.asarray(logits) / 2  # calibrated as it is
