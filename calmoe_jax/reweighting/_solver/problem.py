@@ -13,6 +13,8 @@ from calmoe_kernels.xla import dual
 # Problems of at least this many examples start from the solution for one in so many of them.
 _LARGE = 2**16
 _ONE_IN = 16
+# Units from 0 within which the rounding error of a mean is small beside them.
+_NEAR = 2.0
 
 
 class Inputs(NamedTuple):
@@ -33,6 +35,7 @@ class StandardProblem(NamedTuple):
 
     Attributes:
         columns: constraints and their units.
+        aim: targets in standard units: 0, but for what the centres' resolution leaves.
         log_base: log of the base weights.
         signal: signal minus its maximum, in units of `signal_scale`; `-inf` for examples that must
             not count.
@@ -40,6 +43,7 @@ class StandardProblem(NamedTuple):
     """
 
     columns: dual.Columns
+    aim: Float[Array, " m"]
     log_base: Float[Array, " examples"]
     signal: Float[Array, " examples"]
     signal_scale: Float[Array, ""]
@@ -76,16 +80,44 @@ def standardise(
     range_ = pmax(range_, axis_name)
     unit = jax.lax.stop_gradient(jnp.where((range_ > 0) & jnp.isfinite(range_), range_, 1))
 
-    share = jnp.exp(log_base)
-    centre = inputs.targets
-    if centre is None:
-        nothing = jnp.zeros(columns.shape[1], columns.dtype)
-        # the shares sum to one up to rounding, which would show in a constant column
-        whole = psum(jnp.sum(share), axis_name)
-        centre = psum(dual.weighted_sum(share, columns, nothing), axis_name)
-        centre /= jnp.where(whole > 0, whole, 1)
-    scale = _units(columns, share, centre, inputs.targets is None, axis_name)
-    return StandardProblem(dual.Columns(columns, centre, scale), log_base, signal / unit, unit)
+    columns, aim = _standard_columns(columns, jnp.exp(log_base), inputs.targets, axis_name)
+    return StandardProblem(columns, aim, log_base, signal / unit, unit)
+
+
+def _standard_columns(
+    columns: Float[Array, "examples m"],
+    share: Float[Array, " examples"],
+    targets: Float[Array, " m"] | None,
+    axis_name: AxisName,
+) -> tuple[dual.Columns, Float[Array, " m"]]:
+    """Columns with their centres and units, and what of the targets the centres leave.
+
+    Means of columns far from 0 have a rounding error that is large in units of their standard
+    deviations, so they are taken in two steps: the second relative to the first.
+
+    Args:
+        columns: constraints, 0 where they do not count.
+        share: base weights.
+        targets: the targets; by default the means.
+        axis_name: device axis.
+    """
+    whole = psum(jnp.sum(share), axis_name)
+    # the shares sum to one up to rounding, which would show in a constant column
+    share = share / jnp.where(whole > 0, whole, 1)
+    nothing = jnp.zeros(columns.shape[1], columns.dtype)
+    if targets is not None:
+        scale, _ = _units(columns, share, targets, False, axis_name)
+        return dual.Columns(columns, targets, scale), nothing
+    centre = psum(dual.weighted_sum(share, columns, nothing), axis_name)
+    scale, rest = _units(columns, share, centre, True, axis_name)
+    standard = dual.Columns(columns, centre, scale)
+    if stride_of(len(share)) == 1:
+        return standard, rest / scale
+
+    def mean() -> Float[Array, " m"]:
+        return psum(dual.standard_sum(share, standard), axis_name)
+
+    return standard, jax.lax.cond(dual.distance(standard) > _NEAR, mean, lambda: nothing)
 
 
 def _units(
@@ -94,8 +126,8 @@ def _units(
     centre: Float[Array, " m"],
     central: bool,
     axis_name: AxisName,
-) -> Float[Array, " m"]:
-    """Standard deviations of the columns, from a subset if there are many examples.
+) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+    """Standard deviations and means of the columns, from a subset if there are many examples.
 
     Units need not be exact. A constant column at its target gets an infinite unit, so it never
     matters; a constant column elsewhere gets its distance from the target.
@@ -106,34 +138,42 @@ def _units(
         centre: targets.
         central: whether those are the means.
         axis_name: device axis.
-    """
-    epsilon = 32 * jnp.finfo(columns.dtype).eps
 
-    def moments(some: jax.Array, of_some: jax.Array, known: bool) -> tuple[jax.Array, jax.Array]:
+    Returns:
+        The units, and the means relative to the centres.
+    """
+
+    def sums(weights: jax.Array, rows: jax.Array) -> jax.Array:
+        return psum(dual.weighted_sum(weights, rows, jnp.zeros_like(centre)), axis_name)
+
+    def moments(some: jax.Array, of_some: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         mass = psum(jnp.sum(of_some), axis_name)
         of_some = of_some / jnp.where(mass > 0, mass, 1)
-        mean = centre
-        if not known:
-            # relative to the centre: a mean much larger than the deviations costs no digits
-            mean = centre + psum(dual.weighted_sum(of_some, some, centre), axis_name)
-        squares, nothing = (some - mean[None]) ** 2, jnp.zeros_like(mean)
-        return mean, psum(dual.weighted_sum(of_some, squares, nothing), axis_name)
+        pivot = centre if central else sums(of_some, some)
+        # relative to the pivot: a mean much larger than the deviations costs no digits
+        off = some - pivot[None]
+        mean = sums(of_some, off)
+        variance = sums(of_some, (off - mean[None]) ** 2)
+        return pivot, mean, variance
 
-    def constant(mean: jax.Array, variance: jax.Array) -> jax.Array:
-        return variance <= (epsilon * jnp.maximum(jnp.abs(mean), jnp.abs(centre))) ** 2
+    epsilon = float(jnp.finfo(columns.dtype).eps)
+
+    def constant(pivot: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+        # the rounding errors of a mean that is taken in two steps
+        return variance <= (4 * epsilon**1.5 * jnp.abs(pivot + mean)) ** 2
 
     stride = stride_of(len(share))
-    mean, variance = moments(columns[::stride], share[::stride], central and stride == 1)
+    found = moments(columns[::stride], share[::stride])
     if stride > 1:
         # a column that is constant in the subset may vary elsewhere
-        mean, variance = jax.lax.cond(
-            constant(mean, variance).any(),
-            lambda: moments(columns, share, central),
-            lambda: (mean, variance),
+        found = jax.lax.cond(
+            constant(*found).any(), lambda: moments(columns, share), lambda: found
         )
-    flat, off = constant(mean, variance), jnp.abs(mean - centre)
-    distance = jnp.where(off > epsilon * jnp.maximum(jnp.abs(mean), jnp.abs(centre)), off, jnp.inf)
-    return jnp.where(flat, distance, jnp.sqrt(jnp.where(flat, 1, variance)))
+    pivot, mean, variance = found
+    flat, off = constant(*found), (pivot - centre) + mean
+    rounding = 32 * epsilon * jnp.maximum(jnp.abs(pivot), jnp.abs(centre))
+    away = jnp.where(jnp.abs(off) > rounding, jnp.abs(off), jnp.inf)
+    return jnp.where(flat, away, jnp.sqrt(jnp.where(flat, 1, variance))), off
 
 
 def stride_of(size: int) -> int:
@@ -179,8 +219,3 @@ def divergence(
     terms = jnp.where(ratio < 1, small, share * ratio - share + base)
     gone = jnp.where(some, 0, jnp.exp(log_base))
     return psum(jnp.sum(terms + gone), axis_name)
-
-
-def standard_sum(weights: Float[Array, " examples"], columns: dual.Columns) -> Float[Array, " m"]:
-    """`sum_i weights_i a_i`, on this device."""
-    return dual.weighted_sum(weights, columns.rows, columns.centre) / columns.scale
