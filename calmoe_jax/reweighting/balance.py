@@ -215,7 +215,8 @@ def _solve(
     kl = _problem.divergence(log_weights, problem.log_base, options.axis_name)
     squares = _dual.log_sum(2 * log_weights, options.axis_name)
     some = ~jnp.isneginf(squares)
-    feasible, converged = some & ~found.separated, found.residual <= options.tolerance
+    feasible = some & ~found.separated & ~jnp.isnan(kl)
+    converged = found.residual <= options.tolerance
     if inputs.radius is not None:
         # 1e-6 nats for a radius of about 0
         allowed = 1e-4 * inputs.radius + 1e-6
@@ -231,7 +232,7 @@ def _solve(
             residual=found.residual,
             duality_gap=_gap(found, _problem.ridge_of(inputs, problem, eta), inputs.slack),
             feasible=feasible,
-            converged=some & converged & feasible & ~jnp.isnan(kl),
+            converged=converged & feasible,
             num_steps=num_steps,
         ),
         found,

@@ -210,12 +210,29 @@ def divergence(
     log_base: Float[Array, " examples"],
     axis_name: AxisName,
 ) -> Float[Array, ""]:
-    """`sum q (r exp r - exp r + 1)` with `r = log w / q`: no term is negative, so none cancel."""
+    """`KL(w || q)`, of log weights."""
     some = ~jnp.isneginf(log_weights) & ~jnp.isneginf(log_base)
-    ratio = jnp.where(some, log_weights - log_base, 0)
-    # w instead of q exp r, which may overflow where the ratio is large
-    share, base = (jnp.exp(jnp.where(some, x, -jnp.inf)) for x in (log_weights, log_base))
+    share, base = jnp.exp(log_weights), jnp.exp(log_base)
+    ratio = jnp.where(some, log_weights - log_base, -jnp.inf)
+    return divergence_of_ratio(ratio, share, base, axis_name)
+
+
+def divergence_of_ratio(
+    ratio: Float[Array, " examples"],
+    share: Float[Array, " examples"],
+    base: Float[Array, " examples"],
+    axis_name: AxisName,
+) -> Float[Array, ""]:
+    """`sum q (r exp r - exp r + 1)` with `r = log w / q`: no term is negative, so none cancel.
+
+    Args:
+        ratio: `r`; -inf where either is 0.
+        share: `w`, instead of `q exp r`, which may overflow where the ratio is large.
+        base: `q`.
+        axis_name: device axis that the examples are sharded over.
+    """
+    some = ~jnp.isneginf(ratio)
+    ratio = jnp.where(some, ratio, 0)
     small = base * (ratio * jnp.exp(jnp.minimum(ratio, 1)) - jnp.expm1(jnp.minimum(ratio, 1)))
     terms = jnp.where(ratio < 1, small, share * ratio - share + base)
-    gone = jnp.where(some, 0, jnp.exp(log_base))
-    return psum(jnp.sum(terms + gone), axis_name)
+    return psum(jnp.sum(jnp.where(some, terms, base)), axis_name)
