@@ -276,7 +276,8 @@ def _find(
 
     if inputs.radius is None:
         assert inputs.eta is not None
-        eta = inputs.eta * problem.signal_scale
+        largest = jnp.finfo(inputs.eta.dtype).max
+        eta = jnp.minimum(inputs.eta * problem.signal_scale, largest)
         found = minimum(eta, potentials)
         return found, eta, found.num_steps, jnp.ones((), bool)
 

@@ -153,14 +153,18 @@ def _units(
         # relative to the pivot: a mean much larger than the deviations costs no digits
         off = some - pivot[None]
         mean = sums(of_some, off)
-        variance = sums(of_some, (off - mean[None]) ** 2)
-        return pivot, mean, variance
+        off -= mean[None]
+        # squares of numbers of any size neither under- nor overflow
+        most = pmax(jnp.max(jnp.abs(off), axis=0, initial=0), axis_name)
+        most = jnp.where(most > 0, most, 1)
+        deviation = most * jnp.sqrt(sums(of_some, (off / most[None]) ** 2))
+        return pivot, mean, deviation
 
     epsilon = float(jnp.finfo(columns.dtype).eps)
 
-    def constant(pivot: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+    def constant(pivot: jax.Array, mean: jax.Array, deviation: jax.Array) -> jax.Array:
         # the rounding errors of a mean that is taken in two steps
-        return variance <= (4 * epsilon**1.5 * jnp.abs(pivot + mean)) ** 2
+        return deviation <= 4 * epsilon**1.5 * jnp.abs(pivot + mean)
 
     stride = stride_of(len(share))
     found = moments(columns[::stride], share[::stride])
@@ -169,11 +173,11 @@ def _units(
         found = jax.lax.cond(
             constant(*found).any(), lambda: moments(columns, share), lambda: found
         )
-    pivot, mean, variance = found
+    pivot, mean, deviation = found
     flat, off = constant(*found), (pivot - centre) + mean
     rounding = 32 * epsilon * jnp.maximum(jnp.abs(pivot), jnp.abs(centre))
     away = jnp.where(jnp.abs(off) > rounding, jnp.abs(off), jnp.inf)
-    return jnp.where(flat, away, jnp.sqrt(jnp.where(flat, 1, variance))), off
+    return jnp.where(flat, away, deviation), off
 
 
 def stride_of(size: int) -> int:
