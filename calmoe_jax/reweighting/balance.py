@@ -16,7 +16,6 @@ from calmoe_jax.reweighting._solver import radius as _radius
 from calmoe_jax.reweighting._solver.implicit import differentiable_log_weights
 from calmoe_jax.reweighting._solver.linear import solve_semidefinite
 from calmoe_jax.reweighting.tilt import tilted_log_weights
-from calmoe_kernels.xla import dual as _passes
 
 
 class BalanceSolution(NamedTuple):
@@ -301,7 +300,7 @@ def _tilted(
     signal = jnp.where(share > 0, problem.signal, 0)
     middle = psum(jnp.sum(share * signal), axis_name)
     away = share * (signal - middle)
-    common = psum(_passes.standard_sum(away, problem.columns), axis_name)
+    common = _problem.standard_sum(away, problem.columns, axis_name)
     drift = solve_semidefinite(found.second, common, jnp.ones(common.shape, bool))
     variance = psum(jnp.sum(away * (signal - middle)), axis_name) - common @ drift
     kl = _problem.divergence(log_weights, problem.log_base, axis_name)

@@ -350,20 +350,15 @@ class _Case:
         value = self.sum(jnp.where(self.base > 0, share * self.depth, 0)) - penalty
         # bisection and sums of many examples: 3e-5 in float32
         near = jnp.abs(dual - value) <= jnp.finfo(share.dtype).eps ** 0.65
-        log_weights = jnp.where(self.some, log_weights, -jnp.inf)
         values = (self.top + x * self._half + x * self._half for x in (value, dual))
+        one = jnp.where(self.some, 1.0, 0.0).astype(share.dtype)
+        size = safe_divide(one, self.sum(share**2))
+        log_weights = jnp.where(self.some, log_weights, -jnp.inf)
         value, dual = (jnp.where(self.some, x, 0) for x in values)
-        found = WorstCase(
-            log_weights=log_weights,
-            value=value,
-            dual_value=dual,
-            effective_sample_size=safe_divide(
-                jnp.where(self.some, 1.0, 0.0).astype(share.dtype), self.sum(share**2)
-            ),
-            converged=near & self.some & ~self._unknown,
+        log_weights, value, dual, size = (
+            jnp.where(self._unknown, jnp.nan, x) for x in (log_weights, value, dual, size)
         )
-        unknown = [jnp.where(self._unknown, jnp.nan, x) for x in found[:-1]]
-        return WorstCase(*unknown, converged=found.converged)
+        return WorstCase(log_weights, value, dual, size, near & self.some & ~self._unknown)
 
 
 def _ordered(x: Float[Array, "*shape"]) -> Int[Array, "*shape"]:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._numerics import AxisName, pmax, psum
 from calmoe_jax.reweighting._solver import dual as _dual
+from calmoe_jax.reweighting._solver.units import Units, units
 from calmoe_kernels.xla import dual
 
 # Problems of at least this many examples start from the solution for one in so many of them.
@@ -80,8 +81,8 @@ def standardise(
     range_ = pmax(range_, axis_name)
     unit = jax.lax.stop_gradient(jnp.where((range_ > 0) & jnp.isfinite(range_), range_, 1))
 
-    columns, aim = _standard_columns(columns, jnp.exp(log_base), inputs.targets, axis_name)
-    return StandardProblem(columns, aim, log_base, signal / unit, unit)
+    standard, aim = _standard_columns(columns, jnp.exp(log_base), inputs.targets, axis_name)
+    return StandardProblem(standard, aim, log_base, signal / unit, unit)
 
 
 def _standard_columns(
@@ -115,7 +116,7 @@ def _standard_columns(
         return standard, rest / scale
 
     def mean() -> Float[Array, " m"]:
-        return psum(dual.standard_sum(share, standard), axis_name)
+        return standard_sum(share, standard, axis_name)
 
     return standard, jax.lax.cond(dual.distance(standard) > _NEAR, mean, lambda: nothing)
 
@@ -143,41 +144,19 @@ def _units(
         The units, and the means relative to the centres.
     """
 
-    def sums(weights: jax.Array, rows: jax.Array) -> jax.Array:
-        return psum(dual.weighted_sum(weights, rows, jnp.zeros_like(centre)), axis_name)
-
-    def moments(some: jax.Array, of_some: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        mass = psum(jnp.sum(of_some), axis_name)
-        of_some = of_some / jnp.where(mass > 0, mass, 1)
-        pivot = centre if central else sums(of_some, some)
-        # relative to the pivot: a mean much larger than the deviations costs no digits
-        off = some - pivot[None]
-        mean = sums(of_some, off)
-        off -= mean[None]
-        # squares of numbers of any size neither under- nor overflow
-        most = pmax(jnp.max(jnp.abs(off), axis=0, initial=0), axis_name)
-        most = jnp.where(most > 0, most, 1)
-        deviation = most * jnp.sqrt(sums(of_some, (off / most[None]) ** 2))
-        return pivot, mean, deviation
-
-    epsilon = float(jnp.finfo(columns.dtype).eps)
-
-    def constant(pivot: jax.Array, mean: jax.Array, deviation: jax.Array) -> jax.Array:
-        # the rounding errors of a mean that is taken in two steps
-        return deviation <= 4 * epsilon**1.5 * jnp.abs(pivot + mean)
+    def of(some: jax.Array, of_some: jax.Array) -> Units:
+        return units(some, of_some, pivot=centre if central else None, axis_name=axis_name)
 
     stride = stride_of(len(share))
-    found = moments(columns[::stride], share[::stride])
+    found = of(columns[::stride], share[::stride])
     if stride > 1:
         # a column that is constant in the subset may vary elsewhere
-        found = jax.lax.cond(
-            constant(*found).any(), lambda: moments(columns, share), lambda: found
-        )
-    pivot, mean, deviation = found
-    flat, off = constant(*found), (pivot - centre) + mean
-    rounding = 32 * epsilon * jnp.maximum(jnp.abs(pivot), jnp.abs(centre))
+        found = jax.lax.cond(found.constant.any(), lambda: of(columns, share), lambda: found)
+    off = (found.pivot - centre) + found.mean
+    rounding = jnp.maximum(jnp.abs(found.pivot), jnp.abs(centre))
+    rounding *= 32 * float(jnp.finfo(columns.dtype).eps)
     away = jnp.where(jnp.abs(off) > rounding, jnp.abs(off), jnp.inf)
-    return jnp.where(flat, away, deviation), off
+    return jnp.where(found.constant, away, found.deviation), off
 
 
 def stride_of(size: int) -> int:
@@ -240,3 +219,10 @@ def divergence_of_ratio(
     small = base * (ratio * jnp.exp(jnp.minimum(ratio, 1)) - jnp.expm1(jnp.minimum(ratio, 1)))
     terms = jnp.where(ratio < 1, small, share * ratio - share + base)
     return psum(jnp.sum(jnp.where(some, terms, base)), axis_name)
+
+
+def standard_sum(
+    weights: Float[Array, " examples"], columns: dual.Columns, axis_name: AxisName
+) -> Float[Array, " m"]:
+    """`sum_i weights_i a_i`."""
+    return psum(dual.standard_sum(weights, columns), axis_name)
