@@ -10,19 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from calmoe_jax._numerics import two_sum
+
 # Examples added plainly: equal numbers lose at most 1e-6 of their sum in float32.
 _RUN = 64
 # Sums whose rounding errors are added plainly.
 _BLOCK = 128
-
-
-def two_sum(
-    a: Float[Array, "*shape"], b: Float[Array, "*shape"]
-) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """`a + b` and its rounding error; their sum is exact (of finite numbers)."""
-    total = a + b
-    rounded = total - a
-    return total, (a - (total - rounded)) + (b - rounded)
 
 
 def add_pairs(

@@ -216,7 +216,8 @@ def _solve(
     kl = _problem.divergence(log_weights, problem.log_base, options.axis_name)
     squares = _dual.log_sum(2 * log_weights, options.axis_name)
     some = ~jnp.isneginf(squares)
-    feasible, converged = some & ~found.separated, found.residual <= options.tolerance
+    feasible = some & ~found.separated & ~jnp.isnan(kl)
+    converged = found.residual <= options.tolerance
     if inputs.radius is not None:
         # 1e-6 nats for a radius of about 0
         allowed = 1e-4 * inputs.radius + 1e-6
@@ -232,7 +233,7 @@ def _solve(
             residual=found.residual,
             duality_gap=_gap(found, _problem.ridge_of(inputs, problem, eta), inputs.slack),
             feasible=feasible,
-            converged=some & converged & feasible & ~jnp.isnan(kl),
+            converged=converged & feasible,
             num_steps=num_steps,
         ),
         found,
@@ -256,6 +257,7 @@ def _find(
     def minimum(eta: Float[Array, ""], potentials: Float[Array, " m"]) -> _dual.DualState:
         to_minimise = _dual.DualProblem(
             problem.columns,
+            problem.aim,
             _problem.scores(problem, eta),
             _problem.ridge_of(inputs, problem, eta),
             inputs.slack,
@@ -275,7 +277,8 @@ def _find(
 
     if inputs.radius is None:
         assert inputs.eta is not None
-        eta = inputs.eta * problem.signal_scale
+        largest = jnp.finfo(inputs.eta.dtype).max
+        eta = jnp.minimum(inputs.eta * problem.signal_scale, largest)
         found = minimum(eta, potentials)
         return found, eta, found.num_steps, jnp.ones((), bool)
 
@@ -299,7 +302,7 @@ def _tilted(
     signal = jnp.where(share > 0, problem.signal, 0)
     middle = psum(jnp.sum(share * signal), axis_name)
     away = share * (signal - middle)
-    common = psum(_problem.standard_sum(away, problem.columns), axis_name)
+    common = _problem.standard_sum(away, problem.columns, axis_name)
     drift = solve_semidefinite(found.second, common, jnp.ones(common.shape, bool))
     variance = psum(jnp.sum(away * (signal - middle)), axis_name) - common @ drift
     kl = _problem.divergence(log_weights, problem.log_base, axis_name)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_non_negative, check_where
-from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
+from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum, safe_divide
 from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting.signals import configuration_signal
 from calmoe_jax.reweighting.tilt import tilted_log_weights
@@ -86,8 +86,15 @@ def robust_loss(
         log_weights = jax.lax.stop_gradient(log_weights)
     # a weight of exactly 0 must not meet an infinite loss
     counted = ~jnp.isneginf(log_weights)
-    terms = jnp.where(counted, at_least_float32(losses), 0) * jnp.exp(log_weights)
-    return psum(jnp.sum(terms), axis_name)
+    losses = jnp.where(counted, at_least_float32(losses), 0)
+    if detach:
+        return psum(jnp.sum(losses * jnp.exp(log_weights)), axis_name)
+    # the weights sum to one: relative to a constant, their derivatives do not cancel
+    level = jax.lax.stop_gradient(jnp.max(losses, where=counted, initial=-jnp.inf))
+    level = pmax(level, axis_name)
+    level = jnp.where(jnp.isfinite(level), level, 0)
+    terms = jnp.where(counted, losses - level, 0) * jnp.exp(log_weights)
+    return level + psum(jnp.sum(terms), axis_name)
 
 
 @checked

@@ -8,11 +8,14 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._numerics import AxisName, pmax, psum
 from calmoe_jax.reweighting._solver import dual as _dual
+from calmoe_jax.reweighting._solver.units import Units, units
 from calmoe_kernels.xla import dual
 
 # Problems of at least this many examples start from the solution for one in so many of them.
 _LARGE = 2**16
 _ONE_IN = 16
+# Units from 0 within which the rounding error of a mean is small beside them.
+_NEAR = 2.0
 
 
 class Inputs(NamedTuple):
@@ -33,6 +36,7 @@ class StandardProblem(NamedTuple):
 
     Attributes:
         columns: constraints and their units.
+        aim: targets in standard units: 0, but for what the centres' resolution leaves.
         log_base: log of the base weights.
         signal: signal minus its maximum, in units of `signal_scale`; `-inf` for examples that must
             not count.
@@ -40,6 +44,7 @@ class StandardProblem(NamedTuple):
     """
 
     columns: dual.Columns
+    aim: Float[Array, " m"]
     log_base: Float[Array, " examples"]
     signal: Float[Array, " examples"]
     signal_scale: Float[Array, ""]
@@ -76,16 +81,44 @@ def standardise(
     range_ = pmax(range_, axis_name)
     unit = jax.lax.stop_gradient(jnp.where((range_ > 0) & jnp.isfinite(range_), range_, 1))
 
-    share = jnp.exp(log_base)
-    centre = inputs.targets
-    if centre is None:
-        nothing = jnp.zeros(columns.shape[1], columns.dtype)
-        # the shares sum to one up to rounding, which would show in a constant column
-        whole = psum(jnp.sum(share), axis_name)
-        centre = psum(dual.weighted_sum(share, columns, nothing), axis_name)
-        centre /= jnp.where(whole > 0, whole, 1)
-    scale = _units(columns, share, centre, inputs.targets is None, axis_name)
-    return StandardProblem(dual.Columns(columns, centre, scale), log_base, signal / unit, unit)
+    standard, aim = _standard_columns(columns, jnp.exp(log_base), inputs.targets, axis_name)
+    return StandardProblem(standard, aim, log_base, signal / unit, unit)
+
+
+def _standard_columns(
+    columns: Float[Array, "examples m"],
+    share: Float[Array, " examples"],
+    targets: Float[Array, " m"] | None,
+    axis_name: AxisName,
+) -> tuple[dual.Columns, Float[Array, " m"]]:
+    """Columns with their centres and units, and what of the targets the centres leave.
+
+    Means of columns far from 0 have a rounding error that is large in units of their standard
+    deviations, so they are taken in two steps: the second relative to the first.
+
+    Args:
+        columns: constraints, 0 where they do not count.
+        share: base weights.
+        targets: the targets; by default the means.
+        axis_name: device axis.
+    """
+    whole = psum(jnp.sum(share), axis_name)
+    # the shares sum to one up to rounding, which would show in a constant column
+    share = share / jnp.where(whole > 0, whole, 1)
+    nothing = jnp.zeros(columns.shape[1], columns.dtype)
+    if targets is not None:
+        scale, _ = _units(columns, share, targets, False, axis_name)
+        return dual.Columns(columns, targets, scale), nothing
+    centre = psum(dual.weighted_sum(share, columns, nothing), axis_name)
+    scale, rest = _units(columns, share, centre, True, axis_name)
+    standard = dual.Columns(columns, centre, scale)
+    if stride_of(len(share)) == 1:
+        return standard, rest / scale
+
+    def mean() -> Float[Array, " m"]:
+        return standard_sum(share, standard, axis_name)
+
+    return standard, jax.lax.cond(dual.distance(standard) > _NEAR, mean, lambda: nothing)
 
 
 def _units(
@@ -94,8 +127,8 @@ def _units(
     centre: Float[Array, " m"],
     central: bool,
     axis_name: AxisName,
-) -> Float[Array, " m"]:
-    """Standard deviations of the columns, from a subset if there are many examples.
+) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+    """Standard deviations and means of the columns, from a subset if there are many examples.
 
     Units need not be exact. A constant column at its target gets an infinite unit, so it never
     matters; a constant column elsewhere gets its distance from the target.
@@ -106,34 +139,24 @@ def _units(
         centre: targets.
         central: whether those are the means.
         axis_name: device axis.
+
+    Returns:
+        The units, and the means relative to the centres.
     """
-    epsilon = 32 * jnp.finfo(columns.dtype).eps
 
-    def moments(some: jax.Array, of_some: jax.Array, known: bool) -> tuple[jax.Array, jax.Array]:
-        mass = psum(jnp.sum(of_some), axis_name)
-        of_some = of_some / jnp.where(mass > 0, mass, 1)
-        mean = centre
-        if not known:
-            # relative to the centre: a mean much larger than the deviations costs no digits
-            mean = centre + psum(dual.weighted_sum(of_some, some, centre), axis_name)
-        squares, nothing = (some - mean[None]) ** 2, jnp.zeros_like(mean)
-        return mean, psum(dual.weighted_sum(of_some, squares, nothing), axis_name)
-
-    def constant(mean: jax.Array, variance: jax.Array) -> jax.Array:
-        return variance <= (epsilon * jnp.maximum(jnp.abs(mean), jnp.abs(centre))) ** 2
+    def of(some: jax.Array, of_some: jax.Array) -> Units:
+        return units(some, of_some, pivot=centre if central else None, axis_name=axis_name)
 
     stride = stride_of(len(share))
-    mean, variance = moments(columns[::stride], share[::stride], central and stride == 1)
+    found = of(columns[::stride], share[::stride])
     if stride > 1:
         # a column that is constant in the subset may vary elsewhere
-        mean, variance = jax.lax.cond(
-            constant(mean, variance).any(),
-            lambda: moments(columns, share, central),
-            lambda: (mean, variance),
-        )
-    flat, off = constant(mean, variance), jnp.abs(mean - centre)
-    distance = jnp.where(off > epsilon * jnp.maximum(jnp.abs(mean), jnp.abs(centre)), off, jnp.inf)
-    return jnp.where(flat, distance, jnp.sqrt(jnp.where(flat, 1, variance)))
+        found = jax.lax.cond(found.constant.any(), lambda: of(columns, share), lambda: found)
+    off = (found.pivot - centre) + found.mean
+    rounding = jnp.maximum(jnp.abs(found.pivot), jnp.abs(centre))
+    rounding *= 32 * float(jnp.finfo(columns.dtype).eps)
+    away = jnp.where(jnp.abs(off) > rounding, jnp.abs(off), jnp.inf)
+    return jnp.where(found.constant, away, found.deviation), off
 
 
 def stride_of(size: int) -> int:
@@ -170,17 +193,36 @@ def divergence(
     log_base: Float[Array, " examples"],
     axis_name: AxisName,
 ) -> Float[Array, ""]:
-    """`sum q (r exp r - exp r + 1)` with `r = log w / q`: no term is negative, so none cancel."""
+    """`KL(w || q)`, of log weights."""
     some = ~jnp.isneginf(log_weights) & ~jnp.isneginf(log_base)
-    ratio = jnp.where(some, log_weights - log_base, 0)
-    # w instead of q exp r, which may overflow where the ratio is large
-    share, base = (jnp.exp(jnp.where(some, x, -jnp.inf)) for x in (log_weights, log_base))
+    share, base = jnp.exp(log_weights), jnp.exp(log_base)
+    ratio = jnp.where(some, log_weights - log_base, -jnp.inf)
+    return divergence_of_ratio(ratio, share, base, axis_name)
+
+
+def divergence_of_ratio(
+    ratio: Float[Array, " examples"],
+    share: Float[Array, " examples"],
+    base: Float[Array, " examples"],
+    axis_name: AxisName,
+) -> Float[Array, ""]:
+    """`sum q (r exp r - exp r + 1)` with `r = log w / q`: no term is negative, so none cancel.
+
+    Args:
+        ratio: `r`; -inf where either is 0.
+        share: `w`, instead of `q exp r`, which may overflow where the ratio is large.
+        base: `q`.
+        axis_name: device axis that the examples are sharded over.
+    """
+    some = ~jnp.isneginf(ratio)
+    ratio = jnp.where(some, ratio, 0)
     small = base * (ratio * jnp.exp(jnp.minimum(ratio, 1)) - jnp.expm1(jnp.minimum(ratio, 1)))
     terms = jnp.where(ratio < 1, small, share * ratio - share + base)
-    gone = jnp.where(some, 0, jnp.exp(log_base))
-    return psum(jnp.sum(terms + gone), axis_name)
+    return psum(jnp.sum(jnp.where(some, terms, base)), axis_name)
 
 
-def standard_sum(weights: Float[Array, " examples"], columns: dual.Columns) -> Float[Array, " m"]:
-    """`sum_i weights_i a_i`, on this device."""
-    return dual.weighted_sum(weights, columns.rows, columns.centre) / columns.scale
+def standard_sum(
+    weights: Float[Array, " examples"], columns: dual.Columns, axis_name: AxisName
+) -> Float[Array, " m"]:
+    """`sum_i weights_i a_i`."""
+    return psum(dual.standard_sum(weights, columns), axis_name)
