@@ -25,8 +25,7 @@ def load_balancing_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[
 
     Returns:
         The loss, a float32 scalar; 0 without tokens, NaN if a token cannot be routed. Slots
-        dropped by a capacity count as sent; so do slots of weight 0, which
-        `calmoe_jax.routing.load_balancing_loss` does not count.
+        dropped by a capacity count as sent; slots of weight 0 do not count.
 
     Example:
         >>> routed = route(jnp.log(jnp.array([[0.9, 0.1], [0.1, 0.9]])), k=1)

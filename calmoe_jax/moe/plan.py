@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import checkify
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_axes, check_integers
 from calmoe_kernels import layout, selection
@@ -27,8 +27,13 @@ PLAN_NAME = layout.PLAN_NAME
 class DispatchPlan(NamedTuple):
     """Rows of the slots of a routing, grouped by expert.
 
+    A slot is absent if it is sent to no expert: its index lies outside the experts, or its weight
+    is 0. It has no row, takes no capacity and is not counted in the load.
+
+    Under `vmap`, `scan` and `pmap` plans are stacked; what is derived from them is for each.
+
     Attributes:
-        positions: row of each slot; the number of rows where the slot is dropped.
+        positions: row of each slot; the number of rows where the slot has none.
         slot_indices: slot (`token * k + column`) of each row; `tokens * k` where a row is empty.
         group_sizes: slots in each expert's group.
         group_offsets: first row of each expert's group.
@@ -42,14 +47,19 @@ class DispatchPlan(NamedTuple):
     load: Int[Array, " experts"]
 
     @property
-    def dropped(self) -> Bool[Array, "tokens k"]:
-        """Slots without a row: beyond the capacity, or sent to no expert."""
-        return self.positions >= self.slot_indices.shape[0]
+    def dropped(self) -> Bool[Array, "*stacked tokens k"]:
+        """Slots without a row: beyond the capacity, or absent."""
+        return jnp.greater_equal(self.positions, self.slot_indices.shape[-1])
 
     @property
-    def num_dropped(self) -> Int[Array, ""]:
+    def num_dropped(self) -> Int[Array, "*stacked"]:
         """Number of slots without a row."""
-        return jnp.sum(self.dropped, dtype=jnp.int32)
+        return jnp.sum(self.dropped, axis=(-2, -1), dtype=jnp.int32)
+
+    @property
+    def num_over_capacity(self) -> Int[Array, "*stacked"]:
+        """Number of slots that were sent to an expert beyond its capacity."""
+        return jnp.sum(jnp.subtract(self.load, self.group_sizes), axis=-1, dtype=jnp.int32)
 
 
 def expert_capacity(*, num_tokens: int, k: int, num_experts: int, capacity_factor: float) -> int:
@@ -86,6 +96,7 @@ def expert_capacity(*, num_tokens: int, k: int, num_experts: int, capacity_facto
 
 def plan_dispatch(
     expert_indices: Int[Array, "tokens k"],
+    combine_weights: Float[Array, "tokens k"] | None = None,
     *,
     num_experts: int,
     capacity: int | None = None,
@@ -100,7 +111,11 @@ def plan_dispatch(
     after the last one, are empty.
 
     Args:
-        expert_indices: expert of each slot; an index outside `[0, num_experts)` drops its slot.
+        expert_indices: expert of each slot; with an index outside `[0, num_experts)` the slot is
+            absent.
+        combine_weights: weight of each slot; those of weight exactly 0 are absent too, as
+            `top_k_routing` gives them where a token has fewer unmasked experts than `k`. Without
+            weights, all slots of valid experts have rows.
         num_experts: number of experts; static under `jax.jit`.
         capacity: rows per expert, at least 1.
         block_size: every group starts at a multiple of it; at least 1.
@@ -112,8 +127,9 @@ def plan_dispatch(
 
     Raises:
         TypeError: if the indices are not integers.
-        ValueError: if the indices do not have two axes, a size is less than 1, both `capacity` and
-            `block_size` are given, or there are 2**31 rows or more.
+        ValueError: if the indices do not have two axes, the weights do not have their shape, a size
+            is less than 1, both `capacity` and `block_size` are given, or there are 2**31 rows or
+            more.
         NotImplementedError: if the implementation declines.
 
     Example:
@@ -124,6 +140,11 @@ def plan_dispatch(
     check_integers("expert_indices", expert_indices)
     check_axes("expert_indices", expert_indices, 2, "tokens, k")
     tokens, k = expert_indices.shape
+    if combine_weights is not None and combine_weights.shape != (tokens, k):
+        raise ValueError(
+            f"combine_weights must have the shape {(tokens, k)} of expert_indices, got "
+            f"combine_weights.shape={combine_weights.shape}."
+        )
     layout.check_layout(tokens, k, num_experts, capacity, block_size)
     statics: dict[str, Any] = {
         "num_experts": num_experts,
@@ -138,6 +159,8 @@ def plan_dispatch(
     if indices.dtype.itemsize > 4:
         indices = jnp.clip(indices, -1, num_experts)  # what is outside stays there
     indices = indices.astype(jnp.int32)
+    if combine_weights is not None:
+        indices = present_experts(indices, combine_weights, num_experts=num_experts)
     arrays = selection.run(attempts, implementation, indices, operation="plan")
     return named_plan(DispatchPlan(*arrays))
 
@@ -163,7 +186,7 @@ def check_plan(plan: DispatchPlan) -> None:
         >>> error.get().split(".")[1]
         'positions must lie in [0, 2]'
     """  # noqa: E501
-    rows, slots = plan.slot_indices.shape[0], plan.positions.size
+    rows, slots = plan.slot_indices.shape[-1], math.prod(plan.positions.shape[-2:])
     for name, values, end in (
         ("positions", plan.positions, rows),
         ("slot_indices", plan.slot_indices, slots),
@@ -171,6 +194,16 @@ def check_plan(plan: DispatchPlan) -> None:
         checkify.debug_check(
             jnp.all((values >= 0) & (values <= end)), f"plan.{name} must lie in [0, {end}]."
         )
+
+
+def present_experts(
+    expert_indices: Int[Array, "tokens k"],
+    combine_weights: Float[Array, "tokens k"],
+    *,
+    num_experts: int,
+) -> Int[Array, "tokens k"]:
+    """The expert of each slot to plan with: none (`num_experts`) where the weight is 0."""
+    return jnp.where(combine_weights == 0, num_experts, expert_indices)
 
 
 def named_plan(plan: DispatchPlan) -> DispatchPlan:

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from calmoe_jax._checks import check_axes, check_floats
-from calmoe_jax.moe.plan import DispatchPlan, named_plan
+from calmoe_jax.moe.plan import DispatchPlan, named_plan, present_experts
 from calmoe_jax.routing._top_k import check_top_k, choose, largest
 from calmoe_jax.routing.kinds import Routing
 from calmoe_jax.routing.statistics import GateStatistics, gate_statistics
@@ -54,8 +54,8 @@ def route(
 ) -> Routed:
     """Routes tokens and plans their dispatch in one call.
 
-    The same as `top_k_routing`, `plan_dispatch` and `gate_statistics` in sequence; on a GPU, the
-    kernels read the logits once.
+    The same as `top_k_routing`, `plan_dispatch` with its weights and `gate_statistics` in sequence;
+    on a GPU, the kernels read the logits once.
 
     Args:
         gate_logits: gate logits, in float32, bfloat16 or float16; `-inf` masks an expert.
@@ -71,9 +71,11 @@ def route(
 
     Returns:
         A `Routed`. Gradients flow to the logits from the weights, the mean gate probabilities and
-        the logsumexp. Tokens that cannot be routed have experts `0, ..., k - 1`, NaN weights, and
-        are counted in `statistics.num_unroutable`; a bias that is not finite makes all weights NaN
-        and is not counted.
+        the logsumexp. Slots of weight exactly 0 (where fewer than `k` experts can be chosen, or a
+        weight underflows) have no row in the plan, no capacity and no load. Tokens that cannot be
+        routed have experts `0, ..., k - 1`, NaN weights, and are counted in
+        `statistics.num_unroutable`; a bias that is not finite makes all weights NaN and is not
+        counted.
 
     Raises:
         ValueError: as `top_k_routing` and `plan_dispatch`.
@@ -102,7 +104,8 @@ def route(
     ) -> tuple[Routing, DispatchPlan, GateStatistics]:
         named = partial(_named_top_k, top_k)
         routing = Routing(*choose(named, logits, bias, renormalize=renormalize, **choice))
-        plan = plan_in_xla(routing.expert_indices, num_experts=num_experts, **limits)
+        sent = present_experts(*routing, num_experts=num_experts)
+        plan = plan_in_xla(sent, num_experts=num_experts, **limits)
         return routing, DispatchPlan(*plan), gate_statistics(logits, scores=scores)
 
     def triton(logits: jax.Array, bias: jax.Array | None) -> Any:

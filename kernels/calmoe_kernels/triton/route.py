@@ -92,7 +92,6 @@ def route(
         config.tokens * config.tiles * k,
         capacity=capacity,
         block_size=block_size,
-        full=capacity is None and block_size is None,
     )
     return indices, weights, *plan_arrays, mean_probs, log_sums, unroutable
 

@@ -163,7 +163,10 @@ def choose_kernel(
     GP: tl.constexpr,
     CHOSEN_GROUPS: tl.constexpr,
 ):
-    """Experts, weights and statistics of a program's tokens, and the numbers of their slots."""
+    """Experts, weights and statistics of a program's tokens, and the numbers of their slots.
+
+    The number of a slot that is absent from the plan is -1.
+    """
     program = tl.program_id(0)
     e = tl.arange(0, EP)
     kk = tl.arange(0, KP)
@@ -200,15 +203,20 @@ def choose_kernel(
         key, index = _best(key, e, kk, K, KP, EP, BT)
 
         used = kk[None, :] < K
-        picked = tl.gather(log_scores, index, 1)
+        weighed = log_scores
         if GROUPS > 1:
-            picked = tl.where(tl.gather(values, index, 1) == float("-inf"), float("-inf"), picked)
-        picked = tl.where(used, picked, float("-inf"))
+            weighed = tl.where(values == float("-inf"), float("-inf"), log_scores)
+        picked = tl.where(used, tl.gather(weighed, index, 1), float("-inf"))
         weight = _weights(picked, log_sum, SIGMOID, RENORMALIZE)
         weight = tl.where(weighable[:, None], weight, float("nan"))
 
-        taken = ((key == _TAKEN) & real[None, :] & live[:, None]).to(tl.int32)
+        # a slot of weight 0 is absent: the scores of the others are above its own
+        absent = weight == 0.0
+        least = tl.min(tl.where(used & (weight != 0.0), picked, float("inf")), 1)
+        taken = (key == _TAKEN) & real[None, :] & live[:, None]
+        taken = (taken & (weighed >= least[:, None])).to(tl.int32)
         number = tl.gather(tl.cumsum(taken, 0) - taken + count[None, :], index, 1)
+        number = tl.where(absent, -1, number)
         count += tl.sum(taken, 0)
         slot = t.to(tl.int64)[:, None] * K + kk[None, :]
         mask = live[:, None] & used
