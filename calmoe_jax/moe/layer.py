@@ -6,7 +6,7 @@
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from calmoe_jax.moe.dispatch import combine, dispatch
 from calmoe_jax.moe.experts import ExpertParams, expert_mlp
@@ -33,6 +33,7 @@ def sparse_layer(
     params: ExpertParams,
     selection_bias: Float[Array, " experts"] | None = None,
     *,
+    where: Bool[Array, " tokens"] | None = None,
     k: int,
     activation: str = "gelu",
     scores: str = "softmax",
@@ -51,6 +52,8 @@ def sparse_layer(
         gate_logits: the router's logits for the same tokens; `-inf` masks an expert.
         params: the experts' parameters, of the dtype of `x`.
         selection_bias: as in `route`.
+        where: tokens that count; all by default. The others (padding) may hold anything: they take
+            no row and no capacity, are in no statistic, get no gradient, and come out as 0.
         k: experts per token.
         activation: as in `expert_mlp`.
         scores: as in `route`.
@@ -81,6 +84,7 @@ def sparse_layer(
     routed = route(
         gate_logits,
         selection_bias,
+        where=where,
         k=k,
         scores=scores,
         renormalize=renormalize,

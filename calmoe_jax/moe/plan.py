@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_axes, check_integers
+from calmoe_jax._checks import check_at_least, check_axes, check_integers, check_where
 from calmoe_kernels import layout, selection
 from calmoe_kernels.xla.plan import plan as plan_in_xla
 
@@ -27,8 +27,8 @@ PLAN_NAME = layout.PLAN_NAME
 class DispatchPlan(NamedTuple):
     """Rows of the slots of a routing, grouped by expert.
 
-    A slot is absent if it is sent to no expert: its index lies outside the experts, or its weight
-    is 0. It has no row, takes no capacity and is not counted in the load.
+    A slot is absent if it is sent to no expert: its index lies outside the experts, its weight is
+    0, or its token does not count. It has no row, takes no capacity and is not in the load.
 
     Under `vmap`, `scan` and `pmap` plans are stacked; what is derived from them is for each.
 
@@ -98,6 +98,7 @@ def plan_dispatch(
     expert_indices: Int[Array, "tokens k"],
     combine_weights: Float[Array, "tokens k"] | None = None,
     *,
+    where: Bool[Array, " tokens"] | None = None,
     num_experts: int,
     capacity: int | None = None,
     block_size: int | None = None,
@@ -116,6 +117,7 @@ def plan_dispatch(
         combine_weights: weight of each slot; those of weight exactly 0 are absent too, as
             `top_k_routing` gives them where a token has fewer unmasked experts than `k`. Without
             weights, all slots of valid experts have rows.
+        where: tokens that count; all by default. The slots of the others (padding) are absent.
         num_experts: number of experts; static under `jax.jit`.
         capacity: rows per expert, at least 1.
         block_size: every group starts at a multiple of it; at least 1.
@@ -127,9 +129,9 @@ def plan_dispatch(
 
     Raises:
         TypeError: if the indices are not integers.
-        ValueError: if the indices do not have two axes, the weights do not have their shape, a size
-            is less than 1, both `capacity` and `block_size` are given, or there are 2**31 rows or
-            more.
+        ValueError: if the indices do not have two axes, the weights or the mask do not fit them, a
+            size is less than 1, both `capacity` and `block_size` are given, or there are 2**31 rows
+            or more.
         NotImplementedError: if the implementation declines.
 
     Example:
@@ -145,6 +147,7 @@ def plan_dispatch(
             f"combine_weights must have the shape {(tokens, k)} of expert_indices, got "
             f"combine_weights.shape={combine_weights.shape}."
         )
+    check_where("where", where, (tokens,))
     layout.check_layout(tokens, k, num_experts, capacity, block_size)
     statics: dict[str, Any] = {
         "num_experts": num_experts,
@@ -159,8 +162,7 @@ def plan_dispatch(
     if indices.dtype.itemsize > 4:
         indices = jnp.clip(indices, -1, num_experts)  # what is outside stays there
     indices = indices.astype(jnp.int32)
-    if combine_weights is not None:
-        indices = present_experts(indices, combine_weights, num_experts=num_experts)
+    indices = present_experts(indices, combine_weights, where, num_experts=num_experts)
     arrays = selection.run(attempts, implementation, indices, operation="plan")
     return named_plan(DispatchPlan(*arrays))
 
@@ -198,12 +200,17 @@ def check_plan(plan: DispatchPlan) -> None:
 
 def present_experts(
     expert_indices: Int[Array, "tokens k"],
-    combine_weights: Float[Array, "tokens k"],
+    combine_weights: Float[Array, "tokens k"] | None,
+    where: Bool[Array, " tokens"] | None,
     *,
     num_experts: int,
 ) -> Int[Array, "tokens k"]:
-    """The expert of each slot to plan with: none (`num_experts`) where the weight is 0."""
-    return jnp.where(combine_weights == 0, num_experts, expert_indices)
+    """The expert of each slot to plan with: none (`num_experts`) where the slot is absent."""
+    if combine_weights is not None:
+        expert_indices = jnp.where(combine_weights == 0, num_experts, expert_indices)
+    if where is not None:
+        expert_indices = jnp.where(where[:, None], expert_indices, num_experts)
+    return expert_indices
 
 
 def named_plan(plan: DispatchPlan) -> DispatchPlan:

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_at_least, check_choice, check_range
+from calmoe_jax._checks import check_at_least, check_choice, check_range, check_where
 from calmoe_jax.moe import ExpertParams, SparseOutput, expert_capacity, sparse_layer
 from calmoe_jax.moe.experts import ACTIVATIONS
 
@@ -64,17 +64,26 @@ class MoELayer(nnx.Module):
         self.capacity_factor, self.implementation = capacity_factor, implementation
         self.dtype = dtype
 
-    def __call__(self, x: Float[Array, "*tokens d"]) -> SparseOutput:
+    def __call__(
+        self, x: Float[Array, "*tokens d"], *, where: Bool[Array, "*tokens"] | None = None
+    ) -> SparseOutput:
         """Routes all tokens and applies their experts.
 
         Args:
             x: tokens, with any number of leading axes.
+            where: tokens that count; all by default. The others (padding) may hold anything: they
+                take no row and no capacity, are in no statistic, get no gradient, and come out as
+                0. The capacity itself is a share of all tokens, since shapes are static.
 
         Returns:
             A `SparseOutput` whose output has the shape of `x`; its routing has the tokens in
             flattened order.
         """
+        check_where("where", where, x.shape[:-1])
         tokens = x.reshape(-1, x.shape[-1])
+        if where is not None:
+            where = where.reshape(-1)
+            tokens = jnp.where(where[:, None], tokens, 0)  # the router's product sees no NaN
         gate_logits: jax.Array = self.router(tokens.astype(jnp.float32))
         capacity = None
         if self.capacity_factor is not None:
@@ -89,6 +98,7 @@ class MoELayer(nnx.Module):
             tokens.astype(self.dtype),
             gate_logits,
             params,
+            where=where,
             k=self.k,
             activation=self.activation,
             scores=self.scores,

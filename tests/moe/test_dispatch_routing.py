@@ -26,7 +26,8 @@ def check_route(logits, bias=None, *, implementation, **options):
     mean, log_sums, unroutable = references.gate_statistics(logits, options["scores"])
     close(routed.statistics[:2], (mean, log_sums))
     assert routed.statistics.num_unroutable == unroutable
-    dtypes = ["int32", "float32"] + ["int32"] * 5 + ["float32"] * 2 + ["int32"]
+    assert routed.statistics.num_tokens == len(rows)
+    dtypes = ["int32", "float32"] + ["int32"] * 5 + ["float32"] * 2 + ["int32"] * 2
     assert [x.dtype for x in jax.tree.leaves(routed)] == dtypes
 
 

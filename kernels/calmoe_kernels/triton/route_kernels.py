@@ -89,6 +89,14 @@ def _logits_of(gate_logits, t, live, e, E: tl.constexpr):
 
 
 @triton.jit
+def _counted(where, t, live, MASKED: tl.constexpr):
+    """Which of some tokens count; the others are read as -inf, and so are unroutable."""
+    if MASKED:
+        live = live & (tl.load(where + t, mask=live, other=0) != 0)
+    return live
+
+
+@triton.jit
 def _bias(selection_bias, e, E: tl.constexpr):
     """The bias of each expert, and whether all are finite."""
     bias = tl.load(selection_bias + e, mask=e < E, other=0)
@@ -142,6 +150,7 @@ def _in_best_groups(
 def choose_kernel(
     gate_logits,
     selection_bias,
+    where,
     num_tokens,
     expert_indices,
     combine_weights,
@@ -159,6 +168,7 @@ def choose_kernel(
     SIGMOID: tl.constexpr,
     RENORMALIZE: tl.constexpr,
     BIASED: tl.constexpr,
+    MASKED: tl.constexpr,
     GROUPS: tl.constexpr,
     GP: tl.constexpr,
     CHOSEN_GROUPS: tl.constexpr,
@@ -179,15 +189,17 @@ def choose_kernel(
     for tile in range(TILES):
         t = (program * TILES + tile) * BT + tl.arange(0, BT)
         live = t < num_tokens
-        raw = _logits_of(gate_logits, t, live, e, E)
+        counted = _counted(where, t, live, MASKED)
+        raw = _logits_of(gate_logits, t, counted, e, E)
         logits, routable, largest = _clean(raw, real)
         sum_of_exps = tl.sum(tl.exp(logits - largest[:, None]), 1)
         log_sum = tl.log(sum_of_exps) + largest
         log_scores, probs = _scores(logits, largest, sum_of_exps, SIGMOID)
         probs = tl.where(routable[:, None], probs, float("nan"))
-        prob_sum += tl.sum(tl.where(live[:, None], probs, 0.0), 0)
-        bad += tl.sum(tl.where(live & ~routable, 1, 0), 0)
-        tl.store(log_sums + t, tl.where(routable, log_sum, float("nan")), mask=live)
+        prob_sum += tl.sum(tl.where(counted[:, None], probs, 0.0), 0)
+        bad += tl.sum(tl.where(counted & ~routable, 1, 0), 0)
+        log_sum_or_nan = tl.where(routable, log_sum, float("nan"))
+        tl.store(log_sums + t, tl.where(counted, log_sum_or_nan, 0.0), mask=live)
 
         weighable = routable
         values = logits
@@ -209,11 +221,12 @@ def choose_kernel(
         picked = tl.where(used, tl.gather(weighed, index, 1), float("-inf"))
         weight = _weights(picked, log_sum, SIGMOID, RENORMALIZE)
         weight = tl.where(weighable[:, None], weight, float("nan"))
+        weight = tl.where(counted[:, None], weight, 0.0)
 
         # a slot of weight 0 is absent: the scores of the others are above its own
         absent = weight == 0.0
         least = tl.min(tl.where(used & (weight != 0.0), picked, float("inf")), 1)
-        taken = (key == _TAKEN) & real[None, :] & live[:, None]
+        taken = (key == _TAKEN) & real[None, :] & counted[:, None]
         taken = (taken & (weighed >= least[:, None])).to(tl.int32)
         number = tl.gather(tl.cumsum(taken, 0) - taken + count[None, :], index, 1)
         number = tl.where(absent, -1, number)
@@ -237,6 +250,7 @@ def choose_backward_kernel(
     to_log_sums,
     to_prob_sums,
     weighable,
+    where,
     num_tokens,
     to_logits,
     E: tl.constexpr,
@@ -246,6 +260,7 @@ def choose_backward_kernel(
     BT: tl.constexpr,
     SIGMOID: tl.constexpr,
     RENORMALIZE: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """Gradient to the logits, from those to weights, log sums and summed probabilities."""
     e = tl.arange(0, EP)
@@ -255,7 +270,7 @@ def choose_backward_kernel(
     live = t < num_tokens
     used = (kk < K)[None, :]
     cell = t.to(tl.int64)[:, None] * E + e[None, :]
-    raw = _logits_of(gate_logits, t, live, e, E)
+    raw = _logits_of(gate_logits, t, _counted(where, t, live, MASKED), e, E)
     logits, routable, largest = _clean(raw, real)
     gate = tl.exp(logits - largest[:, None])
     sum_of_exps = tl.sum(gate, 1)
