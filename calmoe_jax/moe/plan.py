@@ -63,7 +63,9 @@ class DispatchPlan(NamedTuple):
 
 
 def expert_capacity(*, num_tokens: int, k: int, num_experts: int, capacity_factor: float) -> int:
-    """Rows per expert for a multiple of the fair share: `ceil(factor T k / E)`, at least 1.
+    """Rows per expert for a multiple of the fair share: `ceil(factor T k / E)`.
+
+    At least 1, and at most the number of tokens, since an expert gets a token at most once.
 
     Args:
         num_tokens: tokens `T`.
@@ -91,7 +93,7 @@ def expert_capacity(*, num_tokens: int, k: int, num_experts: int, capacity_facto
         raise ValueError(
             f"capacity_factor must be positive and finite, got capacity_factor={capacity_factor}."
         )
-    return max(1, math.ceil(capacity_factor * num_tokens * k / num_experts))
+    return max(1, min(num_tokens, math.ceil(capacity_factor * num_tokens * k / num_experts)))
 
 
 def plan_dispatch(

@@ -110,6 +110,7 @@ def test_groups_start_at_blocks_and_the_rest_is_empty(implementation):
     [
         *(((100, 2, 8, 1.25), 32), ((100, 2, 8, 1.0), 25), ((101, 1, 8, 1.0), 13)),
         *(((0, 1, 8, 1.0), 1), ((3, 1, 8, 0.1), 1)),
+        *(((10, 8, 8, 4.0), 10), ((10, 2, 8, 3.9), 10), ((10, 2, 8, 4.1), 10)),  # a token once
     ],
 )
 def test_expert_capacity(sizes, expected):

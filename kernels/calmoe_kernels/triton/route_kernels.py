@@ -147,6 +147,16 @@ def _in_best_groups(
 
 
 @triton.jit
+def _numbers(taken, scores, picked, weight, index, count):
+    """Numbers of slots within their experts, -1 for those of weight 0, and the others' experts."""
+    # an expert that was taken has weight 0 if its score is below that of all with another weight
+    least = tl.min(tl.where(weight != 0.0, picked, float("inf")), 1)
+    taken = (taken & (scores >= least[:, None])).to(tl.int32)
+    number = tl.gather(tl.cumsum(taken, 0) - taken + count[None, :], index, 1)
+    return tl.where(weight == 0.0, -1, number), taken
+
+
+@triton.jit
 def choose_kernel(
     gate_logits,
     selection_bias,
@@ -223,13 +233,8 @@ def choose_kernel(
         weight = tl.where(weighable[:, None], weight, float("nan"))
         weight = tl.where(counted[:, None], weight, 0.0)
 
-        # a slot of weight 0 is absent: the scores of the others are above its own
-        absent = weight == 0.0
-        least = tl.min(tl.where(used & (weight != 0.0), picked, float("inf")), 1)
         taken = (key == _TAKEN) & real[None, :] & counted[:, None]
-        taken = (taken & (weighed >= least[:, None])).to(tl.int32)
-        number = tl.gather(tl.cumsum(taken, 0) - taken + count[None, :], index, 1)
-        number = tl.where(absent, -1, number)
+        number, taken = _numbers(taken, weighed, picked, weight, index, count)
         count += tl.sum(taken, 0)
         slot = t.to(tl.int64)[:, None] * K + kk[None, :]
         mask = live[:, None] & used
