@@ -47,13 +47,17 @@ def gather_rows(rows: jax.Array, positions: jax.Array, weights: jax.Array | None
         weights: `[tokens, k]`.
 
     Returns:
-        `[tokens, d]` in the dtype of `rows`; dropped slots count as zeros.
+        `[tokens, d]` in the dtype of `rows`; dropped slots count as zeros, and so do slots of
+        weight 0, whatever their rows hold.
     """
     tokens, k = positions.shape
 
     def add(total: jax.Array, position: jax.Array, weight: jax.Array | None) -> jax.Array:
         taken = _coarse(_take(rows, position))
-        return total + (taken if weight is None else taken * _coarse(weight)[:, None])
+        if weight is None:
+            return total + taken
+        weight = _coarse(weight)[:, None]
+        return total + jnp.where(weight == 0, 0, taken * weight)
 
     total = jnp.zeros((tokens, rows.shape[1]), _coarse(rows[:0]).dtype)
     if k <= _UNROLLED_SLOTS:
@@ -84,15 +88,21 @@ def combine_backward(
 
     Returns:
         `[rows, d]` in the dtype of `rows` and `[tokens, k]` in that of the weights; 0 for rows
-        that hold no slot and for slots that were dropped.
+        that hold no slot or one of weight 0, for slots that were dropped, and for weights of 0
+        whose rows are not finite.
     """
     taken = _coarse(_take(cotangent, slot_indices // positions.shape[1]))
-    weight = _take(_coarse(weights).reshape(-1), slot_indices)
-    to_rows = (taken * weight[:, None]).astype(rows.dtype)
+    weight = _take(_coarse(weights).reshape(-1), slot_indices)[:, None]
+    to_rows = jnp.where(weight == 0, 0, taken * weight).astype(rows.dtype)
     to_weights = jax.lax.platform_dependent(
         cotangent, rows, positions, slot_indices, cpu=_dots_of_slots, default=_dots_of_rows
     )
-    return to_rows, to_weights.astype(weights.dtype)
+    return to_rows, defined_dots(to_weights, weights)
+
+
+def defined_dots(dots: jax.Array, weights: jax.Array) -> jax.Array:
+    """Gradients to weights, in their dtype; 0 where a weight of 0 has rows that are not finite."""
+    return jnp.where((weights == 0) & ~jnp.isfinite(dots), 0, dots).astype(weights.dtype)
 
 
 def _dots_of_rows(
