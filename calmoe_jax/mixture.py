@@ -146,9 +146,6 @@ def mix_log_probs(
     return log_total + peak[..., 0, :]
 
 
-<<<<<<< HEAD
-@checked
-=======
 def _present(
     values: Float[Array, "*shape"], weights: Float[Array, "*#shape"], absent: float
 ) -> Float[Array, "*shape"]:
@@ -156,7 +153,7 @@ def _present(
     return jnp.where((weights == 0) & ~jnp.isfinite(values), absent, values)
 
 
->>>>>>> layer
+@checked
 def predict(
     expert_log_probs: Float[Array, "tokens slots classes"],
     gate_logits: Float[Array, "tokens experts"],

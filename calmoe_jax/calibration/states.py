@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._checks import check_at_least, check_same_size
 from calmoe_jax._numerics import AxisName, example_weights, psum, two_sum
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration._sums import add_pairs, two_sum, weighted_total
+from calmoe_jax.calibration._sums import add_pairs, weighted_total
 from calmoe_jax.calibration.metrics.binning import (
     ReliabilityBins,
     classwise_bins,

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from calmoe_jax._checks import check_choice
-from calmoe_jax._signatures import checked
 from calmoe_jax._numerics import at_least_float32
+from calmoe_jax._signatures import checked
 from calmoe_jax.moe.activations import Activation, columns_of, function_of, name_of
 from calmoe_jax.moe.matmul import grouped_matmul
 from calmoe_jax.moe.plan import DispatchPlan
@@ -150,6 +149,7 @@ def expert_mlp(
     return linear(function_of(activation)(inner), plan, params.w_out, params.b_out)
 
 
+@checked
 def shared_mlp(
     x: Float[Array, "tokens d"], params: ExpertParams, *, activation: Activation = "gelu"
 ) -> Float[Array, "tokens d_out"]:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._signatures import checked
 from calmoe_jax._checks import check_positive
+from calmoe_jax._signatures import checked
 from calmoe_jax.moe.activations import Activation
 from calmoe_jax.moe.dispatch import combine, dispatch
 from calmoe_jax.moe.experts import ExpertParams, expert_mlp, shared_mlp

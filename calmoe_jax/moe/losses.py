@@ -9,16 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from calmoe_jax._numerics import AxisName, psum, safe_divide
-from calmoe_jax._signatures import checked
 from calmoe_jax.moe.route import Routed
 
 
-<<<<<<< HEAD
-@checked
-def load_balancing_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[Array, ""]:
-=======
 def load_balancing_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[Array, "*stacked"]:
->>>>>>> layer
     """Penalises experts that receive many slots and have high gate probability.
 
     With `f_e` the fraction of all slots sent to expert `e` and `P_e` its mean gate
@@ -50,12 +44,7 @@ def load_balancing_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[
     return load.shape[-1] * safe_divide(correlation, slots_times_tokens)
 
 
-<<<<<<< HEAD
-@checked
-def router_z_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[Array, ""]:
-=======
 def router_z_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[Array, "*stacked"]:
->>>>>>> layer
     """Mean squared log-partition of the gate: `mean_t (log sum_e exp g_te)^2`.
 
     Args:

@@ -45,13 +45,10 @@ class Routed(NamedTuple):
     statistics: GateStatistics
 
 
-<<<<<<< HEAD
-@checked
-=======
 _Parts = tuple[Routing, DispatchPlan, GateStatistics]
 
 
->>>>>>> layer
+@checked
 def route(
     gate_logits: Float[Array, "tokens experts"],
     selection_bias: Float[Array, " experts"] | None = None,

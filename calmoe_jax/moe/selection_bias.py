@@ -6,8 +6,10 @@ from jaxtyping import Array, Float, Int
 
 from calmoe_jax._checks import check_positive
 from calmoe_jax._numerics import AxisName, psum
+from calmoe_jax._signatures import checked
 
 
+@checked
 def update_selection_bias(
     bias: Float[Array, "*layers experts"],
     load: Int[Array, "*layers experts"],

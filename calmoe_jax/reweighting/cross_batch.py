@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_positive, check_range, check_where
+from calmoe_jax._checks import check_at_least, check_positive, check_range
 from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum, two_sum
+from calmoe_jax._signatures import checked
 
 
 class CrossBatchState(NamedTuple):
@@ -81,6 +82,7 @@ def cross_batch_tilt(*, eta: float, decay: float = 0.9, num_strata: int = 1) -> 
         number = jnp.zeros(num_strata, jnp.int32)
         return CrossBatchState(jnp.zeros(num_strata), number, jnp.zeros(num_strata))
 
+    @checked
     def update(
         losses: Float[Array, " examples"],
         state: CrossBatchState,
@@ -89,7 +91,6 @@ def cross_batch_tilt(*, eta: float, decay: float = 0.9, num_strata: int = 1) -> 
         *,
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, " examples"], CrossBatchState]:
-        check_where("where", where, losses.shape)
         losses = jax.lax.stop_gradient(at_least_float32(losses))
         of = jnp.zeros(losses.shape, jnp.int32) if strata is None else strata
         member = jax.nn.one_hot(of, num_strata, dtype=bool)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_positive, check_where
+from calmoe_jax._checks import check_at_least, check_positive
 from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum, safe_divide
+from calmoe_jax._signatures import checked
 
 
 class GroupState(NamedTuple):
@@ -67,6 +68,7 @@ def group_dro(*, num_groups: int, step_size: float) -> GroupAdversary:
     def init() -> GroupState:
         return GroupState(jnp.full(num_groups, -jnp.log(float(num_groups))))
 
+    @checked
     def update(
         losses: Float[Array, " examples"],
         groups: Int[Array, " examples"],
@@ -75,7 +77,6 @@ def group_dro(*, num_groups: int, step_size: float) -> GroupAdversary:
         *,
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, " examples"], GroupState]:
-        check_where("where", where, losses.shape)
         losses = jax.lax.stop_gradient(at_least_float32(losses))
         counted = jnp.ones(losses.shape, bool) if where is None else where
         member = jax.nn.one_hot(groups, num_groups, dtype=bool) & counted[:, None]

@@ -15,11 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-<<<<<<< HEAD
-from calmoe_jax._checks import check_positive, check_range, check_where
-from calmoe_jax._numerics import AxisName, at_least_float32, pmax, pmin, psum, safe_divide
-from calmoe_jax._signatures import checked
-=======
 from calmoe_jax._checks import check_positive, check_range
 from calmoe_jax._numerics import (
     AxisName,
@@ -30,8 +25,8 @@ from calmoe_jax._numerics import (
     psum,
     safe_divide,
 )
+from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting._solver.problem import divergence_of_ratio
->>>>>>> rew
 from calmoe_jax.reweighting.balance import entropy_balance
 from calmoe_jax.reweighting.tilt import tilted_log_weights
 

@@ -14,7 +14,6 @@ from calmoe_jax._numerics import (
     row_positions,
 )
 from calmoe_jax._signatures import checked
-from calmoe_jax.reweighting._solver.linear import solve_semidefinite
 from calmoe_jax.reweighting._solver.regression import predicted_last
 
 

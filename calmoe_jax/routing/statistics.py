@@ -84,15 +84,12 @@ def gate_statistics(
     )
 
 
-<<<<<<< HEAD
-@checked
-=======
 def count_tokens(tokens: int, where: Bool[Array, " tokens"] | None) -> Int[Array, ""]:
     """Number of tokens that count, of all or of those in a mask."""
     return jnp.int32(tokens) if where is None else jnp.sum(where, dtype=jnp.int32)
 
 
->>>>>>> layer
+@checked
 def expert_load(
     routing: Routing,
     *,
