@@ -122,7 +122,7 @@ def checked(function: _Function) -> _Function:
 
 def _arguments(annotations: dict[str, Any]) -> Iterator[tuple[str, _Argument]]:
     """The arguments of a call, or the fields of a `NamedTuple`, that hold arrays."""
-    tuples = [c for a in annotations.values() for c in _choices(a) if _is_named_tuple(c)]
+    required = [a for a in annotations.values() if _is_named_tuple(a)]
     for name, annotation in annotations.items():
         choices = _choices(annotation)
         forms = tuple(
@@ -137,7 +137,7 @@ def _arguments(annotations: dict[str, Any]) -> Iterator[tuple[str, _Argument]]:
             hints = typing.get_type_hints(choice).items()
             fields = dict(_arguments({n: a for n, a in hints if not _holds_named_tuple(a)}))
             # two samples of one type may differ in size
-            shared = tuples.count(choice) == 1
+            shared = required.count(annotation) == 1
         if forms or fields:
             numbers = int in choices or float in choices
             optional = None in choices or types.NoneType in choices

@@ -171,7 +171,6 @@ def plan_dispatch(
     return named_plan(DispatchPlan(*arrays))
 
 
-@checked
 def check_plan(plan: DispatchPlan) -> None:
     """Reports indices out of range, in functions that run under `checkify`.
 

@@ -196,7 +196,7 @@ def test_the_bias_balances_a_router_that_is_not():
         ("activation must map", {"activation": lambda h: h[:, :3]}),
         ("must have 5 columns for tanh", {"activation": jnp.tanh}),
         ("scaling_factor must be positive", {"scaling_factor": 0.0}),
-        ("params must be of 4 inputs", {"shared": ExpertParams(
+        ("w_in must have the axes .* d=4 as in x", {"shared": ExpertParams(
             jnp.zeros((1, 3, 10)), jnp.zeros((1, H, D)))}),
     ],
     ids=["shape", "width", "factor", "inputs"],
