@@ -197,7 +197,7 @@ def _solve(
 ) -> tuple[BalanceSolution, _dual.DualState]:
     problem = _problem.standardise(inputs, where, options.axis_name)
     # a constant column has an infinite unit, and no potential
-    begin = jnp.where(jnp.isinf(problem.columns.scale), 0, start * problem.columns.scale)
+    begin = jnp.where(jnp.isinf(problem.scale), 0, start * problem.scale)
     stride = _problem.stride_of(len(problem.signal))
     near: tuple[Float[Array, " m"], Float[Array, ""], Float[Array, "m m"] | None]
     near = begin, jnp.zeros_like(problem.signal_scale), None
@@ -226,7 +226,7 @@ def _solve(
     return (
         BalanceSolution(
             log_weights=log_weights,
-            potentials=found.potentials / problem.columns.scale,
+            potentials=found.potentials / problem.scale,
             eta=eta / problem.signal_scale if inputs.eta is None else inputs.eta,
             kl=kl,
             effective_sample_size=jnp.where(some, jnp.exp(-squares), 0),

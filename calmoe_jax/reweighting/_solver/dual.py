@@ -33,14 +33,14 @@ class DualProblem(NamedTuple):
 
     Attributes:
         columns: standardised constraints.
-        aim: their targets: 0 up to the resolution of the columns' centres.
+        aim: their targets, where they are not 0.
         scores: log weight of each example without potentials; -inf for weight 0.
         ridge: coefficient of the ridge penalty, at least 0.
         slack: distance by which each column may miss its target, at least 0.
     """
 
     columns: dual.Columns
-    aim: Float[Array, " m"]
+    aim: Float[Array, " m"] | None
     scores: Float[Array, " examples"]
     ridge: Float[Array, ""]
     slack: Float[Array, " m"]
@@ -337,4 +337,4 @@ def _moments(
     args = problem.columns, problem.scores, potentials
     result: dual.Moments = selection.run(attempts, implementation, *args, operation=name)
     result = result if axis_name is None else dual.over_devices(result, axis_name)
-    return dual.recentre(result, problem.aim, potentials)
+    return result if problem.aim is None else dual.recentre(result, problem.aim, potentials)

@@ -46,7 +46,8 @@ def differentiable_log_weights(
 
     def violation(potentials: jax.Array, tilt: jax.Array) -> Float[Array, " unknowns"]:
         log_weights = log_weights_of(tilt, potentials)
-        mean = standard_sum(jnp.exp(log_weights), problem.columns, axis_name) - problem.aim
+        mean = standard_sum(jnp.exp(log_weights), problem.columns, axis_name)
+        mean -= 0 if problem.aim is None else problem.aim
         stationary = mean - ridge_of(inputs, problem, tilt) * potentials
         if inputs.radius is None:
             return stationary

@@ -35,8 +35,9 @@ class StandardProblem(NamedTuple):
     """The problem in standard units.
 
     Attributes:
-        columns: constraints and their units.
-        aim: targets in standard units: 0, but for what the centres' resolution leaves.
+        columns: constraints with what standardises them.
+        scale: units of the constraints.
+        aim: the columns' targets, where they are not 0 for the resolution of the centres.
         log_base: log of the base weights.
         signal: signal minus its maximum, in units of `signal_scale`; `-inf` for examples that must
             not count.
@@ -44,7 +45,8 @@ class StandardProblem(NamedTuple):
     """
 
     columns: dual.Columns
-    aim: Float[Array, " m"]
+    scale: Float[Array, " m"]
+    aim: Float[Array, " m"] | None
     log_base: Float[Array, " examples"]
     signal: Float[Array, " examples"]
     signal_scale: Float[Array, ""]
@@ -81,82 +83,89 @@ def standardise(
     range_ = pmax(range_, axis_name)
     unit = jax.lax.stop_gradient(jnp.where((range_ > 0) & jnp.isfinite(range_), range_, 1))
 
-    standard, aim = _standard_columns(columns, jnp.exp(log_base), inputs.targets, axis_name)
-    return StandardProblem(standard, aim, log_base, signal / unit, unit)
+    share = jnp.exp(log_base)
+    # the shares sum to one up to rounding, which would show in a constant column
+    whole = psum(jnp.sum(share), axis_name)
+    share /= jnp.where(whole > 0, whole, 1)
+    make = _standard if stride_of(len(share)) == 1 else _centred
+    standard, scale, aim = make(columns, share, inputs.targets, axis_name)
+    return StandardProblem(standard, scale, aim, log_base, signal / unit, unit)
 
 
-def _standard_columns(
+def _standard(
     columns: Float[Array, "examples m"],
     share: Float[Array, " examples"],
     targets: Float[Array, " m"] | None,
     axis_name: AxisName,
-) -> tuple[dual.Columns, Float[Array, " m"]]:
-    """Columns with their centres and units, and what of the targets the centres leave.
-
-    Means of columns far from 0 have a rounding error that is large in units of their standard
-    deviations, so they are taken in two steps: the second relative to the first.
+) -> tuple[dual.Columns, Float[Array, " m"], None]:
+    """Columns in standard units, their units, and no more.
 
     Args:
         columns: constraints, 0 where they do not count.
-        share: base weights.
+        share: base weights, of sum one.
         targets: the targets; by default the means.
         axis_name: device axis.
     """
-    whole = psum(jnp.sum(share), axis_name)
-    # the shares sum to one up to rounding, which would show in a constant column
-    share = share / jnp.where(whole > 0, whole, 1)
-    nothing = jnp.zeros(columns.shape[1], columns.dtype)
-    if targets is not None:
-        scale, _ = _units(columns, share, targets, False, axis_name)
-        return dual.Columns(columns, targets, scale), nothing
-    centre = psum(dual.weighted_sum(share, columns, nothing), axis_name)
-    scale, rest = _units(columns, share, centre, True, axis_name)
-    standard = dual.Columns(columns, centre, scale)
-    if stride_of(len(share)) == 1:
-        return standard, rest / scale
-
-    def mean() -> Float[Array, " m"]:
-        return standard_sum(share, standard, axis_name)
-
-    return standard, jax.lax.cond(dual.distance(standard) > _NEAR, mean, lambda: nothing)
+    if targets is None:
+        found = units(columns, share, axis_name=axis_name)
+        off = (columns - found.pivot[None]) - found.mean[None]
+        scale = jnp.where(found.constant, jnp.inf, found.deviation)
+    else:
+        off = columns - targets[None]
+        found = units(off, share, axis_name=axis_name)
+        scale = _scale(found, targets)
+    zero = jnp.zeros_like(scale)
+    return dual.Columns(off / scale[None], zero, zero + 1), scale, None
 
 
-def _units(
+def _centred(
     columns: Float[Array, "examples m"],
     share: Float[Array, " examples"],
-    centre: Float[Array, " m"],
-    central: bool,
+    targets: Float[Array, " m"] | None,
     axis_name: AxisName,
-) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
-    """Standard deviations and means of the columns, from a subset if there are many examples.
+) -> tuple[dual.Columns, Float[Array, " m"], Float[Array, " m"] | None]:
+    """Columns with their centres and units, and what of the means the centres leave.
 
-    Units need not be exact. A constant column at its target gets an infinite unit, so it never
-    matters; a constant column elsewhere gets its distance from the target.
+    A copy of many columns would take as long as a few steps. Their units are those of a subset.
 
     Args:
         columns: constraints, 0 where they do not count.
-        share: base weights.
-        centre: targets.
-        central: whether those are the means.
+        share: base weights, of sum one.
+        targets: the targets; by default the means.
         axis_name: device axis.
-
-    Returns:
-        The units, and the means relative to the centres.
     """
+    centre = targets
+    if centre is None:
+        centre = psum(dual.weighted_sum(share, columns, jnp.zeros_like(columns[0])), axis_name)
 
-    def of(some: jax.Array, of_some: jax.Array) -> Units:
-        return units(some, of_some, pivot=centre if central else None, axis_name=axis_name)
+    def of(every: int) -> Units:
+        return units(columns[::every] - centre[None], share[::every], axis_name=axis_name)
 
-    stride = stride_of(len(share))
-    found = of(columns[::stride], share[::stride])
-    if stride > 1:
-        # a column that is constant in the subset may vary elsewhere
-        found = jax.lax.cond(found.constant.any(), lambda: of(columns, share), lambda: found)
-    off = (found.pivot - centre) + found.mean
-    rounding = jnp.maximum(jnp.abs(found.pivot), jnp.abs(centre))
-    rounding *= 32 * float(jnp.finfo(columns.dtype).eps)
-    away = jnp.where(jnp.abs(off) > rounding, jnp.abs(off), jnp.inf)
-    return jnp.where(found.constant, away, found.deviation), off
+    found = of(_ONE_IN)
+    # a column that is constant in the subset may vary elsewhere
+    found = jax.lax.cond(found.constant.any(), lambda: of(1), lambda: found)
+    scale = _scale(found, centre)
+    standard = dual.Columns(columns, centre, scale)
+    if targets is not None:
+        return standard, scale, None
+    # the rounding error of a mean is large in units of columns far from 0
+    aim = jax.lax.cond(
+        dual.distance(standard) > _NEAR,
+        lambda: standard_sum(share, standard, axis_name),
+        lambda: jnp.zeros_like(scale),
+    )
+    return standard, scale, aim
+
+
+def _scale(off: Units, centre: Float[Array, " m"]) -> Float[Array, " m"]:
+    """Units of columns; `off` are those relative to their targets, `centre`.
+
+    A constant column at its target gets an infinite unit, so it never matters; a constant column
+    elsewhere gets its distance from the target.
+    """
+    away = jnp.abs(off.pivot + off.mean)
+    least = 32 * float(jnp.finfo(away.dtype).eps) * jnp.maximum(jnp.abs(centre), away)
+    return jnp.where(off.constant, jnp.where(away > least, away, jnp.inf), off.deviation)
 
 
 def stride_of(size: int) -> int:

@@ -33,7 +33,6 @@ def units(
     rows: Float[Array, "examples m"],
     share: Float[Array, " examples"],
     *,
-    pivot: Float[Array, " m"] | None = None,
     axis_name: AxisName = None,
 ) -> Units:
     """Weighted means and standard deviations.
@@ -44,7 +43,6 @@ def units(
     Args:
         rows: columns; finite also where they do not count.
         share: weights of the examples, at least 0; need not sum to one.
-        pivot: a first estimate of the means; computed by default.
         axis_name: device axis that the examples are sharded over.
 
     Returns:
@@ -57,7 +55,7 @@ def units(
     def mean_of(values: jax.Array) -> Float[Array, " m"]:
         return psum(weighted_sum(share, values, nothing), axis_name)
 
-    pivot = mean_of(rows) if pivot is None else pivot
+    pivot = mean_of(rows)
     off = rows - pivot[None]
     mean = mean_of(off)
     off -= mean[None]

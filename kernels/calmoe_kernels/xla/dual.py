@@ -122,8 +122,12 @@ def shifts(columns: Columns, slopes: jax.Array) -> jax.Array:
 
     if len(columns.rows) < _LARGE_PANEL:
         return of_rows(columns.rows)
-    far = distance(columns) > _FAR
-    return jax.lax.cond(far, lambda: jnp.concatenate(_by_block(of_rows, columns.rows)), product)
+
+    def by_block() -> jax.Array:
+        whole, rest = _by_block(of_rows, columns.rows)
+        return jnp.concatenate([whole.reshape(-1), rest])
+
+    return jax.lax.cond(distance(columns) > _FAR, by_block, product)
 
 
 def standard_sum(weights: jax.Array, columns: Columns) -> jax.Array:
@@ -138,7 +142,7 @@ def standard_sum(weights: jax.Array, columns: Columns) -> jax.Array:
 
     def of_blocks() -> jax.Array:
         whole, rest = _by_block(of_rows, weights, columns.rows)
-        return jnp.sum(whole.reshape(-1, len(columns.centre)), axis=0) + rest
+        return jnp.sum(whole, axis=0) + rest
 
     near, small = (
         partial(weighted_sum, weights, columns.rows, columns.centre, panel=panel)
@@ -157,13 +161,14 @@ def distance(columns: Columns) -> jax.Array:
 def _by_block(
     function: Callable[..., jax.Array], *arrays: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """A function of blocks of rows, its results in a row, and that of the remaining rows."""
+    """A function of blocks of rows, and of the remaining rows."""
     size = len(arrays[0])
     block = _divide(size, _BLOCK)
-    cut = size // block * block
-    stacked = (x[:cut].reshape(-1, block, *x.shape[1:]) for x in arrays)
+    blocks = size // block
+    cut = blocks * block
+    stacked = (x[:cut].reshape(blocks, block, *x.shape[1:]) for x in arrays)
     whole = jax.lax.map(lambda part: function(*part), tuple(stacked))
-    return whole.reshape(-1), function(*(x[cut:] for x in arrays))
+    return whole, function(*(x[cut:] for x in arrays))
 
 
 def recentre(moments: Moments, shift: jax.Array, slopes: jax.Array) -> Moments:
