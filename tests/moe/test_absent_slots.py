@@ -77,7 +77,10 @@ def test_they_take_no_capacity_from_others(implementation):
     ],
 )
 def test_they_are_found_whatever_the_choice(extra, bias, implementation):
-    logits = np.float32([[-300, -200, 3, 2, 1, 0], [-np.inf] * 5 + [1], [1, 2, 3, 4, 5, 6]])
+    inf = np.inf
+    logits = np.float32(
+        [[-300, -200, 3, 2, 1, 0], [-inf] * 5 + [1], [1, 2, 3, 4, 5, 6], [0, 0, 0, 5, -inf, -inf]]
+    )
     options = {"k": 3, "implementation": implementation} | extra
     routed = route(np.tile(logits, (3, 1)), bias, **options)
     ids, weights = routed.routing
