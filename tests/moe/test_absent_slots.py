@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import references
 from dispatching import (
     close,
     combine,
@@ -84,6 +85,12 @@ def test_they_are_found_whatever_the_choice(extra, bias, implementation):
     options = {"k": 3, "implementation": implementation} | extra
     routed = route(np.tile(logits, (3, 1)), bias, **options)
     ids, weights = routed.routing
+    choice = {"k": 3, "scores": "softmax", "renormalize": True, "num_groups": 1,
+              "groups_per_token": 1} | extra  # fmt: skip
+    for row, found_ids, found in zip(logits, ids, weights, strict=False):
+        expected_ids, expected = references.route_row(row, bias, **choice)
+        assert found_ids.tolist() == expected_ids
+        close(found, np.array(expected))
     sent = np.where(weights == 0, 6, ids)
     assert (sent == 6).any()
     same_plan(routed.plan, plan_dispatch(sent, num_experts=6))
