@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import references
 from dispatching import (
     close,
     combine,
@@ -77,10 +78,19 @@ def test_they_take_no_capacity_from_others(implementation):
     ],
 )
 def test_they_are_found_whatever_the_choice(extra, bias, implementation):
-    logits = np.float32([[-300, -200, 3, 2, 1, 0], [-np.inf] * 5 + [1], [1, 2, 3, 4, 5, 6]])
+    inf = np.inf
+    logits = np.float32(
+        [[-300, -200, 3, 2, 1, 0], [-inf] * 5 + [1], [1, 2, 3, 4, 5, 6], [0, 0, 0, 5, -inf, -inf]]
+    )
     options = {"k": 3, "implementation": implementation} | extra
     routed = route(np.tile(logits, (3, 1)), bias, **options)
     ids, weights = routed.routing
+    choice = {"k": 3, "scores": "softmax", "renormalize": True, "num_groups": 1,
+              "groups_per_token": 1} | extra  # fmt: skip
+    for row, found_ids, found in zip(logits, ids, weights, strict=False):
+        expected_ids, expected = references.route_row(row, bias, **choice)
+        assert found_ids.tolist() == expected_ids
+        close(found, np.array(expected))
     sent = np.where(weights == 0, 6, ids)
     assert (sent == 6).any()
     same_plan(routed.plan, plan_dispatch(sent, num_experts=6))

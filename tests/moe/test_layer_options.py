@@ -53,6 +53,7 @@ def problem(seed, activation, *, tokens=19, shared=2, biases=True):
     logits[::4, 1:] = -np.inf  # one expert left
     logits[1::4, :3] = -np.inf
     where = np.random.RandomState(seed).rand(tokens) < 0.7
+    where[2] = False
     x[~where], logits[~where] = np.nan, np.nan
     return (
         (x, logits, params_of(seed + 2, E, columns, biases), normal(seed + 3, E) / 3,

@@ -26,9 +26,11 @@ GARBAGE = [np.nan, np.inf, -np.inf, 3e38]
 
 
 def padded(array, where, seed=0):
-    """The rows of an array where the mask is true, and rows of garbage elsewhere."""
+    """The rows of an array where the mask is true; elsewhere garbage, and some usual numbers."""
     rng = np.random.RandomState(seed)
     result = rng.choice(GARBAGE, (len(where), *array.shape[1:])).astype(array.dtype)
+    usual = np.flatnonzero(~where)[::2]
+    result[usual] = rng.randn(len(usual), *array.shape[1:])
     result[where] = array
     return result
 
