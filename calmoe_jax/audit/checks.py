@@ -87,7 +87,7 @@ def predictions(columns: dict[str, np.ndarray], where: np.ndarray) -> Prediction
     """
     weights, probs = columns["routing_weights"], columns["expert_probs"]
     indices = columns.get("expert_indices")
-    _check_weights(weights, where, "experts" if indices is None else "slots")
+    _check_weights(weights, where, "expert" if indices is None else "slot")
     used = where[:, None] & (weights > 0)
     if not used.all():
         probs = probs if probs.flags.writeable else probs.copy()
@@ -99,7 +99,7 @@ def predictions(columns: dict[str, np.ndarray], where: np.ndarray) -> Prediction
         place = f"expert {slot}" if indices is None else f"slot {slot} (expert {indices[row, slot]})"
         raise ValueError(
             "expert_probs must be probabilities that sum to 1 over the classes, got "
-            f"{_reason(probs[row, slot])} at example {row}, {place}."
+            f"{_fault(probs[row, slot], f'at example {row}, {place}', 'class')}."
         )
     probs = np.asarray(probs, np.float32)
     if indices is None:
@@ -107,22 +107,23 @@ def predictions(columns: dict[str, np.ndarray], where: np.ndarray) -> Prediction
     return _scattered(weights, probs, np.where(used, indices, -1))
 
 
-def _check_weights(weights: np.ndarray, where: np.ndarray, axis: str) -> None:
+def _check_weights(weights: np.ndarray, where: np.ndarray, one: str) -> None:
     bad = where & ~np.asarray(distributions(jnp.asarray(weights)))
     if bad.any():
         row = int(np.argmax(bad))
         raise ValueError(
-            f"routing_weights must be weights of at least 0 that sum to 1 over the {axis}, got "
-            f"{_reason(weights[row])} at example {row}."
+            f"routing_weights must be weights of at least 0 that sum to 1 over the {one}s, got "
+            f"{_fault(weights[row], f'at example {row}', one)}."
         )
 
 
-def _reason(values: np.ndarray) -> str:
-    """What is wrong with a row that is not a distribution."""
+def _fault(values: np.ndarray, place: str, one: str) -> str:
+    """The value that keeps a row from being a distribution, and its place."""
     values = values.astype(np.float64)
-    if values.sum() != values.sum():
-        return "NaN"
-    return f"{values.min():.6g}" if values.min() < 0 else f"a sum of {values.sum():.6g}"
+    bad = ~((values >= 0) & np.isfinite(values))
+    if bad.any():
+        return f"{values[bad][0]:.6g} {place}, {one} {int(np.argmax(bad))}"
+    return f"a sum of {values.sum():.6g} {place}"
 
 
 def _scattered(weights: np.ndarray, probs: np.ndarray, indices: np.ndarray) -> Predictions:

@@ -292,6 +292,17 @@ def test_an_impossible_label_does_not_end_the_fit():
     assert fitted.temperature > fit(many, right).temperature
 
 
+def test_an_impossible_label_does_not_end_the_fit_on_balanced_examples(fitted):
+    task, split, held_out, _, targets, _ = fitted
+    label = int(task.calibration.labels[0])
+    wrong = held_out.expert_log_probs.at[:, 0].set(jnp.log(jnp.arange(CLASSES) != label) - 0.7)
+    found = fit(
+        task, held_out._replace(expert_log_probs=wrong), jnp.full(SEEDS, 0.05), targets, split
+    )
+    assert found.balanced.all()
+    assert (found.temperatures["configuration_balanced"] > 0.1).all()
+
+
 def test_one_seed_has_no_agreement(fitted):
     task, split, held_out, inside, targets, _ = fitted
     alone = [repair.Sample(*(x[:1] for x in sample)) for sample in (held_out, targets)]
