@@ -168,8 +168,9 @@ class Audit:
 
     The file holds, for each example, the router's weights, the experts' probabilities and the
     label where it is known: an npz file with arrays routing_weights [n, experts], expert_probs
-    [n, experts, classes], labels [n] (-1: unknown) and, if need be, targets [n] and clusters [n];
-    or a parquet file with these columns.
+    [n, experts, classes], labels [n] (-1: unknown) and, if need be, targets [n], clusters [n] and
+    where [n] (false: does not count); or a parquet file with these columns. Where only the chosen
+    experts were logged, the second axis holds slots, and expert_indices [n, slots] says whose.
     """
 
     file: tyro.conf.Positional[Path]
@@ -298,8 +299,8 @@ def _overview() -> str:
     ]
     for name, command in COMMANDS.items():
         lines.append(f"  {name:<8}{(command.__doc__ or '').splitlines()[0]}")
-    codes = "0 done, 1 a run failed, 2 wrong usage or unusable input, 130 and 143 ended by Ctrl-C"
-    return "\n".join([*lines, "", f"Exit codes: {codes} and SIGTERM (a run can go on)."])
+    codes = "0 done, 1 a run failed, 2 wrong usage or unusable input, 130 Ctrl-C, 143 SIGTERM"
+    return "\n".join([*lines, "", f"Exit codes: {codes}."])
 
 
 def _call(arguments: Sequence[str]) -> int:

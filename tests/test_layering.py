@@ -13,7 +13,15 @@ PACKAGE = ROOT / "calmoe_jax"
 
 # A module may import modules of lower layers and of its own namespace.
 LAYERS = [
-    {"_checks", "_compilation_cache", "_environment", "_errors", "_files", "_mapping"},
+    {
+        "_checks",
+        "_compilation_cache",
+        "_environment",
+        "_errors",
+        "_files",
+        "_mapping",
+        "_signals",
+    },
     {"_numerics"},
     {"routing"},
     {"mixture", "moe", "fgr"},

@@ -96,7 +96,9 @@ def predictions(columns: dict[str, np.ndarray], where: np.ndarray) -> Prediction
     bad = ~np.asarray(distributions(jnp.asarray(probs)))
     if bad.any():
         row, slot = (int(i) for i in np.argwhere(bad)[0])
-        place = f"expert {slot}" if indices is None else f"slot {slot} (expert {indices[row, slot]})"
+        place = (
+            f"expert {slot}" if indices is None else f"slot {slot} (expert {indices[row, slot]})"
+        )
         raise ValueError(
             "expert_probs must be probabilities that sum to 1 over the classes, got "
             f"{_fault(probs[row, slot], f'at example {row}, {place}', 'class')}."

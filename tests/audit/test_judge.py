@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from calmoe_jax.audit.logs import take
 from calmoe_jax.audit.pictures import draw_audit
 from calmoe_jax.audit.results import Estimate
 from calmoe_jax.cli import main
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -230,6 +232,29 @@ def test_plots_show_held_out_examples(folder):
     logs = read_logs(write(folder, make(sharper=3.0)))
     held_out = take(logs, ~logs.targets)
     assert draw_audit(logs) == draw_audit(held_out)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_many_experts_and_classes_are_audited_in_a_minute(folder):
+    """8,008 columns: a Newton step for all of them would take minutes, and a gigabyte."""
+    rng = np.random.default_rng(0)
+    size, experts, classes = 2000, 8, 1000
+    logits = rng.standard_normal((size, experts, classes), np.float32)
+    logits += 2 * rng.standard_normal((size, 1, classes), np.float32)
+    probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    labels = np.where(np.arange(size) < size // 2, probs.mean(axis=1).argmax(axis=1), -1)
+    weights = rng.dirichlet(np.ones(experts), size).astype(np.float32)
+    path = write(
+        folder, {"routing_weights": weights, "expert_probs": probs, "labels": labels}, "large.npz"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    code = "import sys; from calmoe_jax import cli; sys.exit(cli.main())"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code, "audit", str(path)], env=environment, check=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime < 90
+    assert used.ru_maxrss < 4e6  # kB
 
 
 PROGRAM = """

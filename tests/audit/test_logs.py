@@ -25,9 +25,9 @@ def spoil(values, index, value):
 
 def slots(edit):
     """Logs with an index for each expert, in their order but for the edit."""
-    return lambda logs: logs | {
-        "expert_indices": edit(np.tile(np.arange(3), (len(logs["labels"]), 1)))
-    }
+    return lambda logs: (
+        logs | {"expert_indices": edit(np.tile(np.arange(3), (len(logs["labels"]), 1)))}
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,15 @@ def slots(edit):
     [
         (lambda logs: {k: v for k, v in logs.items() if k != "labels"}, "lacks labels"),
         (change(labels=lambda x: x.astype(np.float32)), "labels must be whole numbers"),
-        (change(labels=lambda x: spoil(x, 3, CLASSES)), r"labels must be in \[-1, 3\], got 4 at example 3"),
+        (
+            change(labels=lambda x: spoil(x, 3, CLASSES)),
+            r"labels must be in \[-1, 3\], got 4 at example 3",
+        ),
         (change(labels=lambda x: np.full_like(x, -1)), "known for at least one"),
-        (change(labels=lambda x: spoil(x, 3, -1)), r"every non-target example, got -1 at example 3\."),
+        (
+            change(labels=lambda x: spoil(x, 3, -1)),
+            r"every non-target example, got -1 at example 3\.",
+        ),
         (change(labels=lambda x: x[:-1]), "labels must be of shape"),
         (change(expert_probs=lambda x: x[:, 0]), "expert_probs must be"),
         (
@@ -49,7 +55,9 @@ def slots(edit):
             "expert_probs must .* got -0.5 at example 5, expert 1, class 2",
         ),
         (
-            change(expert_probs=lambda x: np.where(np.arange(len(x))[:, None, None] == 7, 2 * x, x)),
+            change(
+                expert_probs=lambda x: np.where(np.arange(len(x))[:, None, None] == 7, 2 * x, x)
+            ),
             "expert_probs must .* got a sum of 2 at example 7, expert 0",
         ),
         (
