@@ -13,15 +13,8 @@ PACKAGE = ROOT / "calmoe_jax"
 
 # A module may import modules of lower layers and of its own namespace.
 LAYERS = [
-    {
-        "_checks",
-        "_compilation_cache",
-        "_environment",
-        "_errors",
-        "_files",
-        "_mapping",
-        "_signals",
-    },
+    {"_signals"},
+    {"_checks", "_compilation_cache", "_environment", "_errors", "_files", "_mapping"},
     {"_numerics"},
     {"routing"},
     {"mixture", "moe", "fgr"},

@@ -7,7 +7,6 @@ import numpy as np
 
 from calmoe_jax.calibration._inputs import distributions
 
-
 # More experts than any model has: a larger number is no index, and would exhaust the memory.
 _MOST_EXPERTS = 2**14
 

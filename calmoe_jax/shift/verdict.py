@@ -39,9 +39,10 @@ def repair_verdict(
 
     Without a shift of the configuration there is nothing to rebalance. Under hard routing a shift
     of loads and confidences alone leaves calibrated experts calibrated. Otherwise rebalance, unless
-    the weights would rest on too few independent held-out examples or clusters (less than a tenth of
-    them, or fewer than 50 effective ones): then labels from the targets are needed. This assumes that the distribution of
-    labels given the configuration does not change, which no test without labels can check.
+    the weights would rest on too few independent held-out examples or clusters (less than a tenth
+    of them, or fewer than 50 effective ones): then labels from the targets are needed. This assumes
+    that the distribution of labels given the configuration does not change, which no test without
+    labels can check.
 
     Args:
         p_value: p-value of `configuration_shift_test`.
@@ -99,8 +100,8 @@ def repair_verdict(
     if effective_share < _LEAST_SHARE or number < _LEAST_NUMBER:
         return RepairVerdict(
             "cannot_repair",
-            f"{shifted}, and only {number:.0f} effective of {num_held_out} held-out {units} are like "
-            "the targets: label some of them",
+            f"{shifted}, and only {number:.0f} effective of {num_held_out} held-out {units} are "
+            "like the targets: label some of them",
         )
     return RepairVerdict(
         "rebalance",

@@ -55,9 +55,7 @@ def slots(edit):
             "expert_probs must .* got -0.5 at example 5, expert 1, class 2",
         ),
         (
-            change(
-                expert_probs=lambda x: np.where(np.arange(len(x))[:, None, None] == 7, 2 * x, x)
-            ),
+            change(expert_probs=lambda x: spoil(x, 7, 2 * x[7])),
             "expert_probs must .* got a sum of 2 at example 7, expert 0",
         ),
         (
