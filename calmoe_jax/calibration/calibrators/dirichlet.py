@@ -100,6 +100,8 @@ def fit_matrix_scaling(
     values, mean, scale = _columns(logits, given)
 
     def scores(parameters: jax.Array) -> jax.Array:
+        if classes < 3:  # the transpose of so narrow a product is summed in order on CPUs
+            return jnp.sum(values[:, None] * parameters[None], axis=-1)
         return values @ parameters.T
 
     off_diagonal, intercept = jnp.asarray(off_diagonal, dtype), jnp.asarray(intercept, dtype)
