@@ -125,6 +125,15 @@ def example_weights(
     return result if where is None else jnp.where(where, result, 0)
 
 
+def in_unit(weights: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The weights in units of a power of 2 near the largest, so that their squares are numbers.
+
+    Exact; for results that depend on ratios of weights only.
+    """
+    exponent = jnp.frexp(jnp.max(weights, initial=0))[1]
+    return jnp.ldexp(weights, -exponent)
+
+
 def weighted_sum(
     values: Float[Array, "*shape"], weights: Float[Array, "*shape"]
 ) -> Float[Array, ""]:

@@ -13,9 +13,15 @@ PACKAGE = ROOT / "calmoe_jax"
 
 # A module may import modules of lower layers and of its own namespace.
 LAYERS = [
+    {"_signals"},
     {
-        "_checks", "_compilation_cache", "_environment", "_errors", "_files", "_mapping",
-        "_signals", "_signatures",
+        "_checks",
+        "_compilation_cache",
+        "_environment",
+        "_errors",
+        "_files",
+        "_mapping",
+        "_signatures",
     },
     {"_numerics"},
     {"routing"},

@@ -77,19 +77,21 @@ def weighted_total(
 
 
 def sum_by_bin(
-    values: Float[Array, " examples"], bins: Int[Array, " examples"], num_bins: int
-) -> Float[Array, " bins"]:
+    values: Float[Array, "examples ..."], bins: Int[Array, " examples"], num_bins: int
+) -> Float[Array, "bins ..."]:
     """Sum of the values in each bin, compensated over runs of examples.
 
     Args:
-        values: values to sum.
+        values: values to sum, or rows of them.
         bins: bin of each value, in `[0, num_bins)`.
         num_bins: number of bins. Up to 64 a run has 64 examples, above it as many as there are
-            bins, so that the sums of the runs take no more memory than the values.
+            bins, so that the sums of the runs take no more memory than the values; equal numbers
+            then lose up to 1e-5 of their sum for 2048 bins.
     """
     size = values.shape[0]
     run = max(_RUN, num_bins)
     runs = -(-size // run)
     cells = bins + num_bins * (jax.lax.iota(jnp.int32, size) // run).astype(bins.dtype)
-    grid = jnp.zeros(runs * num_bins, values.dtype).at[cells].add(values)
-    return compensated_sum(grid.reshape(runs, num_bins))
+    rest = values.shape[1:]
+    grid = jnp.zeros((runs * num_bins, *rest), values.dtype).at[cells].add(values)
+    return compensated_sum(grid.reshape(runs, num_bins, *rest))

@@ -151,5 +151,5 @@ def test_a_masked_expert_of_nan_does_not_reach_the_layer(capacity, implementatio
 
 
 def test_weights_of_another_shape_are_refused(unchecked):
-    with pytest.raises(ValueError, match="combine_weights must have the axes .* k=1 as in expert_indices"):
+    with pytest.raises(ValueError, match=r"combine_weights must have .* k=1 as in expert_indices"):
         cm.plan_dispatch(jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 2)), num_experts=2)

@@ -211,5 +211,5 @@ def test_masks_of_another_shape_are_refused(unchecked):
         partial(cm.plan_dispatch, jnp.zeros((3, 1), jnp.int32), num_experts=2),
         partial(MoELayer(2, 2, 2, k=1, rngs=nnx.Rngs(0)), logits),
     ):
-        with pytest.raises(ValueError, match="where must have the (axes|shape) .*3"):
+        with pytest.raises(ValueError, match=r"where must have the (axes|shape) .*3"):
             call(where=wrong)

@@ -45,11 +45,13 @@ def fit_log_odds(
     values = jnp.where(free[None], values, 0)
 
     def scores(parameters: jax.Array) -> jax.Array:
-        log_odds = values @ parameters[:-1] + parameters[-1]
+        # not a product of matrices: the transpose of a narrow one is summed in order on CPUs
+        log_odds = jnp.sum(values * parameters[None, :-1], axis=-1) + parameters[-1]
         return jnp.stack([jnp.zeros_like(log_odds), log_odds], axis=-1)
 
     def precondition(gradient: jax.Array, spread: jax.Array) -> jax.Array:
-        squares = jnp.append(jnp.square(values).T @ spread[:, 1], jnp.sum(spread[:, 1]))
+        columns = jnp.sum(jnp.square(values) * spread[:, 1:], axis=0)
+        squares = jnp.append(columns, jnp.sum(spread[:, 1]))
         return jnp.where(squares > 0, gradient / jnp.where(squares > 0, squares, 1), 0)
 
     identity = jnp.append(jnp.where(free, scale, 0), jnp.sum(jnp.where(free, mean, 0)))

@@ -85,7 +85,10 @@ def once(needed: Bool[Array, ""], function: Callable[[Values], Values], values: 
 
 
 def sums(*arrays: Float[Array, "..."], axis: int) -> tuple[Float[Array, "..."], ...]:
-    """The sum of each array, in one pass: XLA's CPU compiler does not fuse separate sums."""
+    """The sum of each array, in one pass: XLA's CPU compiler does not fuse separate sums.
+
+    Number by number on CPUs: for an axis of classes, not of millions of examples.
+    """
 
     def add(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(a + b for a, b in zip(left, right, strict=True))

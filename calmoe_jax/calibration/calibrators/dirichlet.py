@@ -75,8 +75,8 @@ def fit_matrix_scaling(
 
     Returns:
         A `MatrixFit`. `W` is the identity and `b` 0, unconverged, if there is nothing to fit: no
-        weight, or one class; or if the search ends above the penalised loss of that. Labels outside the classes, true classes with logit `-inf`, logits
-        `inf` and NaN make every parameter NaN.
+        weight, or one class; or if the search ends above the penalised loss of that. Labels outside
+        the classes, true classes with logit `-inf`, logits `inf` and NaN make every parameter NaN.
 
     Raises:
         ValueError: if a penalty is a negative number.
@@ -102,6 +102,8 @@ def fit_matrix_scaling(
     values, mean, scale = _columns(logits, given)
 
     def scores(parameters: jax.Array) -> jax.Array:
+        if classes < 3:  # the transpose of so narrow a product is summed in order on CPUs
+            return jnp.sum(values[:, None] * parameters[None], axis=-1)
         return values @ parameters.T
 
     off_diagonal, intercept = jnp.asarray(off_diagonal, dtype), jnp.asarray(intercept, dtype)

@@ -180,7 +180,9 @@ def _best_mixing(
     def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         mixing, before, _, steps = state
         ratio = _ratios(parts, mixing)
-        hessian = ratio.T @ (weight[:, None] * ratio)
+        # not a product of matrices: CPUs sum narrow ones in order
+        products = ratio[:, :, None] * ratio[:, None, :]
+        hessian = jnp.sum(weight[:, None, None] * products, axis=0)
         slope = _gain(ratio, weight)
         way = _best_step(mixing, hessian, slope)
         share = _line_search(jnp.sum(ratio * way[None], axis=-1), weight)

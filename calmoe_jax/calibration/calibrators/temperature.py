@@ -228,7 +228,8 @@ def _moments(
         mean = first / total
         # no cancellation: the largest is at 0, so the variance is at least mean^2 / classes
         variance = jnp.maximum(second / total - jnp.square(mean), 0)
-        slope, spread = sums(weight * (mean - true), weight * variance, axis=0)
+        # apart: the pass over the logits is done, and the sum of several arrays is not pairwise
+        slope, spread = jnp.sum(weight * (mean - true)), jnp.sum(weight * variance)
         return beta * slope, jnp.square(beta) * spread + beta * slope
 
     return at

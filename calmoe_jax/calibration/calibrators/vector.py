@@ -63,8 +63,9 @@ def fit_vector_scaling(
 
     Returns:
         A `VectorFit`. Factors are 1 and offsets 0, unconverged, if there is nothing to fit: no
-        weight, or one class; or if the search ends above the loss of the logits as they are. Labels outside the classes, true classes with logit `-inf`, logits
-        `inf` and NaN make every parameter NaN.
+        weight, or one class; or if the search ends above the loss of the logits as they are. Labels
+        outside the classes, true classes with logit `-inf`, logits `inf` and NaN make every
+        parameter NaN.
 
     Example:
         >>> logits = jnp.log(jnp.array([[0.9, 0.1]] * 4 + [[0.1, 0.9]] * 4))

@@ -12,9 +12,18 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_choice
 from calmoe_jax._numerics import example_weights, safe_divide
-from calmoe_jax._signatures import checked
-from calmoe_jax.calibration._labels import Labels, not_ignored
-from calmoe_jax.calibration.metrics.binning import ReliabilityBins, reliability_bins
+from calmoe_jax._signatures import (
+    checked,
+)
+from calmoe_jax.calibration._labels import (
+    Labels,
+    not_ignored,
+)
+from calmoe_jax.calibration.metrics.binning import (
+    ReliabilityBins,
+    reliability_bins,
+    square_unit,
+)
 from calmoe_jax.calibration.metrics.scores import top_label, total_weight
 
 # With an effective number of examples this close to 1 their variance is unknown.
@@ -196,7 +205,7 @@ def _gaps(
 ) -> tuple[Float[Array, "*batch bins"], Float[Array, "*batch bins"], Bool[Array, "*batch bins"]]:
     """Gap of each bin, its estimated variance, and whether there is one (two examples or more)."""
     gap = safe_divide(bins.residual, bins.weight)
-    square = jnp.square(bins.weight)
+    square = jnp.square(bins.weight / square_unit(bins.weight)[..., None])
     effective = safe_divide(square, bins.weight_square)
     few = effective <= 1 + _LEAST_SPREAD
     spread = bins.residual_square - gap * (2 * bins.weight_residual - gap * bins.weight_square)
