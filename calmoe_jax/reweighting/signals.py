@@ -5,14 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_positive, check_where
-from calmoe_jax._numerics import (
-    AxisName,
-    all_rows,
-    at_least_float32,
-    entropy,
-    psum,
-    row_positions,
-)
+from calmoe_jax._numerics import AxisName, all_rows, at_least_float32, entropy, psum, row_positions
 from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting._solver.regression import predicted_last
 

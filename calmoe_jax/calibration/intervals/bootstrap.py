@@ -5,19 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from calmoe_jax._checks import check_at_least
-from calmoe_jax._numerics import (
-    example_weights,
-    safe_divide,
-)
-from calmoe_jax._signatures import (
-    checked,
-)
-from calmoe_jax.calibration._inputs import (
-    event,
-)
-from calmoe_jax.calibration._sums import (
-    sum_by_bin,
-)
+from calmoe_jax._numerics import example_weights, safe_divide
+from calmoe_jax._signatures import checked
+from calmoe_jax.calibration._inputs import event
+from calmoe_jax.calibration._sums import sum_by_bin
 from calmoe_jax.calibration.metrics.binning import (
     ReliabilityBins,
     equal_width_index,

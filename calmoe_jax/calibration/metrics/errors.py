@@ -12,18 +12,9 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_choice
 from calmoe_jax._numerics import example_weights, safe_divide
-from calmoe_jax._signatures import (
-    checked,
-)
-from calmoe_jax.calibration._labels import (
-    Labels,
-    not_ignored,
-)
-from calmoe_jax.calibration.metrics.binning import (
-    ReliabilityBins,
-    reliability_bins,
-    square_unit,
-)
+from calmoe_jax._signatures import checked
+from calmoe_jax.calibration._labels import Labels, not_ignored
+from calmoe_jax.calibration.metrics.binning import ReliabilityBins, reliability_bins, square_unit
 from calmoe_jax.calibration.metrics.scores import top_label, total_weight
 
 # With an effective number of examples this close to 1 their variance is unknown.
