@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_axes, check_integers, check_where
+from calmoe_jax._checks import check_at_least
 from calmoe_jax._signatures import checked
 from calmoe_kernels import layout, selection
 from calmoe_kernels.xla.plan import plan as plan_in_xla
@@ -143,15 +143,12 @@ def plan_dispatch(
         >>> plan.positions.tolist(), plan.group_sizes.tolist()
         ([[1], [0], [2]], [1, 2])
     """
-    check_integers("expert_indices", expert_indices)
-    check_axes("expert_indices", expert_indices, 2, "tokens, k")
     tokens, k = expert_indices.shape
     if combine_weights is not None and combine_weights.shape != (tokens, k):
         raise ValueError(
             f"combine_weights must have the shape {(tokens, k)} of expert_indices, got "
             f"combine_weights.shape={combine_weights.shape}."
         )
-    check_where("where", where, (tokens,))
     layout.check_layout(tokens, k, num_experts, capacity, block_size)
     statics: dict[str, Any] = {
         "num_experts": num_experts,

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_axes, check_floats, check_where
 from calmoe_jax._signatures import checked
 from calmoe_jax.moe.plan import DispatchPlan, named_plan, present_experts
 from calmoe_jax.routing._top_k import check_top_k, choose, largest
@@ -98,10 +97,7 @@ def route(
         >>> routed.plan.group_sizes.tolist(), routed.plan.positions.tolist()
         ([1, 1, 2], [[1, 2], [0, 3]])
     """
-    check_floats("gate_logits", gate_logits)
-    check_axes("gate_logits", gate_logits, 2, "tokens, experts")
     tokens, num_experts = gate_logits.shape
-    check_where("where", where, (tokens,))
     choice: dict[str, Any] = {
         "k": k,
         "scores": scores,

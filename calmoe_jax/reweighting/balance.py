@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_non_negative, check_positive, check_where
+from calmoe_jax._checks import check_at_least, check_non_negative, check_positive
 from calmoe_jax._numerics import AxisName, psum
 from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting._solver import dual as _dual
@@ -123,7 +123,7 @@ def entropy_balance(
         Hainmueller, Entropy Balancing for Causal Effects, 2012; Wong et al., Toward Calibrated
         Mixture-of-Experts Under Distribution Shift, 2026, for the tilt.
     """
-    _check(signal, constraints, targets, eta, radius, weights, where, slack, start, implicit)
+    _check(constraints, targets, eta, radius, slack, start, implicit)
     for name, value in (("radius", radius), ("ridge", ridge), ("slack", slack)):
         check_non_negative(name, value)
     check_at_least("max_steps", max_steps, 1)
@@ -320,13 +320,10 @@ def _gap(
 
 
 def _check(
-    signal: jax.Array,
     constraints: jax.Array | None,
     targets: jax.Array | None,
     eta: object,
     radius: object,
-    weights: jax.Array | None,
-    where: jax.Array | None,
     slack: object,
     start: jax.Array | None,
     implicit: bool,
@@ -335,29 +332,9 @@ def _check(
         raise ValueError(
             f"exactly one of eta and radius must be given, got eta={eta} and radius={radius}."
         )
-    if signal.ndim != 1:
-        raise ValueError(f"signal must have one axis, got signal.shape={signal.shape}.")
-    check_where("where", where, signal.shape)
-    if weights is not None and weights.shape != signal.shape:
-        raise ValueError(
-            f"weights must have the shape of signal, {signal.shape}, got "
-            f"weights.shape={weights.shape}."
-        )
     if constraints is None:
         for name, given in (("targets", targets), ("start", start)):
             if given is not None:
                 raise ValueError(f"constraints must be given with {name}, got constraints=None.")
-    elif constraints.ndim != 2 or len(constraints) != len(signal):
-        raise ValueError(
-            f"constraints must have the axes [{len(signal)} examples, m], got "
-            f"constraints.shape={constraints.shape}."
-        )
-    else:
-        for name, given in (("targets", targets), ("start", start)):
-            if given is not None and given.shape != constraints.shape[1:]:
-                raise ValueError(
-                    f"{name} must have shape {constraints.shape[1:]}, one number per column of "
-                    f"constraints, got {name}.shape={given.shape}."
-                )
     if implicit and not (isinstance(slack, int | float) and slack == 0):
         raise ValueError(f"slack must be 0 with implicit=True, got slack={slack}.")

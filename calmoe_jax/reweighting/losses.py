@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_non_negative, check_where
+from calmoe_jax._checks import check_non_negative
 from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum, safe_divide
 from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting.signals import configuration_signal
@@ -38,7 +38,6 @@ def erm_loss(
         >>> erm_loss(jnp.array([1.0, 3.0]))
         Array(2., dtype=float32)
     """
-    check_where("where", where, losses.shape)
     losses = at_least_float32(losses)
     where = jnp.ones(losses.shape, bool) if where is None else where
     total, count = jnp.sum(jnp.where(where, losses, 0)), jnp.sum(where.astype(losses.dtype))
@@ -172,7 +171,6 @@ def robust_filtered_loss(
     References:
         Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
     """
-    check_where("relevant", relevant, losses.shape)
     mean = erm_loss(losses, where=where, axis_name=axis_name)
     chosen = relevant if where is None else relevant & where
     tilted = robust_loss(losses, eta=eta, detach=detach, where=chosen, axis_name=axis_name)

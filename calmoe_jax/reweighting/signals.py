@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_positive, check_where
+from calmoe_jax._checks import check_at_least, check_positive
 from calmoe_jax._numerics import AxisName, all_rows, at_least_float32, entropy, psum, row_positions
 from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting._solver.regression import predicted_last
@@ -96,7 +96,6 @@ def calibration_witness(
     """
     check_positive("bandwidth", bandwidth)
     check_at_least("num_folds", num_folds, 2)
-    check_where("where", where, confidence.shape)
     confidence = at_least_float32(confidence)
     residual = confidence - correct.astype(confidence.dtype)
     if where is not None:
@@ -150,7 +149,6 @@ def configuration_signal(
     """
     check_positive("ridge", ridge)
     check_at_least("num_folds", num_folds, 2)
-    check_where("where", where, losses.shape)
     if len(features) != len(losses):
         raise ValueError(
             f"features must have the {len(losses)} examples of losses, got "

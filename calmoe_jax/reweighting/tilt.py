@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_positive, check_where
+from calmoe_jax._checks import check_positive
 from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum
 from calmoe_jax._signatures import checked
 
@@ -48,7 +48,6 @@ def tilted_log_weights(
         al., Tilted Empirical Risk Minimization, 2021.
     """
     check_positive("eta", eta)
-    check_where("where", where, signal.shape)
     signal = at_least_float32(signal)
     log_base = None
     if weights is not None:

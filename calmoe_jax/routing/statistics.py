@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_choice, check_where
+from calmoe_jax._checks import check_at_least, check_choice
 from calmoe_jax._numerics import AxisName, at_least_float32, psum
 from calmoe_jax._signatures import checked
 from calmoe_jax.routing._top_k import log_scores_of, routable_logits
@@ -64,7 +64,6 @@ def gate_statistics(
     """
     check_choice("scores", scores, ("softmax", "sigmoid"))
     check_at_least("num_experts", gate_logits.shape[-1], 1)
-    check_where("where", where, gate_logits.shape[:1])
     logits, routable = routable_logits(gate_logits)
     probs = jax.nn.softmax(log_scores_of(logits, scores), axis=-1)
     probs = jnp.where(routable[:, None], probs, jnp.nan)
@@ -114,7 +113,6 @@ def expert_load(
         Array([1, 2], dtype=int32)
     """  # noqa: E501
     check_at_least("num_experts", num_experts, 1)
-    check_where("where", where, routing.combine_weights.shape[:-1])
     counted = routing.combine_weights > 0
     if where is not None:
         counted &= where[..., None]
@@ -148,7 +146,6 @@ def expert_importance(
         Shazeer et al., Outrageously Large Neural Networks, 2017.
     """
     weights = at_least_float32(weights)
-    check_where("where", where, weights.shape[:-1])
     if where is not None:
         weights = jnp.where(where[..., None], weights, 0)
     return psum(weights.sum(axis=tuple(range(weights.ndim - 1))), axis_name)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_non_negative, check_where
+from calmoe_jax._checks import check_at_least, check_non_negative
 from calmoe_jax._numerics import AxisName, psum
 from calmoe_jax._signatures import checked
 
@@ -64,7 +64,6 @@ def chance_corrected_agreement(
     """
     check_at_least("num_classes", num_classes, 2)
     num_models, num_examples = predicted.shape
-    check_where("where", where, (num_examples,))
     chosen = jax.nn.one_hot(predicted, num_classes, dtype=jnp.float32)
     inside = (predicted >= 0) & (predicted < num_classes)
     chosen = jnp.where(inside[:, :, None], chosen, jnp.nan)

@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_same_size, check_where
 from calmoe_jax._numerics import AxisName, at_least_float32, example_weights, psum
 from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting import BalanceSolution, entropy_balance
@@ -58,9 +57,6 @@ def configuration_balance(
         Hainmueller, Entropy Balancing for Causal Effects, 2012. Balancing the configuration rests
         on Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
     """
-    check_same_size("targets", targets, 1, held_out.shape[1], "held_out.shape[1]")
-    check_where("where", where, held_out.shape[:1])
-    check_where("target_where", target_where, targets.shape[:1])
     features = at_least_float32(held_out)
     counted = example_weights(targets.shape[:1], target_weights, target_where, features.dtype)
     own = example_weights(held_out.shape[:1], weights, where, features.dtype)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_non_negative, check_where
+from calmoe_jax._checks import check_at_least, check_non_negative
 from calmoe_jax._numerics import (
     AxisName,
     all_rows,
@@ -70,7 +70,6 @@ def mean_confidence(
         >>> mean_confidence(jnp.log(jnp.array([[0.75, 0.25], [0.5, 0.5]])), 1.0)
         Array(0.625, dtype=float32)
     """
-    check_where("where", where, logits.shape[:-1])
     logits = at_least_float32(logits)
     # relative to the largest first: the quotient would round logits far from 0 once more
     peak = jnp.max(logits, axis=-1, keepdims=True)
@@ -126,7 +125,6 @@ def match_confidence(
         for temperatures from estimated accuracy.
     """
     check_non_negative("at_least", at_least)
-    check_where("where", where, logits.shape[:-1])
     logits = at_least_float32(logits)
     dtype = logits.dtype
     weight = example_weights(logits.shape[:1], weights, where, dtype)
@@ -194,7 +192,6 @@ def average_threshold_accuracy(
         Garg et al., Leveraging Unlabeled Data to Predict Out-of-Distribution Performance, 2022
         (there with the entropy as well).
     """
-    check_where("target_where", target_where, target_confidence.shape)
     threshold = error_threshold(held_out_confidence, correct, weights=weights, axis_name=axis_name)
     return share_above(target_confidence, threshold, where=target_where, axis_name=axis_name)
 
@@ -266,7 +263,6 @@ def share_above(
         >>> share_above(jnp.array([0.5, 0.75, 1.0, 0.9]), jnp.array(0.75))
         Array(0.75, dtype=float32)
     """
-    check_where("where", where, confidence.shape)
     dtype = threshold.dtype
     count = example_weights(confidence.shape, None, where, dtype)
     above = jnp.sum(jnp.where(count > 0, confidence >= threshold, False).astype(dtype))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_positive, check_same_size, check_where
+from calmoe_jax._checks import check_positive
 from calmoe_jax._numerics import AxisName, all_rows, at_least_float32
 from calmoe_jax._signatures import checked
 
@@ -91,8 +91,6 @@ def separability(
         Ben-David et al., Analysis of Representations for Domain Adaptation, 2007.
     """
     check_positive("penalty", penalty)
-    check_same_size("targets", targets, 1, held_out.shape[1], "held_out.shape[1]")
-    check_where("target_where", target_where, targets.shape[:1])
     held_out, targets = all_rows(held_out, axis_name), all_rows(targets, axis_name)
     if target_where is not None:
         target_where = all_rows(target_where, axis_name)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._checks import check_at_least, check_positive
 from calmoe_jax._numerics import at_least_float32, example_weights, in_unit
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration._inputs import class_labels, event, probabilities
+from calmoe_jax.calibration._inputs import event, probabilities
 from calmoe_jax.calibration._sums import add_pairs
 
 # Number of examples along each side of a tile of pairs.
@@ -150,7 +150,7 @@ def squared_kernel_calibration_error(
     """
     check_positive("bandwidth", bandwidth)
     probs, weight = _counted(probs, labels, weights, where, from_logits)
-    return _unbiased(probs, class_labels(labels)[None, :], weight, bandwidth)[0]
+    return _unbiased(probs, labels[None, :], weight, bandwidth)[0]
 
 
 @checked
@@ -212,7 +212,7 @@ def kernel_test(
     cumulative = jnp.cumsum(probs, axis=-1)
     drawn = jax.random.uniform(key, shape, probs.dtype) * cumulative[:, -1][None, :]
     below = jax.vmap(lambda row: jnp.sum(row[:, None] >= cumulative[:, :-1], axis=-1))(drawn)
-    every = jnp.concatenate([class_labels(labels)[None, :], below.astype(labels.dtype)])
+    every = jnp.concatenate([labels[None, :], below.astype(labels.dtype)])
     statistics = _unbiased(probs, every, weight, bandwidth)
     observed = statistics[0]
     p_value = (1 + jnp.sum(statistics[1:] >= observed)) / (1 + num_replicates)
