@@ -147,6 +147,13 @@ def _in_best_groups(
 
 
 @triton.jit
+def _defined(values, defined, counted):
+    """Values of tokens: NaN where they are not defined, 0 where the token does not count."""
+    values = tl.where(defined[:, None], values, float("nan"))
+    return tl.where(counted[:, None], values, 0.0)
+
+
+@triton.jit
 def _numbers(taken, scores, picked, weight, index, count):
     """Numbers of slots within their experts, -1 for those of weight 0, and the others' experts."""
     # an expert that was taken has weight 0 if its score is below that of all with another weight
@@ -230,9 +237,7 @@ def choose_kernel(
             weighed = tl.where(values == float("-inf"), float("-inf"), log_scores)
         picked = tl.where(used, tl.gather(weighed, index, 1), float("-inf"))
         weight = _weights(picked, log_sum, SIGMOID, RENORMALIZE)
-        weight = tl.where(weighable[:, None], weight, float("nan"))
-        weight = tl.where(counted[:, None], weight, 0.0)
-
+        weight = _defined(weight, weighable, counted)
         taken = (key == _TAKEN) & real[None, :] & counted[:, None]
         number, taken = _numbers(taken, weighed, picked, weight, index, count)
         count += tl.sum(taken, 0)
