@@ -234,11 +234,14 @@ def test_a_signal_ends_a_command_within_seconds(
     wide = {k: np.repeat(x, 3, axis=0)[:-1] for k, x in make().items()}
     write(tmp_path, wide)
     process = python(program, *arguments)
-    assert process.stdout.readline() == "ready\n", process.communicate()
-    time.sleep(0.5)
-    start = time.monotonic()
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    try:
+        assert process.stdout.readline() == "ready\n", process.communicate()
+        time.sleep(0.5)
+        start = time.monotonic()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert time.monotonic() - start < 5
     assert process.returncode == code, err
     name = signal.Signals(number).name
