@@ -48,8 +48,8 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         near = difflib.get_close_matches(name, absent, n=1, cutoff=0.85)
         if name not in COLUMNS and near:
             raise LogError(
-                f"{path} has {name}, which is not read. Did you mean {near[0]}? Rename it or leave "
-                "it out."
+                f"{path} has {name}, which is not read. Did you mean {near[0]}? Rename it or "
+                "leave it out."
             )
     return columns
 
