@@ -55,6 +55,15 @@ def safe_divide(
     return jnp.where(empty, 0, numerator) / jnp.where(empty, 1, denominator)
 
 
+def two_sum(
+    a: Float[Array, "*shape"], b: Float[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """`a + b` and its rounding error; their sum is exact (of finite numbers)."""
+    total = a + b
+    rounded = total - a
+    return total, (a - (total - rounded)) + (b - rounded)
+
+
 def entropy(probs: Float[Array, "*shape categories"]) -> Float[Array, "*shape"]:
     """Shannon entropy in nats along the last axis; `0 log 0 = 0`, with zero gradient there."""
     positive = probs > 0
@@ -114,6 +123,15 @@ def example_weights(
     else:
         result = jnp.where(weights < 0, jnp.nan, weights).astype(dtype)
     return result if where is None else jnp.where(where, result, 0)
+
+
+def in_unit(weights: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The weights in units of a power of 2 near the largest, so that their squares are numbers.
+
+    Exact; for results that depend on ratios of weights only.
+    """
+    exponent = jnp.frexp(jnp.max(weights, initial=0))[1]
+    return jnp.ldexp(weights, -exponent)
 
 
 def weighted_sum(

@@ -124,7 +124,7 @@ def checked(function: _Function) -> _Function:
 
 def _arguments(annotations: dict[str, Any]) -> Iterator[tuple[str, _Argument]]:
     """The arguments of a call, or the fields of a `NamedTuple`, that hold arrays."""
-    tuples = [c for a in annotations.values() for c in _choices(a) if _is_named_tuple(c)]
+    required = [a for a in annotations.values() if _is_named_tuple(a)]
     for name, annotation in annotations.items():
         choices = _choices(annotation)
         forms = tuple(
@@ -139,7 +139,7 @@ def _arguments(annotations: dict[str, Any]) -> Iterator[tuple[str, _Argument]]:
             hints = typing.get_type_hints(choice).items()
             fields = dict(_arguments({n: a for n, a in hints if not _holds_named_tuple(a)}))
             # two samples of one type may differ in size
-            shared = tuples.count(choice) == 1
+            shared = required.count(annotation) == 1
         if forms or fields:
             numbers = int in choices or float in choices
             optional = None in choices or types.NoneType in choices
@@ -190,8 +190,7 @@ def _convert(name: str, value: Any, expected: _Argument, sizes: dict[str, _Size]
             f"{name} must be of floats of at least {8 * _FEWEST_BYTES} bits (cast it first), got "
             f"{name}.dtype={array.dtype}."
         )
-    forms = [form.axes for form in expected.forms if form.kind == asked]
-    _check_axes(name, array.shape, forms, sizes)
+    _check_axes(name, array, asked, expected.forms, sizes)
     if asked == "floats" and kind != "floats":
         return array.astype(jax.dtypes.canonicalize_dtype(float))
     if asked == "integers" and array.dtype not in (jnp.int32, jnp.int64):
@@ -249,16 +248,27 @@ def _choose(
 
 
 def _check_axes(
-    name: str, shape: tuple[Any, ...], forms: list[tuple[str, ...]], sizes: dict[str, _Size]
+    name: str, array: jax.Array, kind: str, forms: tuple[_Form, ...], sizes: dict[str, _Size]
 ) -> None:
-    """Raises `ValueError` unless a shape has the axes of a form; notes the sizes of new names."""
-    for axes in forms:
-        found = _match(name, shape, axes, sizes)
+    """Raises an error unless the array has the axes of a form; notes the sizes of new names."""
+    fitting = {}
+    for form in forms:
+        found = _match(name, array.shape, form.axes, sizes)
         if found is not None:
-            sizes.update(found)
-            return
-    asked = " or ".join(f"[{', '.join(axes)}]{_known(axes, sizes)}" for axes in forms)
-    raise ValueError(f"{name} must have the axes {asked}, got {name}.shape={shape}.")
+            fitting[form.kind] = found
+    if kind in fitting:
+        sizes.update(fitting[kind])
+        return
+    if fitting:  # of these axes, but of another kind
+        asked = " or ".join(fitting)
+        raise TypeError(
+            f"{name} must be of {asked} where its shape is {array.shape}, got "
+            f"{name}.dtype={array.dtype}."
+        )
+    axes = [f"[{', '.join(f.axes)}]{_known(f.axes, sizes)}" for f in forms if f.kind == kind]
+    raise ValueError(
+        f"{name} must have the axes {' or '.join(axes)}, got {name}.shape={array.shape}."
+    )
 
 
 def _match(

@@ -1,29 +1,63 @@
 """The command `calmoe`: parses, calls, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a run failed, 2 wrong usage or unusable input, 130 interrupted (Ctrl-C or
-SIGTERM). The same command resumes an interrupted run.
+Exit codes: 0 done, 1 a run failed, 2 wrong usage or unusable input, 130 and 143 ended by Ctrl-C
+and SIGTERM. The same command resumes a run that was ended.
 """
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import tyro
 
 from calmoe_jax._errors import RunError, UserError
-from calmoe_jax.study.config import RunConfig
+from calmoe_jax._signals import Stopped, ending_on_signals
+from calmoe_jax.study.config import ModelConfig, RunConfig, TrainConfig
 
 _DATA_DIR = "CALMOE_DATA_DIR"
 
 
 class UsageError(UserError):
     """Arguments that are invalid; the message names them."""
+
+
+# The configuration as given: checked when the command runs, where errors can name its options.
+
+
+class _GivenModel(ModelConfig):
+    def __post_init__(self) -> None:
+        pass
+
+
+class _GivenTrain(TrainConfig):
+    def __post_init__(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _GivenRun(RunConfig):
+    model: _GivenModel = field(default_factory=_GivenModel)
+    train: _GivenTrain = field(default_factory=_GivenTrain)
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def _checked(given: _GivenRun) -> RunConfig:
+    """The configuration with its rules applied; `UsageError` for what breaks one."""
+    try:
+        return RunConfig(
+            **vars(given)
+            | {"model": ModelConfig(**vars(given.model)), "train": TrainConfig(**vars(given.train))}
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -34,7 +68,7 @@ class Run:
     returns one. The same configuration on an existing folder continues it; another is refused.
     """
 
-    config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+    config: Annotated[_GivenRun, tyro.conf.arg(name="")] = field(default_factory=_GivenRun)
     """What to run."""
     out: Path | None = None
     """The run's folder; runs/TASK by default."""
@@ -46,13 +80,13 @@ class Run:
 
     def __call__(self) -> int:
         """Runs the command."""
+        config = _checked(self.config)
         from calmoe_jax import _compilation_cache as compilation_cache
         from calmoe_jax.study.report import Summary, verdicts
         from calmoe_jax.study.runner import run
 
         if self.cache or os.environ.get(compilation_cache.VARIABLE):
             compilation_cache.keep_compiled_programs(compilation_cache.user_cache_dir())
-        config = self.config
         out = self.out or Path("runs") / _name_of(config.task)
         results = run(
             config.task,
@@ -94,6 +128,7 @@ class Report:
             raise UsageError("folders must name at least one run, got none.")
         runs = [read_results(folder) for folder in self.folders]
         out = self.out or (self.folders[0] if len(runs) == 1 else Path())
+        _check_folder("out", out)
         out.mkdir(parents=True, exist_ok=True)
         print(write_report(runs, out))
         return 0
@@ -133,8 +168,9 @@ class Audit:
 
     The file holds, for each example, the router's weights, the experts' probabilities and the
     label where it is known: an npz file with arrays routing_weights [n, experts], expert_probs
-    [n, experts, classes], labels [n] (-1: unknown) and, if need be, targets [n] and clusters [n];
-    or a parquet file with these columns.
+    [n, experts, classes], labels [n] (-1: unknown) and, if need be, targets [n], clusters [n] and
+    where [n] (false: does not count); or a parquet file with these columns. Where only the chosen
+    experts were logged, the second axis holds slots, and expert_indices [n, slots] says whose.
     """
 
     file: tyro.conf.Positional[Path]
@@ -150,6 +186,12 @@ class Audit:
         from calmoe_jax.audit import audit, describe_audit, read_logs
         from calmoe_jax.audit.pictures import draw_audit
 
+        if self.out is not None:
+            if self.out.is_dir():
+                raise UsageError(f"out must be a file, got out={self.out}, which is a folder.")
+            _check_folder("out", self.out.parent)
+        if self.plots is not None:
+            _check_folder("plots", self.plots)
         logs = read_logs(self.file)
         found = audit(logs)
         if self.out is not None:
@@ -207,9 +249,14 @@ def _data_dir(given: Path | None) -> Path | None:
     return Path(os.environ[_DATA_DIR]) if os.environ.get(_DATA_DIR) else None
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    del signum, frame
-    raise KeyboardInterrupt
+def _check_folder(name: str, folder: Path) -> None:
+    """Raises a `UsageError` unless a folder exists or can be made; makes nothing."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UsageError(
+            f"{name} must be in a folder that can be written to, got {name}={folder}: {there} is "
+            f"{'protected' if there.is_dir() else 'a file'}."
+        )
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -231,15 +278,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"calmoe_jax {version('calmoe_jax')}")
         return 0
     try:
-        command: Callable[[], int] = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="calmoe",
-            args=given,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        )
-    except ValueError as error:  # a rule of the configuration
-        return _fail(error, 2)
-    return _call(command)
+        with ending_on_signals():
+            return _call(given)
+    except KeyboardInterrupt as stop:
+        stopped = stop if isinstance(stop, Stopped) else Stopped(signal.SIGINT)
+        print(stopped.words, file=sys.stderr)
+        if arguments is None:  # a process: at its end Python would wait for running computations
+            sys.stdout.flush()
+            os._exit(stopped.code)
+        return stopped.code
 
 
 def _overview() -> str:
@@ -252,25 +299,49 @@ def _overview() -> str:
     ]
     for name, command in COMMANDS.items():
         lines.append(f"  {name:<8}{(command.__doc__ or '').splitlines()[0]}")
-    codes = "0 done, 1 a run failed, 2 wrong usage or unusable input, 130 interrupted (resumable)"
+    codes = "0 done, 1 a run failed, 2 wrong usage or unusable input, 130 Ctrl-C, 143 SIGTERM"
     return "\n".join([*lines, "", f"Exit codes: {codes}."])
 
 
-def _call(command: Callable[[], int]) -> int:
-    signal.signal(signal.SIGTERM, _interrupt)
+def _call(arguments: Sequence[str]) -> int:
+    command: Callable[[], int] = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="calmoe",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
     try:
         return command()
-    except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again to resume.", file=sys.stderr)
-        return 130
     except UserError as error:
-        return _fail(error, 2)
+        return _fail(_with_options(str(error), command), 2)
     except (RunError, OSError) as error:
-        return _fail(error, 1)
+        return _fail(str(error), 1)
 
 
-def _fail(error: Exception, code: int) -> int:
-    print(f"calmoe: {error}", file=sys.stderr)
+def _with_options(message: str, command: Any) -> str:
+    """An error's message with options in place of the names of their fields."""
+
+    def replace(match: re.Match[str]) -> str:
+        return "--" + match[0].replace("_", "-")
+
+    names = "|".join(_options(command))
+    return re.sub(rf"(?<![\w-])({names})(?= must |=)", replace, message) if names else message
+
+
+def _options(command: Any) -> list[str]:
+    """The fields of a command that are options, without its positional arguments."""
+    names: list[str] = []
+    for given in fields(command):
+        value = getattr(command, given.name)
+        if is_dataclass(value):
+            names += _options(value)
+        elif given.name not in ("task", "folders", "file"):
+            names.append(given.name)
+    return names
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"calmoe: {message}", file=sys.stderr)
     return code
 
 

@@ -4,6 +4,9 @@ The *routing configuration* of an example is `S = (r, f)`: all routing weights a
 predictive distributions. The aggregate is `F = sum_k r_k f_k`. One function serves dense, top-k
 and hard routing: give dense routing weights with zeros, or the slots' weights with the experts
 gathered to slots (then `experts` is the slot axis `k`).
+
+An expert of weight exactly 0 is absent: NaN and infinities that it may hold, because it was not
+computed or has broken down, do not reach the aggregate.
 """
 
 from typing import NamedTuple
@@ -38,7 +41,7 @@ class Configuration(NamedTuple):
         disagreement: `sum_k r_k |f_k - F|^2`, in [0, 2]; 0 for hard routing.
         routing_entropy: Shannon entropy of the routing weights, in nats.
         routing_margin: largest minus second largest routing weight, in [0, 1].
-        expert_confidences: `max_c f_kc` of each expert, in [0, 1].
+        expert_confidences: `max_c f_kc` of each expert, in [0, 1]; 0 where one of weight 0 is NaN.
         routing_weights: the routing weights `r`.
     """
 
@@ -78,7 +81,7 @@ class MixtureLosses(NamedTuple):
 
     Attributes:
         loss: `L = -log F_y`.
-        expert_losses: `L_k = -log f_ky`.
+        expert_losses: `L_k = -log f_ky`; NaN where the expert is, whatever its weight.
         regret: `(L - min_k L_k)_+`: excess loss of the mixture over its best expert.
     """
 
@@ -99,14 +102,15 @@ def mix(
         routing_weights: weight of each expert; sums to one for F to be a distribution.
 
     Returns:
-        The aggregate's probabilities, at least float32. Rows with NaN weights are NaN.
+        The aggregate's probabilities, at least float32. Rows with NaN weights are NaN. The gradient
+        to a weight is `f_kc`, also where the weight is 0; there it is 0 if `f_kc` is not finite.
 
     Example:
         >>> mix(jnp.array([[[1.0, 0.0], [0.0, 1.0]]]), jnp.array([[0.25, 0.75]]))
         Array([[0.25, 0.75]], dtype=float32)
     """
-    weights = at_least_float32(routing_weights)
-    return jnp.sum(weights[..., None] * at_least_float32(expert_probs), axis=-2)
+    weights = at_least_float32(routing_weights)[..., None]
+    return jnp.sum(weights * _present(at_least_float32(expert_probs), weights, 0.0), axis=-2)
 
 
 @checked
@@ -124,14 +128,15 @@ def mix_log_probs(
         The aggregate's log probabilities, at least float32, without underflow for unlikely
         classes; `-inf`, with zero gradient, where every expert of positive weight has `-inf`.
         The gradient to a weight is `f_kc / F_c`, also where the weight is 0 (a straight-through
-        router needs it), capped at `exp(80)`. Rows with NaN weights are NaN.
+        router needs it), capped at `exp(80)`; it is 0 for an expert of weight 0 that has NaN or
+        `+inf`. Rows with NaN weights are NaN.
 
     Example:
         >>> mix_log_probs(jnp.array([[[-1000.0], [-1000.0]]]), jnp.array([[0.5, 0.5]]))
         Array([[-1000.]], dtype=float32)
     """
-    log_probs = at_least_float32(expert_log_probs)
     weights = at_least_float32(routing_weights)[..., None]
+    log_probs = _present(at_least_float32(expert_log_probs), weights, -jnp.inf)
     peak = jnp.max(jnp.where(weights > 0, log_probs, -jnp.inf), axis=-2, keepdims=True)
     peak = jax.lax.stop_gradient(jnp.where(jnp.isneginf(peak), 0, peak))
     ratios = jnp.exp(jnp.minimum(log_probs - peak, _MAX_LOG_RATIO))
@@ -139,6 +144,13 @@ def mix_log_probs(
     impossible = total == 0
     log_total = jnp.where(impossible, -jnp.inf, jnp.log(jnp.where(impossible, 1, total)))
     return log_total + peak[..., 0, :]
+
+
+def _present(
+    values: Float[Array, "*shape"], weights: Float[Array, "*#shape"], absent: float
+) -> Float[Array, "*shape"]:
+    """The values, and `absent`, a constant, where one of weight 0 is not finite."""
+    return jnp.where((weights == 0) & ~jnp.isfinite(values), absent, values)
 
 
 @checked
@@ -215,7 +227,8 @@ def configuration(
     if log_probs is None:
         log_probs = mix_log_probs(expert_log_probs, weights)
     probs = jnp.exp(log_probs)
-    expert_probs = jnp.exp(at_least_float32(expert_log_probs))
+    expert_logs = _present(at_least_float32(expert_log_probs), weights[..., None], -jnp.inf)
+    expert_probs = jnp.exp(expert_logs)
     squares = jnp.sum(jnp.square(expert_probs - probs[..., None, :]), axis=-1)
     return Configuration(
         log_probs=log_probs,
@@ -282,8 +295,8 @@ def mixture_losses(
 
     Returns:
         A `MixtureLosses`. The regret compares with the best of *all* experts given, chosen or
-        not: for hard routing it is what a better choice would have gained. Labels outside the
-        classes give NaN.
+        not: for hard routing it is what a better choice would have gained. An expert of weight 0
+        that is NaN is not compared with. Labels outside the classes give NaN.
 
     Example:
         >>> experts = jnp.log(jnp.array([[[0.8, 0.2], [0.2, 0.8]]]))
@@ -299,5 +312,6 @@ def mixture_losses(
     experts = at_least_float32(expert_log_probs)
     expert_labels = jnp.broadcast_to(labels[..., None], experts.shape[:-1])
     expert_losses = -pick_label(experts, expert_labels)
-    best = -largest_or_nan(-expert_losses)
+    weights = at_least_float32(routing_weights)
+    best = -largest_or_nan(-_present(expert_losses, weights, jnp.inf))
     return MixtureLosses(loss, expert_losses, jax.nn.relu(loss - best))

@@ -1,13 +1,16 @@
 """The command line: exit codes, messages, and a real run that survives Ctrl-C."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from importlib.metadata import version
 
+import numpy as np
 import pytest
+from audit_logs import make, write
 from small import small_task
 
 from calmoe_jax import _compilation_cache, cli, training
@@ -20,7 +23,6 @@ SMALL = ("--epochs", "2", "--batch-size", "16", "--width", "8", "--experts", "3"
 def run(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CALMOE_DATA_DIR", raising=False)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
 
     def call(*arguments):
         try:
@@ -38,16 +40,28 @@ def run(monkeypatch, tmp_path, capsys):
     [
         (("run", "portla"), "got task='portla'. Did you mean portal?"),
         (("run", "--methods", "robst"), "got 'robst'. Did you mean robust?"),
-        (("run", "--seeds", "0"), "seeds must be at least 1, got seeds=0"),
-        (("run", "--eta", "0"), "eta must be positive and finite, got eta=0.0"),
-        (("run", "--routing", "top_k", "--k", "9"), "k must be in [1, experts=4], got k=9"),
+        (("run", "--epochs", "0"), "calmoe: --epochs must be at least 1, got --epochs=0."),
+        (("run", "--epochs", "x"), "Error parsing --epochs"),
+        (("run", "--batch-size", "-1"), "--batch-size must be at least 1, got --batch-size=-1"),
+        (("run", "--seeds", "0"), "--seeds must be at least 1, got --seeds=0"),
+        (("run", "--seeds", "99999999999"), "--seeds must be in [1, 10000]"),
+        (("run", "--eta", "0"), "--eta must be positive and finite, got --eta=0.0"),
+        (("run", "--routing", "top_k", "--k", "9"), "--k must be in [1, --experts=4], got --k=9"),
         (("run", "--epoch", "3"), "--epochs"),
         (("run", "--routing", "soft"), "dense"),
         (("run", "digits16"), "mnist/train-images-idx3-ubyte.gz is needed"),
-        (("run", "fashion_c", "--data-dir", "nowhere"), "data_dir must be a folder"),
+        (("run", "fashion_c", "--data-dir", "nowhere"), "--data-dir must be a folder"),
+        (("tasks", "--data-dir", "nowhere"), "got --data-dir=nowhere"),
         (("run", "portal", "--backbone", "resnet18"), "backbone must be mlp"),
         (("report",), "folders must name at least one run"),
         (("report", "nowhere"), "there is no nowhere/results.json"),
+        (("audit", "nowhere.npz"), "nowhere.npz cannot be read"),
+        (("audit", "nowhere.npz", "--out", "."), "--out must be a file, got --out=."),
+        (
+            ("audit", "nowhere.npz", "--out", f"{__file__}/deep/x.json"),
+            f"--out must be in a folder that can be written to, got --out={__file__}/deep",
+        ),
+        (("audit", "nowhere.npz", "--plots", __file__), "is a file"),
         (("fly",), "run, report, tasks, audit, doctor"),
     ],
 )
@@ -170,13 +184,87 @@ def test_a_bug_keeps_its_traceback(run, monkeypatch):
 
 
 def calmoe(*arguments):
+    return python("from calmoe_jax.cli import main; sys.exit(main())", *arguments)
+
+
+def python(code, *arguments):
     # a shell starts background jobs with SIGINT ignored, and children inherit that
-    code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from calmoe_jax.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, *arguments]
+    first = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", first + code, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+# in the middle of an audit; and in compiled code that does not come back to Python
+AUDIT = """
+from calmoe_jax import audit, cli
+judged = audit.audit
+audit.audit = lambda logs: (print("ready", flush=True), judged(logs))[1]
+sys.exit(cli.main())
+"""
+ENDLESS = """
+import jax, jax.numpy as jnp
+from calmoe_jax import cli
+loop = jax.jit(lambda x: jax.lax.while_loop(lambda x: x[0] >= 0, lambda x: x + 1e-30, x))
+loop = loop.lower(jnp.ones(9)).compile()
+cli.COMMANDS["doctor"].__call__ = lambda self: (
+    print("ready", flush=True), loop(jnp.ones(9)).block_until_ready()
+)
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "program", "arguments"),
+    [
+        (signal.SIGINT, 130, AUDIT, ("audit", "logs.npz", "--out", "found.json")),
+        (signal.SIGTERM, 143, ENDLESS, ("doctor",)),
+        pytest.param(signal.SIGINT, 130, ENDLESS, ("doctor",), marks=pytest.mark.exhaustive),
+        pytest.param(
+            signal.SIGTERM, 143, AUDIT, ("audit", "logs.npz", "--out", "found.json"),
+            marks=pytest.mark.exhaustive,
+        ),
+    ],
+)  # fmt: skip
+def test_a_signal_ends_a_command_within_seconds(
+    number, code, program, arguments, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    # sizes of its own: it compiles for longer than the test takes
+    wide = {k: np.repeat(x, 3, axis=0)[:-1] for k, x in make().items()}
+    write(tmp_path, wide)
+    process = python(program, *arguments)
+    try:
+        assert process.stdout.readline() == "ready\n", process.communicate()
+        time.sleep(0.5)
+        start = time.monotonic()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert time.monotonic() - start < 5
+    assert process.returncode == code, err
+    name = signal.Signals(number).name
+    assert err == f"calmoe: ended by {name}. Run the same command again to resume.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["logs.npz"]
+
+
+def test_handlers_of_signals_are_put_back(run):
+    before = [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
+    pipe = signal.set_wakeup_fd(-1)
+    assert run("tasks")[0] == 0
+    assert [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.set_wakeup_fd(pipe) == -1
+
+
+def test_interrupted_commands_called_from_python_return_their_code(run, monkeypatch):
+    def interrupted(_):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(cli.Doctor, "__call__", interrupted)
+    code, _, err = run("doctor")
+    assert code == 143
+    assert err.startswith("calmoe: ended by SIGTERM.")
 
 
 @pytest.mark.slow
@@ -188,14 +276,14 @@ def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_end(tmp_path):
     whole.communicate()
     log = tmp_path / "cut" / "metrics.jsonl"
     # twice, in two ways: a run that went on may be cut again
-    for number, written in ((signal.SIGINT, 2000), (signal.SIGTERM, 6000)):
+    for number, code, written in ((signal.SIGINT, 130, 2000), (signal.SIGTERM, 143, 6000)):
         cut = calmoe("run", *options, "--out", str(tmp_path / "cut"))
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and not (log.exists() and len(log.read_text()) > written):
             time.sleep(0.02)
         cut.send_signal(number)
         _, err = cut.communicate(timeout=60)
-        assert cut.returncode == 130, err
+        assert cut.returncode == code, err
         assert "Run the same command again to resume" in err
         assert not (tmp_path / "cut" / "results.json").exists()
     resumed = calmoe("run", *options, "--out", str(tmp_path / "cut"))

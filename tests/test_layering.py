@@ -13,6 +13,7 @@ PACKAGE = ROOT / "calmoe_jax"
 
 # A module may import modules of lower layers and of its own namespace.
 LAYERS = [
+    {"_signals"},
     {
         "_checks",
         "_compilation_cache",

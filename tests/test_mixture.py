@@ -319,3 +319,46 @@ def test_nan_in_many_long_rows_is_not_lost(classes):
     labels = jnp.zeros(384, jnp.int32)
     confidence, _ = jax.jit(cm.calibration.top_label)(jnp.asarray(probs), labels)
     assert jnp.isnan(confidence).all()
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_an_expert_of_weight_zero_may_be_broken(broken):
+    """The aggregate, its statistics and all gradients are those without the expert."""
+    probs, _, labels = problem(8, experts=3)
+    others = jnp.asarray(np.log(probs), jnp.float32)
+    experts = jnp.concatenate([others, jnp.full((12, 1, 5), broken)], axis=1)
+    others = jnp.concatenate([others, jnp.full((12, 1, 5), -jnp.inf)], axis=1)
+    weights = jnp.asarray(np.pad(references.softmax(probs[:, :, 0]), ((0, 0), (0, 1))), jnp.float32)
+    labels = jnp.asarray(labels)
+
+    @jax.jit
+    def everything(experts, weights):
+        def losses(experts, weights):
+            stats = cm.configuration(experts, weights)
+            mixed = cm.mixture_losses(experts, weights, labels)
+            parts = stats.log_probs, stats.disagreement, stats.entropy, stats.margin, mixed.regret
+            return sum(jnp.sum(jnp.sin(part)) for part in parts), (stats, mixed.loss, mixed.regret)
+
+        return jax.value_and_grad(losses, argnums=(0, 1), has_aux=True)(experts, weights)
+
+    found, expected = everything(experts, weights), everything(others, weights)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+        assert np.isfinite(a).all()
+    np.testing.assert_array_equal(
+        cm.mix(jnp.exp(experts), weights), cm.mix(jnp.exp(others), weights)
+    )
+    predicted = cm.mixture.predict(experts, jnp.zeros((12, 4)), cm.Routing(
+        jnp.tile(jnp.arange(4, dtype=jnp.int32), (12, 1)), weights))  # fmt: skip
+    np.testing.assert_array_equal(predicted.log_probs, found[0][1][0].log_probs)
+    counted = cm.mix(jnp.exp(experts), weights.at[0, -1].set(0.1))
+    assert not jnp.isfinite(counted[0]).any()
+
+
+def test_mixing_keeps_the_gradient_to_a_weight_of_zero():
+    probs = jnp.array([[[0.2, 0.8], [0.6, 0.4], [jnp.nan, 0.5]]])
+    weights = jnp.array([[1.0, 0.0, 0.0]])
+    gradient = jax.grad(lambda w: cm.mix(probs, w)[0, 0])(weights)
+    np.testing.assert_allclose(gradient, [[0.2, 0.6, 0.0]], rtol=1e-6)
+    gradient = jax.grad(lambda w: cm.mix_log_probs(jnp.log(probs), w)[0, 0])(weights)
+    np.testing.assert_allclose(gradient, [[1.0, 3.0, 0.0]], rtol=1e-5)

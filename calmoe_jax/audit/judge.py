@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from calmoe_jax import calibration, mixture
+from calmoe_jax.audit import logs as of_logs
 from calmoe_jax.audit.logs import Logs, log_arrays, take
 from calmoe_jax.audit.results import (
     Audit,
@@ -33,47 +34,59 @@ def audit(logs: Logs) -> Audit:
         logs: checked logs.
 
     Returns:
-        An `Audit`. The scores have 95 % intervals. Scores of the targets exist only if all targets
-        have labels; no decision depends on them.
+        An `Audit`. The scores have 95 % intervals. Targets are scored where they have labels; no
+        decision depends on these.
     """
-    held_out = take(logs, ~logs.targets)
-    judged = _judge_held_out(held_out)
-    if not logs.targets.any():
-        return Audit(judged)
-    targets = take(logs, logs.targets)
-    prepared = repair.prepare(
-        _sample(held_out),
-        held_out.labels,
-        held_out.clusters,
+    judged, prepared = _held_out(of_logs.held_out(logs))
+    targets = of_logs.targets(logs)
+    left_out = len(logs.labels) - judged.n - len(targets.labels)
+    if not len(targets.labels):
+        return Audit(judged, left_out=left_out)
+    found = _repaired(prepared, targets)
+    temperatures = {"temperature": judged.temperature, **found.pop("temperatures")}
+    scored, labelled = None, targets.labels >= 0
+    if labelled.any():
+        with_labels = take(targets, labelled)
+        values = {"none": 1.0, **temperatures}
+        scored = {name: _scores(with_labels, value) for name, value in values.items()}
+    clusters = len(np.unique(targets.clusters))
+    return Audit(
+        judged,
+        ShiftAudit(**found),
+        TargetsAudit(len(targets.labels), int(labelled.sum()), clusters, temperatures),
+        scored,
+        left_out,
+    )
+
+
+def _held_out(logs: Logs) -> tuple[HeldOutAudit, repair.HeldOut]:
+    """What the held-out examples show; their arrays are freed before those of the targets exist."""
+    judged = _judge_held_out(logs)
+    return judged, repair.prepare(
+        _sample(logs),
+        logs.labels,
+        logs.clusters,
         jnp.full(1, judged.temperature, jnp.float32),
         most_examples=_MOST_EXAMPLES,
     )
+
+
+def _repaired(held_out: repair.HeldOut, targets: Logs) -> dict[str, Any]:
+    """The shift and the temperatures for the targets, as plain values."""
     repaired = repair.fit_to_targets(
-        prepared,
+        held_out,
         _sample(targets),
         targets.clusters,
         num_permutations=_PERMUTATIONS,
         most_examples=_MOST_EXAMPLES,
     )
-    found = repair.describe(repaired, 0, len(held_out.labels))._asdict()
-    temperatures = {"temperature": judged.temperature, **found.pop("temperatures")}
-    scored = None
-    if (targets.labels >= 0).all():
-        values = {"none": 1.0, **temperatures}
-        scored = {name: _scores(targets, value) for name, value in values.items()}
-    return Audit(
-        judged,
-        ShiftAudit(**{k: _plain(v) if isinstance(v, float) else v for k, v in found.items()}),
-        TargetsAudit(len(targets.labels), temperatures),
-        scored,
-    )
+    found = repair.describe(repaired, 0)._asdict()
+    return {name: _plain(v) if isinstance(v, float) else v for name, v in found.items()}
 
 
 def _sample(logs: Logs) -> repair.Sample:
-    """The logs as a sample of one seed, with all experts in order."""
-    log_probs, weights = (x[None] for x in log_arrays(logs))
-    experts = jnp.broadcast_to(jnp.arange(weights.shape[2]), weights.shape)
-    return repair.dense_sample(log_probs, weights, experts, num_experts=weights.shape[2])
+    """The logs as a sample of one seed: they have all experts, uniform where not chosen."""
+    return repair.Sample(*(x[None] for x in log_arrays(logs)))
 
 
 def _judge_held_out(logs: Logs) -> HeldOutAudit:
@@ -82,7 +95,11 @@ def _judge_held_out(logs: Logs) -> HeldOutAudit:
     probs = jnp.exp(log_probs)
     mixed = jax.jit(calibration.mixture_calibration)(probs, weights, labels)
     identity = jax.jit(calibration.disagreement_identity)(probs, weights, labels)
-    fit = calibration.calibrators.fit_temperature(mixture.mix_log_probs(log_probs, weights), labels)
+    aggregate = mixture.mix_log_probs(log_probs, weights)
+    impossible = int(jnp.isneginf(aggregate[jnp.arange(len(labels)), labels]).sum())
+    fit = calibration.calibrators.fit_temperature(
+        repair.with_possible_labels(aggregate, labels), labels
+    )
     return HeldOutAudit(
         n=len(logs.labels),
         experts=weights.shape[1],
@@ -98,6 +115,8 @@ def _judge_held_out(logs: Logs) -> HeldOutAudit:
         ),
         temperature=float(repair.usable_temperature(fit)),
         temperature_converged=bool(fit.converged),
+        impossible_labels=impossible,
+        impossible_as=float(jnp.exp(repair.least_log_prob(aggregate))) if impossible else None,
     )
 
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from calmoe_jax import calibration, mixture
-from calmoe_jax.audit.logs import Logs, log_arrays, take
+from calmoe_jax.audit import logs as of_logs
+from calmoe_jax.audit.logs import Logs, log_arrays
 from calmoe_jax.drawing.diagrams import draw_expert_diagrams, draw_gaps, draw_reliability_diagram
 from calmoe_jax.drawing.style import png
 
@@ -16,7 +17,7 @@ def draw_audit(logs: Logs) -> dict[str, bytes]:
     Args:
         logs: checked logs.
     """
-    held_out = take(logs, ~logs.targets)
+    held_out = of_logs.held_out(logs)
     log_probs, weights = log_arrays(held_out)
     labels = jnp.asarray(held_out.labels, jnp.int32)
     config = jax.jit(mixture.configuration)(log_probs, weights)

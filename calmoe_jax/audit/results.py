@@ -59,6 +59,10 @@ class HeldOutAudit:
         disagreement: decomposition of the aggregate's error by the experts' disagreement.
         temperature: temperature of the aggregate, fitted on these examples.
         temperature_converged: whether a finite one is optimal.
+        impossible_labels: number of examples whose label the aggregate gives probability 0.
+        impossible_as: the probability that these labels count as in fits of temperatures: the
+            smallest positive one of all examples and classes, at most 0.001; `None` if there are
+            none. The scores take 0 for 0.
     """
 
     n: int
@@ -73,6 +77,8 @@ class HeldOutAudit:
     disagreement: Disagreement
     temperature: float
     temperature_converged: bool
+    impossible_labels: int
+    impossible_as: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the scores among the others."""
@@ -99,9 +105,18 @@ class ShiftAudit:
 
 @dataclass(frozen=True)
 class TargetsAudit:
-    """The targets: their number, and temperatures for them by calibrator."""
+    """The targets.
+
+    Attributes:
+        n: number of targets.
+        labelled: how many of them have a label.
+        clusters: number of clusters.
+        temperatures: temperatures for them, by calibrator; no label of a target is used.
+    """
 
     n: int
+    labelled: int
+    clusters: int
     temperatures: dict[str, float]
 
 
@@ -113,17 +128,19 @@ class Audit:
         held_out: results on the labelled held-out examples.
         shift: shift between them and the targets; `None` without targets.
         targets: temperatures that repair the targets' confidence; `None` without targets.
-        targets_scored: scores of the targets by calibrator, if all of them have labels.
+        targets_scored: scores of the targets that have labels, by calibrator; `None` if none has.
+        left_out: number of examples that do not count (see `Logs.where`).
     """
 
     held_out: HeldOutAudit
     shift: ShiftAudit | None = None
     targets: TargetsAudit | None = None
     targets_scored: dict[str, Scores] | None = None
+    left_out: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file; missing parts are left out."""
-        plain: dict[str, Any] = {"held_out": self.held_out.to_json()}
+        plain: dict[str, Any] = {"held_out": self.held_out.to_json(), "left_out": self.left_out}
         if self.shift is not None:
             plain["shift"] = asdict(self.shift)
         if self.targets is not None:

@@ -1,6 +1,6 @@
 """A text summary of an audit, for a terminal."""
 
-from calmoe_jax.audit.results import Audit, Estimate, Number, Scores
+from calmoe_jax.audit.results import Audit, Estimate, Number, Scores, TargetsAudit
 
 
 def describe_audit(found: Audit) -> str:
@@ -11,8 +11,8 @@ def describe_audit(found: Audit) -> str:
     """
     held_out = found.held_out
     lines = [
-        f"Held out: {held_out.n:,} labelled examples, {held_out.experts} experts, "
-        f"{held_out.classes} classes.",
+        f"Held out: {_examples(held_out.n, 'labelled', held_out.clusters)}, {held_out.experts} "
+        f"experts, {held_out.classes} classes.",
         _score_words(held_out.scores),
     ]
     experts = ", ".join(
@@ -29,6 +29,13 @@ def describe_audit(found: Audit) -> str:
         f"  temperature {_number(held_out.temperature, '.3f')}"
         + ("" if held_out.temperature_converged else " (no finite optimum)"),
     ]
+    if held_out.impossible_labels:
+        lines.append(
+            f"  labels of probability 0: {held_out.impossible_labels:,}; where a temperature is "
+            f"fitted they count as {_number(held_out.impossible_as, '.1e')}"
+        )
+    if found.left_out:
+        lines.append(f"Left out: {found.left_out:,} examples that do not count.")
     shifted, targets = found.shift, found.targets
     if shifted is None or targets is None:
         return "\n".join([*lines, "No targets: no shift to test for."])
@@ -40,7 +47,7 @@ def describe_audit(found: Audit) -> str:
         _number(getattr(shifted, x), ".3f") for x in p_values
     )
     lines += [
-        f"Targets: {targets.n:,} examples.",
+        f"Targets: {_examples(targets.n, '', targets.clusters)}; {_labelled(targets)}.",
         f"  shift of the configuration: p = {overall} (load {load}, confidence {confidence}, "
         f"disagreement {disagreement}); separability {_number(shifted.separability, '.2f')}; "
         f"effective share of the held-out examples {_number(shifted.effective_share, '.2f')}",
@@ -50,6 +57,19 @@ def describe_audit(found: Audit) -> str:
         lines.append(f"  with {name.replace('_', ' ')}:\n  {_score_words(scores)}")
     decision = shifted.decision.replace("_", " ")
     return "\n".join([*lines, f"Verdict: {decision}: {shifted.reason}."])
+
+
+def _examples(number: int, kind: str, clusters: int) -> str:
+    kinds = f"{number:,} {kind} examples".replace("  ", " ")
+    return kinds if clusters == number else f"{kinds} in {clusters:,} clusters"
+
+
+def _labelled(targets: TargetsAudit) -> str:
+    """How many targets have labels, and what these are used for."""
+    if not targets.labelled:
+        return "none has a label"
+    have = "all have" if targets.labelled == targets.n else f"{targets.labelled:,} of them have"
+    return f"{have} labels, which are used for the scores below and for no decision"
 
 
 def _number(value: Number, form: str) -> str:

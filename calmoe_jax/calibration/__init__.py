@@ -6,13 +6,16 @@
     calibration_error(bins, norm="l2"), debiased_calibration_error(bins), reliability_curve(bins)
     smooth_calibration_error(*top_label(probs, labels))      # no bins
     accuracy, negative_log_likelihood, brier_score           # the scores
+    binary_log_loss(p, y), multilabel_bins(p, y)             # [examples]; [examples, events]
     mixture_calibration(expert_probs, routing, labels)       # the aggregate against its experts
     state = update_state(init_state(num_classes=10), probs, labels)  # a stream: summarise(state)
     intervals.calibration_error(key, bins)                   # with an interval
     fit = calibrators.fit_temperature(logits, labels)        # a calibrator
 
-All take `weights=` and `where=` of examples and an explicit `from_logits=`; examples that cannot be
-scored give NaN. Results are NamedTuples, defined in the modules whose functions return them.
+All take `weights=` and `where=` of examples and an explicit `from_logits=`; the common ones take
+labels as classes, with `ignore_label=`, or as distributions over the classes (votes). Examples that
+cannot be scored give NaN. Results are NamedTuples, defined in the modules whose functions return
+them.
 """
 
 from calmoe_jax.calibration import calibrators as calibrators
@@ -43,6 +46,10 @@ from calmoe_jax.calibration.metrics.errors import (
 from calmoe_jax.calibration.metrics.errors import (
     expected_calibration_error as expected_calibration_error,
 )
+from calmoe_jax.calibration.metrics.events import binary_brier_score as binary_brier_score
+from calmoe_jax.calibration.metrics.events import binary_log_loss as binary_log_loss
+from calmoe_jax.calibration.metrics.events import multilabel_bins as multilabel_bins
+from calmoe_jax.calibration.metrics.events import two_classes as two_classes
 from calmoe_jax.calibration.metrics.experts import chosen_region as chosen_region
 from calmoe_jax.calibration.metrics.experts import expert_bins as expert_bins
 from calmoe_jax.calibration.metrics.experts import expert_calibration as expert_calibration

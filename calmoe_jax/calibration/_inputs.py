@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import zero_from_primal
-from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32
 
@@ -146,28 +146,6 @@ def _sound(
     return sound, jnp.where(sound, logits, 0)
 
 
-def class_labels(labels: Shaped[Array, "*batch"]) -> Integer[Array, "*batch"]:
-    """The labels, if they are integers.
-
-    Args:
-        labels: class of each example.
-
-    Returns:
-        The labels, unchanged; their range is checked where the number of classes is known.
-
-    Raises:
-        TypeError: if they are not integers: a float label may be a probability or a rounded
-            number, a truth value an outcome.
-    """
-    _check_integers(labels.dtype)
-    return labels
-
-
-def _check_integers(dtype: jnp.dtype) -> None:
-    if not jnp.issubdtype(dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, got labels.dtype={dtype}.")
-
-
 def event(
     confidence: Float[Array, "*batch"], outcome: Float[Array, "*batch"] | Bool[Array, "*batch"]
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
@@ -249,7 +227,8 @@ def check_predictions(
             )
     if labels is not None:
         labels = np.asarray(labels)
-        _check_integers(labels.dtype)
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise TypeError(f"labels must be of integers, got labels.dtype={labels.dtype}.")
         _check_one_per_example("labels", labels, examples)
         outside = np.asarray((labels < 0) | (labels >= classes))
         _raise_at("labels", labels, outside, f"be in [0, {classes})")

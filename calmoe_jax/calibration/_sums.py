@@ -10,19 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from calmoe_jax._numerics import two_sum
+
 # Examples added plainly: equal numbers lose at most 1e-6 of their sum in float32.
 _RUN = 64
 # Sums whose rounding errors are added plainly.
 _BLOCK = 128
-
-
-def two_sum(
-    a: Float[Array, "*shape"], b: Float[Array, "*shape"]
-) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """`a + b` and its rounding error; their sum is exact (of finite numbers)."""
-    total = a + b
-    rounded = total - a
-    return total, (a - (total - rounded)) + (b - rounded)
 
 
 def add_pairs(
@@ -84,19 +77,21 @@ def weighted_total(
 
 
 def sum_by_bin(
-    values: Float[Array, " examples"], bins: Int[Array, " examples"], num_bins: int
-) -> Float[Array, " bins"]:
+    values: Float[Array, "examples ..."], bins: Int[Array, " examples"], num_bins: int
+) -> Float[Array, "bins ..."]:
     """Sum of the values in each bin, compensated over runs of examples.
 
     Args:
-        values: values to sum.
+        values: values to sum, or rows of them.
         bins: bin of each value, in `[0, num_bins)`.
         num_bins: number of bins. Up to 64 a run has 64 examples, above it as many as there are
-            bins, so that the sums of the runs take no more memory than the values.
+            bins, so that the sums of the runs take no more memory than the values; equal numbers
+            then lose up to 1e-5 of their sum for 2048 bins.
     """
     size = values.shape[0]
     run = max(_RUN, num_bins)
     runs = -(-size // run)
     cells = bins + num_bins * (jax.lax.iota(jnp.int32, size) // run).astype(bins.dtype)
-    grid = jnp.zeros(runs * num_bins, values.dtype).at[cells].add(values)
-    return compensated_sum(grid.reshape(runs, num_bins))
+    rest = values.shape[1:]
+    grid = jnp.zeros((runs * num_bins, *rest), values.dtype).at[cells].add(values)
+    return compensated_sum(grid.reshape(runs, num_bins, *rest))

@@ -11,7 +11,7 @@ from calmoe_jax._numerics import at_least_float32, example_weights
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import event
 from calmoe_jax.calibration._sums import total
-from calmoe_jax.calibration.metrics.binning import ReliabilityBins
+from calmoe_jax.calibration.metrics.binning import ReliabilityBins, square_unit
 from calmoe_jax.calibration.metrics.equal_mass import mass_index, middle_weights
 
 # 97.5 % quantile of the standard normal distribution.
@@ -88,7 +88,8 @@ def reliability_curve(bins: ReliabilityBins) -> ReliabilityCurve:
     # rounding may put a quotient of sums outside by an ulp
     confidence = jnp.clip(bins.confidence / weight, 0, 1)
     accuracy = jnp.clip((bins.confidence - bins.residual) / weight, 0, 1)
-    noise = _NORMAL_95**2 * bins.weight_square / jnp.square(weight)  # z^2 / n
+    square = jnp.square(weight / square_unit(bins.weight)[..., None])
+    noise = _NORMAL_95**2 * bins.weight_square / square  # z^2 / n
     middle = accuracy + noise / 2
     half = jnp.sqrt(noise * accuracy * (1 - accuracy) + jnp.square(noise) / 4)
     return ReliabilityCurve(

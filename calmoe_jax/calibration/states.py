@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_same_size
-from calmoe_jax._numerics import AxisName, example_weights, psum
+from calmoe_jax._numerics import AxisName, example_weights, psum, two_sum
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration._sums import add_pairs, two_sum, weighted_total
+from calmoe_jax.calibration._sums import add_pairs, weighted_total
 from calmoe_jax.calibration.metrics.binning import (
     ReliabilityBins,
     classwise_bins,
+    square_unit,
     top_label_bins,
 )
 from calmoe_jax.calibration.metrics.errors import (
@@ -203,7 +204,22 @@ def merge_states(a: CalibrationState, b: CalibrationState) -> CalibrationState:
         >>> summarise(merge_states(state, state)).weight
         Array(2., dtype=float32)
     """
-    return _by_sum(lambda *sums: add_pairs(sums[:2], sums[2:]), a, b)
+    weight = a.high.bins.weight + b.high.bins.weight
+    both = (_with_squares_in(square_unit(weight), state) for state in (a, b))
+    return _by_sum(lambda *sums: add_pairs(sums[:2], sums[2:]), *both)
+
+
+def _with_squares_in(unit: Float[Array, "*batch"], state: CalibrationState) -> CalibrationState:
+    """The state with the sums of squares in a unit that is not that of its own weight."""
+    change = (square_unit(state.high.bins.weight) / unit)[..., None]
+
+    def changed(sums: CalibrationSums) -> CalibrationSums:
+        names = ("weight_square", "residual_square", "weight_residual")
+        # in two steps: the square of the change may underflow
+        squares = {name: getattr(sums.bins, name) * change * change for name in names}
+        return sums._replace(bins=sums.bins._replace(**squares))
+
+    return CalibrationState(*map(changed, state))
 
 
 def _by_sum(
@@ -261,7 +277,8 @@ def psum_state(state: CalibrationState, axis_name: AxisName) -> CalibrationState
         summed, error = two_sum(exact, rest)
         return jnp.where(finite, summed, plain), jnp.where(finite, error, 0)
 
-    return _by_sum(add, state)
+    weight = psum(state.high.bins.weight, axis_name)
+    return _by_sum(add, _with_squares_in(square_unit(weight), state))
 
 
 @checked

@@ -3,9 +3,12 @@
 from calmoe_jax.moe.dispatch import combine as combine
 from calmoe_jax.moe.dispatch import dispatch as dispatch
 from calmoe_jax.moe.dispatch import gather_slots as gather_slots
+from calmoe_jax.moe.experts import HIDDEN_NAME as HIDDEN_NAME
 from calmoe_jax.moe.experts import ExpertParams as ExpertParams
 from calmoe_jax.moe.experts import expert_linear as expert_linear
 from calmoe_jax.moe.experts import expert_mlp as expert_mlp
+from calmoe_jax.moe.experts import shared_mlp as shared_mlp
+from calmoe_jax.moe.layer import ROWS_NAME as ROWS_NAME
 from calmoe_jax.moe.layer import SparseOutput as SparseOutput
 from calmoe_jax.moe.layer import sparse_layer as sparse_layer
 from calmoe_jax.moe.losses import load_balancing_loss as load_balancing_loss
@@ -21,3 +24,4 @@ from calmoe_jax.moe.plan import plan_dispatch as plan_dispatch
 from calmoe_jax.moe.route import ROUTING_NAME as ROUTING_NAME
 from calmoe_jax.moe.route import Routed as Routed
 from calmoe_jax.moe.route import route as route
+from calmoe_jax.moe.selection_bias import update_selection_bias as update_selection_bias

@@ -174,7 +174,9 @@ def _sums(
         if i == _ROWS:
             return permute.to_rows(x, plan.positions, plan.slot_indices, weights)
         dots = permute.to_weights(x, rows, plan.positions, plan.slot_indices)
-        return dots.astype(weights_dtype)
+        return (
+            dots.astype(weights_dtype) if weights is None else permute.defined_dots(dots, weights)
+        )
 
     return tuple(map(gradient, wanted))
 

@@ -1,6 +1,7 @@
 """Experts with one hidden layer on rows that are grouped by expert.
 
-Parameters are plain arrays, so they can come from any neural network library.
+Parameters are plain arrays, so they can come from any neural network library. Policies of
+`jax.checkpoint` can save the hidden units by the name `HIDDEN_NAME`.
 """
 
 from functools import partial
@@ -8,35 +9,26 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from calmoe_jax._checks import check_choice
+from calmoe_jax._numerics import at_least_float32
 from calmoe_jax._signatures import checked
+from calmoe_jax.moe.activations import Activation, columns_of, function_of, name_of
 from calmoe_jax.moe.matmul import grouped_matmul
 from calmoe_jax.moe.plan import DispatchPlan
 
-
-def _swiglu(inner: jax.Array) -> jax.Array:
-    gate, value = jnp.split(inner, 2, axis=1)
-    return jax.nn.silu(gate) * value
-
-
-# Under `checkpoint`: otherwise factors of their derivatives would be stored with the hidden units,
-# two more arrays of that size, which save no time (measured on CPU).
-_ACTIVATIONS = {
-    "relu": jax.nn.relu,
-    "gelu": jax.checkpoint(partial(jax.nn.gelu, approximate=False)),
-    "swiglu": jax.checkpoint(_swiglu),
-}
-ACTIVATIONS = tuple(_ACTIVATIONS)
+# For policies of `jax.checkpoint`: the arguments of activations, which are recomputed from them.
+HIDDEN_NAME = "calmoe_hidden"
 
 
 class ExpertParams(NamedTuple):
     """Parameters of experts with one hidden layer.
 
     Attributes:
-        w_in: matrices from inputs to hidden units. For SwiGLU the gates' columns come first and
-            then the values', so that one product gives both: `columns` is then twice `hidden`.
+        w_in: matrices from inputs to hidden units. For an activation that splits its columns
+            `columns` is twice `hidden`; for SwiGLU the gates' come first and then the values', so
+            that one product gives both.
         w_out: matrices from hidden units to outputs.
         b_in: biases of `w_in`, if any.
         b_out: biases of `w_out`, if any.
@@ -113,7 +105,7 @@ def expert_mlp(
     plan: DispatchPlan,
     params: ExpertParams,
     *,
-    activation: str = "gelu",
+    activation: Activation = "gelu",
     block_size: int | None = None,
     capacity: int | None = None,
     implementation: str | None = None,
@@ -126,8 +118,9 @@ def expert_mlp(
         rows: rows grouped by expert, as from `dispatch`.
         plan: the plan of dispatch, which gives the rows of each group.
         params: the experts' parameters, of the dtype of the rows.
-        activation: `"relu"`, `"gelu"` (the exact one) or `"swiglu"`. It is recomputed in the
-            backward pass.
+        activation: `"relu"`, `"gelu"` (the exact one), `"swiglu"`, or a function from
+            `[rows, columns]` to `[rows, hidden]` with `columns` equal to `hidden` or twice that. It
+            is recomputed in the backward pass.
         block_size: the plan's, if it has one.
         capacity: the plan's, if it has one.
         implementation: implementation of the products; see `calmoe_jax.moe.matmul`.
@@ -148,16 +141,66 @@ def expert_mlp(
     References:
         Shazeer, GLU Variants Improve Transformer, 2020.
     """
-    check_choice("activation", activation, ACTIVATIONS)
-    columns, hidden = params.w_in.shape[2], params.w_out.shape[1]
-    wanted = 2 * hidden if activation == "swiglu" else hidden
-    if columns != wanted:
-        raise ValueError(
-            f"w_in must have {wanted} columns for {activation} and w_out's {hidden} hidden units, "
-            f"got w_in.shape={params.w_in.shape}."
-        )
+    _check_widths(params, activation)
     linear = partial(
         expert_linear, block_size=block_size, capacity=capacity, implementation=implementation
     )
-    inner = linear(rows, plan, params.w_in, params.b_in)
-    return linear(_ACTIVATIONS[activation](inner), plan, params.w_out, params.b_out)
+    inner = checkpoint_name(linear(rows, plan, params.w_in, params.b_in), HIDDEN_NAME)
+    return linear(function_of(activation)(inner), plan, params.w_out, params.b_out)
+
+
+@checked
+def shared_mlp(
+    x: Float[Array, "tokens d"], params: ExpertParams, *, activation: Activation = "gelu"
+) -> Float[Array, "tokens d_out"]:
+    """Applies all experts to every token and sums: `sum_e act(x w_in[e] + b_in[e]) w_out[e] + ...`.
+
+    For shared experts, which every token goes through without routing.
+
+    Args:
+        x: tokens.
+        params: the shared experts' parameters, of the dtype of `x`.
+        activation: as in `expert_mlp`.
+
+    Returns:
+        The sums, in the dtype of `x`.
+
+    Raises:
+        TypeError: if `x` and the parameters differ in dtype.
+        ValueError: if the widths do not fit, or the activation is unknown.
+
+    Example:
+        >>> params = ExpertParams(jnp.ones((2, 1, 3)), jnp.ones((2, 3, 1)))
+        >>> shared_mlp(jnp.array([[2.0], [-1.0]]), params, activation="relu").tolist()
+        [[12.0], [0.0]]
+
+    References:
+        Dai et al., DeepSeekMoE, 2024.
+    """
+    _check_widths(params, activation)
+    experts, d, columns = params.w_in.shape
+    if x.shape[1] != d:
+        raise ValueError(f"params must be of {x.shape[1]} inputs, got w_in.shape={(experts, d)}.")
+    if any(w.dtype != x.dtype for w in params if w is not None):
+        dtypes = [str(w.dtype) for w in params if w is not None]
+        raise TypeError(f"params must have the dtype of x, {x.dtype}, got {', '.join(dtypes)}.")
+    wide = at_least_float32(x[:0]).dtype
+    inner = jnp.einsum("td,edf->tef", x, params.w_in, preferred_element_type=wide).astype(x.dtype)
+    if params.b_in is not None:
+        inner += params.b_in[None]
+    inner = checkpoint_name(inner.reshape(-1, columns), HIDDEN_NAME)
+    hidden = function_of(activation)(inner).reshape(len(x), experts, -1)
+    result = jnp.einsum("tef,efd->td", hidden, params.w_out, preferred_element_type=wide)
+    if params.b_out is not None:
+        result += at_least_float32(params.b_out).sum(axis=0)[None]
+    return result.astype(x.dtype)
+
+
+def _check_widths(params: ExpertParams, activation: Activation) -> None:
+    hidden = params.w_out.shape[1]
+    wanted = columns_of(activation, hidden)
+    if params.w_in.shape[2] != wanted:
+        raise ValueError(
+            f"w_in must have {wanted} columns for {name_of(activation)} and w_out's {hidden} "
+            f"hidden units, got w_in.shape={params.w_in.shape}."
+        )

@@ -1,19 +1,18 @@
 """Losses of a gate from the plan and the statistics that `route` has already computed.
 
 The same losses as `calmoe_jax.routing.load_balancing_loss` and `router_z_loss`, which take gate
-logits or probabilities.
+logits or probabilities. The tokens that count are those that counted for `route`. Of stacked
+results (of `vmap`, or of a scan over layers) the losses are stacked too.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from calmoe_jax._numerics import AxisName, psum, safe_divide
-from calmoe_jax._signatures import checked
 from calmoe_jax.moe.route import Routed
 
 
-@checked
-def load_balancing_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[Array, ""]:
+def load_balancing_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[Array, "*stacked"]:
     """Penalises experts that receive many slots and have high gate probability.
 
     With `f_e` the fraction of all slots sent to expert `e` and `P_e` its mean gate
@@ -26,9 +25,8 @@ def load_balancing_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[
             summed, so uneven shards give the loss of the full batch.
 
     Returns:
-        The loss, a float32 scalar; 0 without tokens, NaN if a token cannot be routed. Slots
-        dropped by a capacity count as sent; so do slots of weight 0, which
-        `calmoe_jax.routing.load_balancing_loss` does not count.
+        The loss, a float32 scalar; 0 without tokens, NaN if one that counts cannot be routed. Slots
+        dropped by a capacity count as sent; slots of weight 0 do not count.
 
     Example:
         >>> routed = route(jnp.log(jnp.array([[0.9, 0.1], [0.1, 0.9]])), k=1)
@@ -39,15 +37,14 @@ def load_balancing_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[
         Fedus et al., Switch Transformers, 2021, eq. 4 (whose constant is also 1, for k = 1).
     """
     mean = routed.statistics.mean_gate_probs
-    tokens = len(routed.statistics.logsumexp)
     load = psum(routed.plan.load, axis_name).astype(mean.dtype)
-    importance = psum(mean * tokens, axis_name)
-    slots_times_tokens = jnp.sum(load) * _count(routed, axis_name)
-    return len(load) * safe_divide(jnp.sum(load * importance), slots_times_tokens)
+    importance = psum(mean * _own_count(routed)[..., None], axis_name)
+    slots_times_tokens = jnp.sum(load, axis=-1) * psum(_own_count(routed), axis_name)
+    correlation = jnp.sum(load * importance, axis=-1)
+    return load.shape[-1] * safe_divide(correlation, slots_times_tokens)
 
 
-@checked
-def router_z_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[Array, ""]:
+def router_z_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[Array, "*stacked"]:
     """Mean squared log-partition of the gate: `mean_t (log sum_e exp g_te)^2`.
 
     Args:
@@ -56,7 +53,7 @@ def router_z_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[Array,
 
     Returns:
         The loss, a float32 scalar; 0 without tokens, and 0 where every token's gate logits are the
-        logs of probabilities; NaN if a token cannot be routed.
+        logs of probabilities; NaN if a token that counts cannot be routed.
 
     Example:
         >>> cm.moe.router_z_loss(route(jnp.log(jnp.array([[0.5, 0.5]])), k=1))
@@ -65,10 +62,10 @@ def router_z_loss(routed: Routed, *, axis_name: AxisName = None) -> Float[Array,
     References:
         Zoph et al., ST-MoE, 2022.
     """
-    total = psum(jnp.sum(jnp.square(routed.statistics.logsumexp)), axis_name)
-    return safe_divide(total, _count(routed, axis_name))
+    total = psum(jnp.sum(jnp.square(routed.statistics.logsumexp), axis=-1), axis_name)
+    return safe_divide(total, psum(_own_count(routed), axis_name))
 
 
-def _count(routed: Routed, axis_name: AxisName) -> Float[Array, ""]:
-    log_sums = routed.statistics.logsumexp
-    return psum(jnp.asarray(len(log_sums), log_sums.dtype), axis_name)
+def _own_count(routed: Routed) -> Float[Array, "*stacked"]:
+    """Tokens that count on this device."""
+    return routed.statistics.num_tokens.astype(routed.statistics.logsumexp.dtype)

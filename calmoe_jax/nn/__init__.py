@@ -9,6 +9,8 @@ from calmoe_jax.nn.classifiers import MoEClassifier as MoEClassifier
 from calmoe_jax.nn.classifiers import Router as Router
 from calmoe_jax.nn.classifiers import SingleClassifier as SingleClassifier
 from calmoe_jax.nn.classifiers import count_parameters as count_parameters
+from calmoe_jax.nn.moe_layer import ExpertWeights as ExpertWeights
 from calmoe_jax.nn.moe_layer import MoELayer as MoELayer
+from calmoe_jax.nn.moe_layer import SelectionBias as SelectionBias
 from calmoe_jax.nn.network import Network as Network
 from calmoe_jax.nn.network import from_nnx as from_nnx

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_non_negative, check_positive, check_where
+from calmoe_jax._checks import check_at_least, check_non_negative, check_positive
 from calmoe_jax._numerics import AxisName, psum
 from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting._solver import dual as _dual
@@ -123,7 +123,7 @@ def entropy_balance(
         Hainmueller, Entropy Balancing for Causal Effects, 2012; Wong et al., Toward Calibrated
         Mixture-of-Experts Under Distribution Shift, 2026, for the tilt.
     """
-    _check(signal, constraints, targets, eta, radius, weights, where, slack, start, implicit)
+    _check(constraints, targets, eta, radius, slack, start, implicit)
     for name, value in (("radius", radius), ("ridge", ridge), ("slack", slack)):
         check_non_negative(name, value)
     check_at_least("max_steps", max_steps, 1)
@@ -197,7 +197,7 @@ def _solve(
 ) -> tuple[BalanceSolution, _dual.DualState]:
     problem = _problem.standardise(inputs, where, options.axis_name)
     # a constant column has an infinite unit, and no potential
-    begin = jnp.where(jnp.isinf(problem.columns.scale), 0, start * problem.columns.scale)
+    begin = jnp.where(jnp.isinf(problem.scale), 0, start * problem.scale)
     stride = _problem.stride_of(len(problem.signal))
     near: tuple[Float[Array, " m"], Float[Array, ""], Float[Array, "m m"] | None]
     near = begin, jnp.zeros_like(problem.signal_scale), None
@@ -216,7 +216,8 @@ def _solve(
     kl = _problem.divergence(log_weights, problem.log_base, options.axis_name)
     squares = _dual.log_sum(2 * log_weights, options.axis_name)
     some = ~jnp.isneginf(squares)
-    feasible, converged = some & ~found.separated, found.residual <= options.tolerance
+    feasible = some & ~found.separated & ~jnp.isnan(kl)
+    converged = found.residual <= options.tolerance
     if inputs.radius is not None:
         # 1e-6 nats for a radius of about 0
         allowed = 1e-4 * inputs.radius + 1e-6
@@ -225,14 +226,14 @@ def _solve(
     return (
         BalanceSolution(
             log_weights=log_weights,
-            potentials=found.potentials / problem.columns.scale,
+            potentials=found.potentials / problem.scale,
             eta=eta / problem.signal_scale if inputs.eta is None else inputs.eta,
             kl=kl,
             effective_sample_size=jnp.where(some, jnp.exp(-squares), 0),
             residual=found.residual,
             duality_gap=_gap(found, _problem.ridge_of(inputs, problem, eta), inputs.slack),
             feasible=feasible,
-            converged=some & converged & feasible & ~jnp.isnan(kl),
+            converged=converged & feasible,
             num_steps=num_steps,
         ),
         found,
@@ -256,6 +257,7 @@ def _find(
     def minimum(eta: Float[Array, ""], potentials: Float[Array, " m"]) -> _dual.DualState:
         to_minimise = _dual.DualProblem(
             problem.columns,
+            problem.aim,
             _problem.scores(problem, eta),
             _problem.ridge_of(inputs, problem, eta),
             inputs.slack,
@@ -275,7 +277,8 @@ def _find(
 
     if inputs.radius is None:
         assert inputs.eta is not None
-        eta = inputs.eta * problem.signal_scale
+        largest = jnp.finfo(inputs.eta.dtype).max
+        eta = jnp.minimum(inputs.eta * problem.signal_scale, largest)
         found = minimum(eta, potentials)
         return found, eta, found.num_steps, jnp.ones((), bool)
 
@@ -299,7 +302,7 @@ def _tilted(
     signal = jnp.where(share > 0, problem.signal, 0)
     middle = psum(jnp.sum(share * signal), axis_name)
     away = share * (signal - middle)
-    common = psum(_problem.standard_sum(away, problem.columns), axis_name)
+    common = _problem.standard_sum(away, problem.columns, axis_name)
     drift = solve_semidefinite(found.second, common, jnp.ones(common.shape, bool))
     variance = psum(jnp.sum(away * (signal - middle)), axis_name) - common @ drift
     kl = _problem.divergence(log_weights, problem.log_base, axis_name)
@@ -317,13 +320,10 @@ def _gap(
 
 
 def _check(
-    signal: jax.Array,
     constraints: jax.Array | None,
     targets: jax.Array | None,
     eta: object,
     radius: object,
-    weights: jax.Array | None,
-    where: jax.Array | None,
     slack: object,
     start: jax.Array | None,
     implicit: bool,
@@ -332,29 +332,9 @@ def _check(
         raise ValueError(
             f"exactly one of eta and radius must be given, got eta={eta} and radius={radius}."
         )
-    if signal.ndim != 1:
-        raise ValueError(f"signal must have one axis, got signal.shape={signal.shape}.")
-    check_where("where", where, signal.shape)
-    if weights is not None and weights.shape != signal.shape:
-        raise ValueError(
-            f"weights must have the shape of signal, {signal.shape}, got "
-            f"weights.shape={weights.shape}."
-        )
     if constraints is None:
         for name, given in (("targets", targets), ("start", start)):
             if given is not None:
                 raise ValueError(f"constraints must be given with {name}, got constraints=None.")
-    elif constraints.ndim != 2 or len(constraints) != len(signal):
-        raise ValueError(
-            f"constraints must have the axes [{len(signal)} examples, m], got "
-            f"constraints.shape={constraints.shape}."
-        )
-    else:
-        for name, given in (("targets", targets), ("start", start)):
-            if given is not None and given.shape != constraints.shape[1:]:
-                raise ValueError(
-                    f"{name} must have shape {constraints.shape[1:]}, one number per column of "
-                    f"constraints, got {name}.shape={given.shape}."
-                )
     if implicit and not (isinstance(slack, int | float) and slack == 0):
         raise ValueError(f"slack must be 0 with implicit=True, got slack={slack}.")

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_positive, check_where
-from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
+from calmoe_jax._checks import check_at_least, check_positive
+from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum, safe_divide
+from calmoe_jax._signatures import checked
 
 
 class GroupState(NamedTuple):
@@ -27,7 +28,8 @@ class GroupAdversary(NamedTuple):
     Attributes:
         init: `() -> state`.
         update: `(losses, groups, state, where=None, *, axis_name=None) -> (log_weights, state)`,
-            with a log weight for each example.
+            with a log weight for each example. NaN in a loss that counts, or a group outside
+            `[0, num_groups)`, gives NaN, in the state as well.
     """
 
     init: Callable[[], GroupState]
@@ -66,6 +68,7 @@ def group_dro(*, num_groups: int, step_size: float) -> GroupAdversary:
     def init() -> GroupState:
         return GroupState(jnp.full(num_groups, -jnp.log(float(num_groups))))
 
+    @checked
     def update(
         losses: Float[Array, " examples"],
         groups: Int[Array, " examples"],
@@ -74,21 +77,24 @@ def group_dro(*, num_groups: int, step_size: float) -> GroupAdversary:
         *,
         axis_name: AxisName = None,
     ) -> tuple[Float[Array, " examples"], GroupState]:
-        check_where("where", where, losses.shape)
         losses = jax.lax.stop_gradient(at_least_float32(losses))
-        member = jax.nn.one_hot(groups, num_groups, dtype=losses.dtype)
-        if where is not None:
-            member = jnp.where(where[:, None], member, 0)
-        sizes = psum(jnp.sum(member, axis=0), axis_name)
-        # the loss of a group without examples may be anything
-        known = jnp.where(member.any(axis=1), losses, 0)
-        means = safe_divide(psum(known @ member, axis_name), sizes)
-        tilted = state.log_weights + step_size * means
-        moved = GroupState(jax.nn.log_softmax(tilted))
+        counted = jnp.ones(losses.shape, bool) if where is None else where
+        member = jax.nn.one_hot(groups, num_groups, dtype=bool) & counted[:, None]
+        astray = jnp.sum(counted & ~member.any(axis=1)).astype(losses.dtype)
+        unknown = jnp.where(psum(astray, axis_name) > 0, jnp.nan, 0)
+        sizes = psum(jnp.sum(member.astype(losses.dtype), axis=0), axis_name)
+        # relative to the largest, which keeps the digits of losses far from 0
+        most = pmax(jnp.max(jnp.where(counted, losses, -jnp.inf), initial=-jnp.inf), axis_name)
+        most = jnp.where(jnp.isfinite(most), most, 0)
+        off = jnp.where(member, (losses - most)[:, None], 0)
+        means = safe_divide(psum(jnp.sum(off, axis=0), axis_name), sizes)
+        # the loss of a group without examples is 0
+        tilted = state.log_weights + step_size * jnp.where(sizes > 0, means, -most)
+        moved = GroupState(jax.nn.log_softmax(tilted + unknown))
         present = jnp.where(sizes > 0, moved.log_weights, -jnp.inf)
         present -= jnp.where(jnp.isneginf(present).all(), 0, jax.nn.logsumexp(present))
-        of_each = present - jnp.log(jnp.where(sizes > 0, sizes, 1))
-        log_weights = jnp.where(member.any(axis=1), of_each[groups], -jnp.inf)
-        return log_weights, moved
+        of_each = present - jnp.log(jnp.where(sizes > 0, sizes, 1)) + unknown
+        picked = of_each[jnp.clip(groups, 0, num_groups - 1)]
+        return jnp.where(counted, picked, -jnp.inf), moved
 
     return GroupAdversary(init, update)

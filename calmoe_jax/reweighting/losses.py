@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_non_negative, check_where
-from calmoe_jax._numerics import AxisName, at_least_float32, psum, safe_divide
+from calmoe_jax._checks import check_non_negative
+from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum, safe_divide
 from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting.signals import configuration_signal
 from calmoe_jax.reweighting.tilt import tilted_log_weights
@@ -38,7 +38,6 @@ def erm_loss(
         >>> erm_loss(jnp.array([1.0, 3.0]))
         Array(2., dtype=float32)
     """
-    check_where("where", where, losses.shape)
     losses = at_least_float32(losses)
     where = jnp.ones(losses.shape, bool) if where is None else where
     total, count = jnp.sum(jnp.where(where, losses, 0)), jnp.sum(where.astype(losses.dtype))
@@ -86,8 +85,15 @@ def robust_loss(
         log_weights = jax.lax.stop_gradient(log_weights)
     # a weight of exactly 0 must not meet an infinite loss
     counted = ~jnp.isneginf(log_weights)
-    terms = jnp.where(counted, at_least_float32(losses), 0) * jnp.exp(log_weights)
-    return psum(jnp.sum(terms), axis_name)
+    losses = jnp.where(counted, at_least_float32(losses), 0)
+    if detach:
+        return psum(jnp.sum(losses * jnp.exp(log_weights)), axis_name)
+    # the weights sum to one: relative to a constant, their derivatives do not cancel
+    level = jax.lax.stop_gradient(jnp.max(losses, where=counted, initial=-jnp.inf))
+    level = pmax(level, axis_name)
+    level = jnp.where(jnp.isfinite(level), level, 0)
+    terms = jnp.where(counted, losses - level, 0) * jnp.exp(log_weights)
+    return level + psum(jnp.sum(terms), axis_name)
 
 
 @checked
@@ -165,7 +171,6 @@ def robust_filtered_loss(
     References:
         Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
     """
-    check_where("relevant", relevant, losses.shape)
     mean = erm_loss(losses, where=where, axis_name=axis_name)
     chosen = relevant if where is None else relevant & where
     tilted = robust_loss(losses, eta=eta, detach=detach, where=chosen, axis_name=axis_name)

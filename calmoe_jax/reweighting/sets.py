@@ -4,6 +4,9 @@ Each function takes a signal (for example a loss of each example) and gives the 
 its mean largest, with a dual value that bounds it from above: what a distributionally robust loss
 is made of. The gradient of `<w, loss>` with the weights constant is that of the worst case
 (Danskin).
+
+Examples with a signal of `-inf` are left out, like those outside `where`. NaN in a signal or a
+weight that counts, or a negative weight, makes everything NaN.
 """
 
 from typing import NamedTuple
@@ -12,9 +15,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_positive, check_range, check_where
-from calmoe_jax._numerics import AxisName, at_least_float32, pmax, pmin, psum, safe_divide
+from calmoe_jax._checks import check_positive, check_range
+from calmoe_jax._numerics import (
+    AxisName,
+    at_least_float32,
+    example_weights,
+    pmax,
+    pmin,
+    psum,
+    safe_divide,
+)
 from calmoe_jax._signatures import checked
+from calmoe_jax.reweighting._solver.problem import divergence_of_ratio
 from calmoe_jax.reweighting.balance import entropy_balance
 from calmoe_jax.reweighting.tilt import tilted_log_weights
 
@@ -29,7 +41,8 @@ class WorstCase(NamedTuple):
         value: `<w, s>`, minus the penalty if there is one.
         dual_value: an upper bound of the value over the set, equal to it up to rounding.
         effective_sample_size: `1 / sum w^2`.
-        converged: whether value and dual value agree up to rounding, and some example counts.
+        converged: whether value and dual value agree up to rounding, beside the range of the
+            signal, and some example counts.
     """
 
     log_weights: Float[Array, " examples"]
@@ -74,14 +87,16 @@ def kl_penalty(
     """
     case = _Case(signal, weights, where, axis_name)
     log_weights = tilted_log_weights(
-        case.signal, eta=eta, weights=weights, where=where, axis_name=axis_name
+        case.signal, eta=eta, weights=weights, where=case.counted, axis_name=axis_name
     )
-    share = jnp.exp(log_weights)
-    ratio = jnp.where(share > 0, log_weights, 0) - jnp.where(share > 0, case.log_base, 0)
-    penalty = case.sum(share * ratio) / eta
-    # log Z relative to the largest signal, which cannot overflow
-    dual = case.top + jnp.log(case.sum(case.base * jnp.exp(eta * (case.filled - case.top)))) / eta
-    return case.worst(log_weights, dual, penalty)
+    slope = case.slope(eta)
+    scores, log_sum = case.tilt(slope)
+    ratio = jnp.where(case.base > 0, scores - log_sum, -jnp.inf)
+    kl = divergence_of_ratio(ratio, jnp.exp(log_weights), case.base, axis_name)
+    some = slope > _flat(slope)
+    safe = jnp.where(some, slope, 1)
+    dual = jnp.where(some, log_sum / safe, case.mean)
+    return case.worst(log_weights, dual, jnp.where(some, kl / safe, 0))
 
 
 @checked
@@ -117,16 +132,16 @@ def kl_ball(
     References:
         Levy et al., Large-Scale Methods for Distributionally Robust Optimization, 2020.
     """
-    solution = entropy_balance(
-        signal, radius=radius, weights=weights, where=where, axis_name=axis_name
-    )
     case = _Case(signal, weights, where, axis_name)
-    eta = solution.eta
-    log_sum = jnp.log(case.sum(case.base * jnp.exp(eta * (case.filled - case.top))))
-    bound = case.top + (radius + log_sum) / jnp.where(eta > 0, eta, 1)
-    dual = jnp.where(eta > 0, bound, case.mean)
+    solution = entropy_balance(
+        case.signal, radius=radius, weights=weights, where=case.counted, axis_name=axis_name
+    )
+    slope = case.slope(solution.eta)
+    some = slope > _flat(slope)
+    bound = (radius + case.tilt(slope)[1]) / jnp.where(some, slope, 1)
     # beyond the largest divergence that the signal can reach, the bound is its largest value
-    return case.worst(solution.log_weights, jnp.minimum(dual, case.top))
+    dual = jnp.minimum(jnp.where(some, bound, case.mean), 0)
+    return case.worst(solution.log_weights, dual)
 
 
 @checked
@@ -165,11 +180,9 @@ def chi_square_ball(
     """
     check_range("radius", radius, 0, float("inf"))
     case = _Case(signal, weights, where, axis_name)
-    level = jnp.asarray(1 + 2 * radius, case.signal.dtype)
-    # relative to the largest, in units of the range: squares of 1e30 would overflow
-    unit = jnp.where(case.top > case.bottom, case.top - case.bottom, 1)
-    depth = (case.filled - case.top) / unit
-    mean = case.sum(case.base * depth)
+    # `sum w^2 / q` is at most 1 more than this; the sum would lose a small radius
+    excess = jnp.asarray(2 * radius, case.signal.dtype)
+    depth, mean = case.depth, case.mean
     spread = jnp.sqrt(case.sum(case.base * (depth - mean) ** 2))
 
     def above(nu: jax.Array) -> jax.Array:
@@ -177,7 +190,7 @@ def chi_square_ball(
 
     def too_low(nu: jax.Array) -> jax.Array:
         first, second = case.sum(case.base * above(nu)), case.sum(case.base * above(nu) ** 2)
-        return second < level * first**2
+        return second / first - first < excess * first
 
     def halve(
         _: int | jax.Array, bounds: tuple[jax.Array, jax.Array]
@@ -186,21 +199,24 @@ def chi_square_ball(
         raise_ = too_low(middle)
         return jnp.where(raise_, middle, bounds[0]), jnp.where(raise_, bounds[1], middle)
 
-    # where all examples have weight; nu is never lower
-    low = mean - spread / jnp.sqrt(jnp.maximum(level - 1, 1e-12))
-    nu, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, jnp.zeros_like(low)))
+    # where all examples have weight
+    slope = jnp.sqrt(excess) / jnp.where(spread > 0, spread, 1)
+    even = 1 + slope * (depth - mean)
+    plain = jnp.min(jnp.where(case.base > 0, even, jnp.inf), initial=jnp.inf)
+    plain = (pmin(plain, case.axis_name) >= 0) | (spread <= 0)
+    nu, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (-jnp.ones_like(mean), jnp.zeros_like(mean)))
     mass = case.sum(case.base * above(nu))
     highest = depth == 0
     at_top = case.sum(jnp.where(highest, case.base, 0))
-    # the signal's largest value takes all, or all signals are equal
-    corner = (level * at_top >= 1) | (mass <= 0)
-    plain = (spread <= 0) | (level <= 1)
+    # the signal's largest value takes all
+    corner = ((1 + excess) * at_top >= 1) | (mass <= 0)
     share = jnp.where(highest, case.base / jnp.where(at_top > 0, at_top, 1), 0)
     inside = case.base * above(nu) / jnp.where(mass > 0, mass, 1)
-    share = jnp.where(plain, case.base, jnp.where(corner, share, inside))
-    bound = nu + jnp.sqrt(level * case.sum(case.base * above(nu) ** 2))
-    dual = jnp.where(plain, mean, jnp.where(corner, 0, bound))
-    return case.worst(jnp.log(share), case.top + unit * dual)
+    share = jnp.where(plain, case.base * even, jnp.where(corner, share, inside))
+    bound = nu + jnp.sqrt((1 + excess) * case.sum(case.base * above(nu) ** 2))
+    bound = jnp.where(corner, 0, bound)
+    dual = jnp.where(plain, mean + jnp.sqrt(excess) * spread, bound)
+    return case.worst(jnp.log(share), dual)
 
 
 @checked
@@ -241,8 +257,8 @@ def cvar(
     check_range("alpha", alpha, 0, 1)
     case = _Case(signal, weights, where, axis_name)
     # the quantile, bit by bit: floats in the order of integers
-    keys = _ordered(jnp.where(case.base > 0, case.filled, -jnp.inf))
-    low, high = _ordered(case.bottom) - 1, _ordered(case.top)
+    keys = _ordered(jnp.where(case.counted, case.signal, -jnp.inf))
+    least = _ordered(case.bottom)
 
     def halve(
         _: int | jax.Array, bounds: tuple[jax.Array, jax.Array]
@@ -253,19 +269,38 @@ def cvar(
         enough = above <= alpha
         return jnp.where(enough, bounds[0], middle), jnp.where(enough, middle, bounds[1])
 
-    _, key = jax.lax.fori_loop(0, jnp.iinfo(keys.dtype).bits, halve, (low, high))
-    beyond, at = keys > key, (keys == key) & (case.base > 0)
-    quantile = jnp.max(jnp.where(at, case.filled, -jnp.inf), initial=-jnp.inf)
+    bounds = least - 1, _ordered(case.top)
+    _, key = jax.lax.fori_loop(0, jnp.iinfo(keys.dtype).bits, halve, bounds)
+    # with an alpha of 1 nothing is left out
+    key = jnp.maximum(key, least)
+    beyond, at = keys > key, (keys == key) & case.counted
+    quantile = jnp.max(jnp.where(at, case.depth, -jnp.inf), initial=-jnp.inf)
     quantile = pmax(quantile, axis_name)
     taken = case.sum(jnp.where(beyond, case.base, 0)) / alpha
     left = safe_divide(jnp.maximum(1 - taken, 0), case.sum(jnp.where(at, case.base, 0)))
     share = jnp.where(beyond, case.base / alpha, jnp.where(at, case.base * left, 0))
-    excess = jnp.where(beyond, case.filled - quantile, 0)
+    excess = jnp.where(beyond, case.depth - quantile, 0)
     return case.worst(jnp.log(share), quantile + case.sum(case.base * excess) / alpha)
 
 
+def _flat(slope: jax.Array) -> float:
+    """A slope at which a tilt cannot be distinguished from none."""
+    return float(jnp.finfo(slope.dtype).eps) ** 2
+
+
 class _Case:
-    """A signal with its base weights, and sums over all devices."""
+    """A signal with its base weights, and sums over all devices.
+
+    Values are relative to the largest signal, in units of the range: differences of a signal far
+    from 0 keep their digits, and squares cannot overflow.
+
+    Attributes:
+        signal: the signal, at least float32, a constant for gradients.
+        counted: the examples that count.
+        base: their base weights, of sum one.
+        depth: their signals, in [-1, 0]; -1 for the other examples.
+        mean: base mean of the depth.
+    """
 
     def __init__(
         self,
@@ -274,53 +309,61 @@ class _Case:
         where: Bool[Array, " examples"] | None,
         axis_name: AxisName,
     ) -> None:
-        check_where("where", where, signal.shape)
-        if weights is not None and weights.shape != signal.shape:
-            raise ValueError(
-                f"weights must have the shape of signal, {signal.shape}, got "
-                f"weights.shape={weights.shape}."
-            )
+        self.axis_name = axis_name
         self.signal = jax.lax.stop_gradient(at_least_float32(signal))
-        base = jnp.ones_like(self.signal) if weights is None else at_least_float32(weights)
-        base = base if where is None else jnp.where(where, base, 0)
-        # a signal of -inf gets no weight in any worst case
+        base = example_weights(signal.shape, weights, where, self.signal.dtype)
         base = jnp.where(jnp.isneginf(self.signal), 0, base)
-        self._axis_name = axis_name
+        self.counted = base != 0
         total = self.sum(base)
-        self.some = total > 0
+        self.some = total != 0
         self.base = base / jnp.where(self.some, total, 1)
-        self.log_base = jnp.log(self.base)
-        counted = self.base > 0
-        self.filled = jnp.where(counted, self.signal, 0)
-        top = jnp.max(self.signal, where=counted, initial=-jnp.inf)
-        bottom = jnp.min(self.signal, where=counted, initial=jnp.inf)
+        unknown = jnp.where(self.counted, jnp.isnan(self.signal), False) | jnp.isnan(self.base)
+        self._unknown = self.sum(unknown.astype(jnp.int32)) > 0
+        top = jnp.max(self.signal, where=self.counted, initial=-jnp.inf)
+        bottom = jnp.min(self.signal, where=self.counted, initial=jnp.inf)
         top, bottom = pmax(top, axis_name), pmin(bottom, axis_name)
         self.top, self.bottom = jnp.where(self.some, top, 0), jnp.where(self.some, bottom, 0)
-        self.filled = jnp.where(counted, self.filled, self.bottom)
-        self.mean = self.sum(self.base * self.filled)
+        # in halves: the difference of large numbers of opposite signs would overflow
+        half = self.top / 2 - self.bottom / 2
+        self._half = jnp.where((half > 0) & jnp.isfinite(half), half, 0.5)
+        depth = (self.signal / 2 - self.top / 2) / self._half
+        depth = jnp.where(self.signal == self.top, 0, jnp.clip(depth, -1, 0))
+        self.depth = jnp.where(self.counted, depth, -1)
+        self.mean = self.sum(self.base * self.depth)
 
     def sum(self, values: jax.Array) -> jax.Array:
         """Sum over the examples of all devices."""
-        return psum(jnp.sum(values), self._axis_name)
+        return psum(jnp.sum(values), self.axis_name)
+
+    def slope(self, eta: float | Float[Array, ""]) -> Float[Array, ""]:
+        """An inverse temperature in units of the range."""
+        largest = jnp.finfo(self.depth.dtype).max
+        return jnp.minimum(jnp.asarray(eta * self._half, self.depth.dtype) * 2, largest)
+
+    def tilt(self, slope: Float[Array, ""]) -> tuple[Float[Array, " examples"], Float[Array, ""]]:
+        """`slope depth` and `log sum q exp(slope depth)`, also for slopes near 0."""
+        scores = slope * self.depth
+        below = self.sum(self.base * jnp.expm1(scores))
+        log_sum = jnp.log(self.sum(self.base * jnp.exp(scores)))
+        return scores, jnp.where(below > -0.5, jnp.log1p(jnp.maximum(below, -0.5)), log_sum)
 
     def worst(
         self, log_weights: jax.Array, dual: jax.Array, penalty: jax.Array | float = 0.0
     ) -> WorstCase:
-        """The `WorstCase` of weights and a dual value."""
+        """The `WorstCase` of weights; dual value and penalty are in units of the range."""
         share = jnp.exp(log_weights)
-        value = self.sum(share * jnp.where(share > 0, self.filled, 0)) - penalty
-        scale = 1 + jnp.abs(value) + jnp.abs(self.top - self.bottom)
+        value = self.sum(jnp.where(self.base > 0, share * self.depth, 0)) - penalty
         # bisection and sums of many examples: 3e-5 in float32
-        near = jnp.abs(dual - value) <= jnp.finfo(share.dtype).eps ** 0.65 * scale
-        return WorstCase(
-            log_weights=jnp.where(self.some, log_weights, -jnp.inf),
-            value=value,
-            dual_value=dual,
-            effective_sample_size=safe_divide(
-                jnp.where(self.some, 1.0, 0.0).astype(share.dtype), self.sum(share**2)
-            ),
-            converged=near & self.some,
+        near = jnp.abs(dual - value) <= jnp.finfo(share.dtype).eps ** 0.65
+        values = (self.top + x * self._half + x * self._half for x in (value, dual))
+        one = jnp.where(self.some, 1.0, 0.0).astype(share.dtype)
+        size = safe_divide(one, self.sum(share**2))
+        log_weights = jnp.where(self.some, log_weights, -jnp.inf)
+        value, dual = (jnp.where(self.some, x, 0) for x in values)
+        log_weights, value, dual, size = (
+            jnp.where(self._unknown, jnp.nan, x) for x in (log_weights, value, dual, size)
         )
+        return WorstCase(log_weights, value, dual, size, near & self.some & ~self._unknown)
 
 
 def _ordered(x: Float[Array, "*shape"]) -> Int[Array, "*shape"]:

@@ -4,17 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_positive, check_where
-from calmoe_jax._numerics import (
-    AxisName,
-    all_rows,
-    at_least_float32,
-    entropy,
-    psum,
-    row_positions,
-)
+from calmoe_jax._checks import check_at_least, check_positive
+from calmoe_jax._numerics import AxisName, all_rows, at_least_float32, entropy, psum, row_positions
 from calmoe_jax._signatures import checked
-from calmoe_jax.reweighting._solver.linear import solve_semidefinite
+from calmoe_jax.reweighting._solver.regression import predicted_last
 
 
 @checked
@@ -30,14 +23,16 @@ def brier_signal(
         labels: class of each example, in `[0, classes)`.
 
     Returns:
-        The scores, at least float32.
+        The scores, at least float32; NaN for a label outside `[0, classes)`.
 
     Example:
         >>> brier_signal(jnp.log(jnp.array([[0.75, 0.25]])), jnp.array([0]))
         Array([0.125], dtype=float32)
     """
     probs = jnp.exp(at_least_float32(log_probs))
-    return jnp.sum((probs - jax.nn.one_hot(labels, probs.shape[-1])) ** 2, axis=-1)
+    classes = probs.shape[-1]
+    scores = jnp.sum((probs - jax.nn.one_hot(labels, classes)) ** 2, axis=-1)
+    return jnp.where((labels >= 0) & (labels < classes), scores, jnp.nan)
 
 
 @checked
@@ -101,7 +96,6 @@ def calibration_witness(
     """
     check_positive("bandwidth", bandwidth)
     check_at_least("num_folds", num_folds, 2)
-    check_where("where", where, confidence.shape)
     confidence = at_least_float32(confidence)
     residual = confidence - correct.astype(confidence.dtype)
     if where is not None:
@@ -111,7 +105,8 @@ def calibration_witness(
     other_fold = jnp.arange(len(others)) % num_folds
     distance = (confidence[:, None] - others[None]) / bandwidth
     kernel = jnp.where(fold[:, None] == other_fold[None], 0, jnp.exp(-0.5 * distance**2))
-    return jnp.sign(kernel @ other_residual) * residual
+    near = jnp.matmul(kernel, other_residual, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sign(near) * residual
 
 
 @checked
@@ -154,7 +149,6 @@ def configuration_signal(
     """
     check_positive("ridge", ridge)
     check_at_least("num_folds", num_folds, 2)
-    check_where("where", where, losses.shape)
     if len(features) != len(losses):
         raise ValueError(
             f"features must have the {len(losses)} examples of losses, got "
@@ -169,21 +163,20 @@ def configuration_signal(
     )
     fold = row_positions(len(losses), axis_name) % num_folds
 
+    rows = jnp.concatenate([features, losses[:, None]], axis=1)
+
     def predict(number: jax.Array) -> Float[Array, " examples"]:
-        share = (counted & (fold != number)).astype(losses.dtype)
-        share /= jnp.maximum(psum(share.sum(), axis_name), 1)
-        middle, mean = psum(share @ features, axis_name), psum(share @ losses, axis_name)
-        spread = jnp.sqrt(psum(share @ (features - middle[None]) ** 2, axis_name))
-        flat = spread <= 1e-6 * (1 + jnp.abs(middle))
-        standard = jnp.where(
-            flat[None], 0, (features - middle[None]) / jnp.where(flat, 1, spread)[None]
+        others = counted & (fold != number)
+        # without others to learn from, the mean loss of all
+        alone = psum(jnp.sum(others), axis_name) == 0
+        of_features = jnp.arange(rows.shape[1]) < features.shape[1]
+        return predicted_last(
+            jnp.where(alone & of_features[None], 0, rows),
+            jnp.where(alone, counted, others),
+            counted,
+            ridge=ridge,
+            axis_name=axis_name,
         )
-        weighted = standard * share[:, None]
-        normal = psum(weighted.T @ standard, axis_name)
-        normal += ridge * jnp.eye(features.shape[1], dtype=losses.dtype)
-        moments = psum(weighted.T @ (losses - mean), axis_name)
-        slopes = solve_semidefinite(normal, moments, jnp.ones(features.shape[1], bool))
-        return mean + standard @ slopes
 
     every = jax.vmap(predict)(jnp.arange(num_folds))
     return jnp.take_along_axis(every, fold[None], axis=0)[0]

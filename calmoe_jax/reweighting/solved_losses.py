@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_positive, check_range, check_where
+from calmoe_jax._checks import check_positive, check_range
 from calmoe_jax._numerics import AxisName, at_least_float32, psum
 from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting.balance import BalanceSolution, entropy_balance
@@ -101,7 +101,6 @@ def danskin_loss(
     References:
         Danskin, The Theory of Max-Min, 1967.
     """
-    check_where("where", where, losses.shape)
     share = jnp.exp(jax.lax.stop_gradient(solution.log_weights))
     price = solution.potentials / jnp.where(solution.eta > 0, solution.eta, 1)
     off = at_least_float32(constraints)

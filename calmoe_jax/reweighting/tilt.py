@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_positive, check_where
+from calmoe_jax._checks import check_positive
 from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum
 from calmoe_jax._signatures import checked
 
@@ -32,7 +32,8 @@ def tilted_log_weights(
 
     Returns:
         `log w`, at least float32; `-inf` outside `where`, and everywhere if no example is left.
-        A NaN signal inside `where` makes all weights NaN. Several signals of `+inf` share the
+        A NaN signal or weight inside `where`, a negative weight or a traced `eta` below 0 makes all
+        weights NaN. Several signals of `+inf` share the
         weight in proportion to their base weights.
 
     Raises:
@@ -47,20 +48,20 @@ def tilted_log_weights(
         al., Tilted Empirical Risk Minimization, 2021.
     """
     check_positive("eta", eta)
-    check_where("where", where, signal.shape)
-    scores = at_least_float32(signal) * eta
+    signal = at_least_float32(signal)
     log_base = None
     if weights is not None:
         log_base = jnp.log(at_least_float32(weights))
-        scores = jnp.where(jnp.isneginf(log_base), -jnp.inf, scores)
+        signal = jnp.where(jnp.isneginf(log_base), -jnp.inf, signal)
     if where is not None:
-        scores = jnp.where(where, scores, -jnp.inf)
-    peak = jax.lax.stop_gradient(jnp.max(scores, initial=-jnp.inf))
+        signal = jnp.where(where, signal, -jnp.inf)
+    peak = jax.lax.stop_gradient(jnp.max(signal, initial=-jnp.inf))
     peak = pmax(peak, axis_name)
     infinite = jnp.isposinf(peak)
-    scores = jnp.where(infinite, jnp.where(scores == peak, 0, -jnp.inf), scores)
-    peak = jnp.where(infinite | jnp.isneginf(peak), 0, peak)
-    shifted = scores - peak
+    signal = jnp.where(infinite, jnp.where(signal == peak, 0, -jnp.inf), signal)
+    # relative to the largest before the product, which would round a signal far from 0 once more
+    below = signal - jnp.where(infinite | jnp.isneginf(peak), 0, peak)
+    shifted = jnp.where(jnp.isneginf(below), -jnp.inf, below * jnp.where(eta >= 0, eta, jnp.nan))
     if log_base is not None:
         shifted += jnp.where(jnp.isneginf(shifted), 0, log_base)
     total = psum(jnp.sum(jnp.exp(shifted)), axis_name)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_at_least, check_where
+from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import AxisName, psum, safe_divide
 from calmoe_jax._signatures import checked
 from calmoe_jax.routing._top_k import routable_logits
@@ -90,7 +90,6 @@ def router_z_loss(
     check_at_least("num_experts", gate_logits.shape[-1], 1)
     logits, routable = routable_logits(gate_logits)
     squares = jnp.where(routable, jnp.square(jax.nn.logsumexp(logits, axis=-1)), jnp.nan)
-    check_where("where", where, gate_logits.shape[:-1])
     if where is not None:
         squares = jnp.where(where, squares, 0)
     tokens = _count_tokens(logits, where, axis_name)

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_non_negative, check_where
+from calmoe_jax._checks import check_at_least, check_non_negative
 from calmoe_jax._numerics import AxisName, psum
 from calmoe_jax._signatures import checked
+
+_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Agreement(NamedTuple):
@@ -46,7 +48,8 @@ def chance_corrected_agreement(
 
     Returns:
         An `Agreement`. Kappa is at most 1, and 0 if two models predict one and the same class for
-        all examples; NaN with fewer than two models, or if no example counts.
+        all examples; NaN with fewer than two models, if no example counts, or for a class outside
+        `[0, num_classes)` in an example that counts.
 
     Raises:
         ValueError: if `num_classes` is less than 2 or shapes do not match.
@@ -61,14 +64,16 @@ def chance_corrected_agreement(
     """
     check_at_least("num_classes", num_classes, 2)
     num_models, num_examples = predicted.shape
-    check_where("where", where, (num_examples,))
     chosen = jax.nn.one_hot(predicted, num_classes, dtype=jnp.float32)
+    inside = (predicted >= 0) & (predicted < num_classes)
+    chosen = jnp.where(inside[:, :, None], chosen, jnp.nan)
     if where is not None:
         chosen = jnp.where(where[None, :, None], chosen, 0)
     total = psum(jnp.asarray(num_examples) if where is None else jnp.sum(where), axis_name)
     shares = psum(jnp.sum(chosen, axis=1), axis_name) / total
-    expected = shares @ shares.T
-    agreeing = psum(jnp.einsum("inc,jnc->ij", chosen, chosen), axis_name) / total
+    expected = jnp.matmul(shares, shares.T, precision=_HIGHEST)
+    agreeing = psum(jnp.einsum("inc,jnc->ij", chosen, chosen, precision=_HIGHEST), axis_name)
+    agreeing /= total
     certain = expected >= 1
     scale = jnp.where(certain, 1, 1 - expected)
     kappa = jnp.where(certain, 0, agreeing - expected) / scale

@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._checks import check_same_size, check_where
 from calmoe_jax._numerics import AxisName, at_least_float32, example_weights, psum
 from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting import BalanceSolution, entropy_balance
@@ -58,14 +57,20 @@ def configuration_balance(
         Hainmueller, Entropy Balancing for Causal Effects, 2012. Balancing the configuration rests
         on Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026.
     """
-    check_same_size("targets", targets, 1, held_out.shape[1], "held_out.shape[1]")
-    check_where("where", where, held_out.shape[:1])
-    check_where("target_where", target_where, targets.shape[:1])
     features = at_least_float32(held_out)
     counted = example_weights(targets.shape[:1], target_weights, target_where, features.dtype)
-    rows = jnp.where(counted[:, None] == 0, 0, targets.astype(features.dtype))
-    total = psum(jnp.sum(rows * counted[:, None], axis=0), axis_name)
-    moments = total / psum(jnp.sum(counted), axis_name)
+    own = example_weights(held_out.shape[:1], weights, where, features.dtype)
+
+    def mean_of(rows: Float[Array, "n features"], weight: Float[Array, " n"]) -> Array:
+        rows = jnp.where(weight[:, None] == 0, 0, rows)
+        share = weight / psum(jnp.sum(weight), axis_name)
+        return psum(jnp.sum(rows * share[:, None], axis=0), axis_name)
+
+    # relative to a value near the held-out ones, means far from 0 keep their digits
+    pivot = mean_of(features, own)
+    pivot = jnp.where(jnp.isfinite(pivot), pivot, 0)
+    features = features - pivot[None]
+    moments = mean_of(targets.astype(features.dtype) - pivot[None], counted)
     return entropy_balance(
         jnp.zeros(len(features), features.dtype),
         features,

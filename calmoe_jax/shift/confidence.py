@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_non_negative, check_where
+from calmoe_jax._checks import check_at_least, check_non_negative
 from calmoe_jax._numerics import (
     AxisName,
     all_rows,
@@ -70,8 +70,11 @@ def mean_confidence(
         >>> mean_confidence(jnp.log(jnp.array([[0.75, 0.25], [0.5, 0.5]])), 1.0)
         Array(0.625, dtype=float32)
     """
-    check_where("where", where, logits.shape[:-1])
-    log_probs = jax.nn.log_softmax(at_least_float32(logits) / temperature, axis=-1)
+    logits = at_least_float32(logits)
+    # relative to the largest first: the quotient would round logits far from 0 once more
+    peak = jnp.max(logits, axis=-1, keepdims=True)
+    below = logits - jnp.where(jnp.isfinite(peak), peak, 0)
+    log_probs = jax.nn.log_softmax(below / temperature, axis=-1)
     # the largest log probability, by its definition: the exponent of 0 over the sum
     confidence = jnp.exp(jnp.max(log_probs, axis=-1))
     confidence = jnp.where(jnp.isnan(log_probs).any(axis=-1), jnp.nan, confidence)
@@ -122,26 +125,23 @@ def match_confidence(
         for temperatures from estimated accuracy.
     """
     check_non_negative("at_least", at_least)
-    check_where("where", where, logits.shape[:-1])
     logits = at_least_float32(logits)
     dtype = logits.dtype
     weight = example_weights(logits.shape[:1], weights, where, dtype)
-    peak = jnp.max(logits, axis=-1, keepdims=True)
-    below = logits - jnp.where(jnp.isfinite(peak), peak, 0)
 
     def halve(
         _: int | Int[Array, ""], bracket: tuple[Float[Array, ""], Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         low, high = bracket
         middle = (low + high) / 2
-        confidence = mean_confidence(below, jnp.exp(middle), weights=weight, axis_name=axis_name)
+        confidence = mean_confidence(logits, jnp.exp(middle), weights=weight, axis_name=axis_name)
         above = confidence > target
         return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
     bracket = (jnp.asarray(-_LOG_RANGE, dtype), jnp.asarray(_LOG_RANGE, dtype))
     low, high = jax.lax.fori_loop(0, _HALVINGS, halve, bracket)
     found = jnp.maximum(jnp.exp((low + high) / 2), jnp.asarray(at_least, dtype))
-    confidence = mean_confidence(below, found, weights=weight, axis_name=axis_name)
+    confidence = mean_confidence(logits, found, weights=weight, axis_name=axis_name)
     unknown = jnp.isnan(confidence) | jnp.isnan(jnp.asarray(target, dtype))
     return ConfidenceMatch(
         temperature=jnp.where(unknown, jnp.nan, found),
@@ -192,7 +192,6 @@ def average_threshold_accuracy(
         Garg et al., Leveraging Unlabeled Data to Predict Out-of-Distribution Performance, 2022
         (there with the entropy as well).
     """
-    check_where("target_where", target_where, target_confidence.shape)
     threshold = error_threshold(held_out_confidence, correct, weights=weights, axis_name=axis_name)
     return share_above(target_confidence, threshold, where=target_where, axis_name=axis_name)
 
@@ -214,8 +213,8 @@ def error_threshold(
         axis_name: device axis that the examples are sharded over.
 
     Returns:
-        The threshold; `inf` if all predictions are wrong, NaN if no example counts or a confidence
-        that counts is NaN.
+        The threshold; `inf` if all predictions are wrong, NaN if no example counts, or a
+        confidence, a weight or `correct` that counts is NaN or a weight negative.
 
     Example:
         >>> error_threshold(jnp.array([0.5, 0.6, 0.8]), jnp.array([False, True, True]))
@@ -227,14 +226,14 @@ def error_threshold(
     right = correct.astype(dtype)
     confidence, weight, right = (all_rows(x, axis_name) for x in (confidence, weight, right))
     total = jnp.sum(weight)
-    error = jnp.sum(jnp.where(weight > 0, 1 - right, 0) * weight)
+    error = jnp.sum(jnp.where(weight == 0, 0, 1 - right) * weight)
     order = jnp.argsort(jnp.where(weight > 0, confidence, jnp.inf))
     level, ranked = confidence[order], weight[order]
     before = jnp.cumsum(ranked) - ranked
     # sums of weights are exact only up to rounding
     reached = (before >= error * (1 - 1e-6)) & (ranked > 0)
     threshold = jnp.min(jnp.where(reached, level, jnp.inf), initial=jnp.inf)
-    unknown = jnp.any(jnp.isnan(confidence) & (weight > 0)) | (total == 0)
+    unknown = jnp.any(jnp.isnan(confidence) & (weight > 0)) | (total == 0) | jnp.isnan(error)
     return jnp.where(unknown, jnp.nan, threshold)
 
 
@@ -264,7 +263,6 @@ def share_above(
         >>> share_above(jnp.array([0.5, 0.75, 1.0, 0.9]), jnp.array(0.75))
         Array(0.75, dtype=float32)
     """
-    check_where("where", where, confidence.shape)
     dtype = threshold.dtype
     count = example_weights(confidence.shape, None, where, dtype)
     above = jnp.sum(jnp.where(count > 0, confidence >= threshold, False).astype(dtype))

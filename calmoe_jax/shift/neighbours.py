@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_at_least, check_non_negative, check_same_size, check_where
+from calmoe_jax._checks import check_at_least, check_non_negative
 from calmoe_jax._numerics import AxisName, all_rows, at_least_float32, pmax, psum, row_positions
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration._inputs import class_labels
 
 # Points compared with all references at once.
 _BATCH = 256
@@ -89,7 +88,6 @@ def neighbour_support(
     """
     check_at_least("num_classes", num_classes, 2)
     check_at_least("num_neighbours", num_neighbours, 1)
-    check_same_size("references", references, 1, points.shape[1], "points.shape[1]")
     if (clusters is None) != (num_clusters is None):
         raise ValueError(
             "clusters and num_clusters must be given together, got "
@@ -97,9 +95,7 @@ def neighbour_support(
         )
     if clusters is None and reference_clusters is not None:
         raise ValueError("reference_clusters must be given with clusters, got clusters=None.")
-    labels = class_labels(labels)
     size = len(points)
-    check_where("where", where, (size,))
     references, labels = all_rows(references, axis_name), all_rows(labels, axis_name)
     if reference_clusters is not None:
         reference_clusters = all_rows(reference_clusters, axis_name)

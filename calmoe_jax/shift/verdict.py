@@ -6,8 +6,8 @@ from calmoe_jax._checks import check_non_negative, check_range
 
 Decision = Literal["keep", "rebalance", "cannot_repair"]
 
-# Smallest effective share of the held-out examples, and smallest effective number of them, for a
-# rebalanced calibration.
+# Smallest effective share of the independent held-out units, and smallest effective number of them,
+# for a rebalanced calibration.
 _LEAST_SHARE, _LEAST_NUMBER = 0.1, 50.0
 
 
@@ -30,6 +30,7 @@ def repair_verdict(
     num_held_out: int,
     *,
     hard: bool,
+    units: Literal["examples", "clusters"] = "examples",
     feasible: bool = True,
     smallest_p_value: float = 0.0,
     level: float = 0.05,
@@ -38,14 +39,19 @@ def repair_verdict(
 
     Without a shift of the configuration there is nothing to rebalance. Under hard routing a shift
     of loads and confidences alone leaves calibrated experts calibrated. Otherwise rebalance, unless
-    the weights would rest on too few held-out examples (less than a tenth of them, or fewer than 50
-    effective ones): then labels from the targets are needed. This assumes that the distribution of
-    labels given the configuration does not change, which no test without labels can check.
+    the weights would rest on too few independent held-out examples or clusters (less than a tenth
+    of them, or fewer than 50 effective ones): then labels from the targets are needed. This assumes
+    that the distribution of labels given the configuration does not change, which no test without
+    labels can check.
 
     Args:
         p_value: p-value of `configuration_shift_test`.
-        effective_share: `effective_sample_size / num_held_out` of `configuration_balance`.
-        num_held_out: number of labelled held-out examples.
+        effective_share: effective number of the held-out units under the weights of
+            `configuration_balance`, over `num_held_out`. For independent examples that is
+            `effective_sample_size / num_held_out`.
+        num_held_out: number of independent labelled held-out units: of clusters where examples
+            depend on each other, else of examples.
+        units: what the units are called in the reason.
         hard: whether each example is routed to one expert, or there is only one.
         feasible: whether the balance was found (`feasible & converged`).
         smallest_p_value: smallest p-value that the test can give (see `smallest_p_value`).
@@ -94,11 +100,11 @@ def repair_verdict(
     if effective_share < _LEAST_SHARE or number < _LEAST_NUMBER:
         return RepairVerdict(
             "cannot_repair",
-            f"{shifted}, and only {number:.0f} effective of {num_held_out} held-out examples are "
+            f"{shifted}, and only {number:.0f} effective of {num_held_out} held-out {units} are "
             "like the targets: label some of them",
         )
     return RepairVerdict(
         "rebalance",
-        f"{shifted}, and {number:.0f} effective of {num_held_out} held-out examples are like the "
+        f"{shifted}, and {number:.0f} effective of {num_held_out} held-out {units} are like the "
         "targets",
     )

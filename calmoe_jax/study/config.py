@@ -18,6 +18,8 @@ from calmoe_jax._checks import (
 )
 from calmoe_jax.routing.kinds import ROUTING_KINDS, RoutingKind
 
+_MOST_SEEDS = 10_000
+
 PAPER_METHODS = ("single", "vanilla", "mocae", "fgr", "robust", "robust_filtered", "fgr_robust")
 
 # Found on `portal` (vanilla, 5 seeds, 30 epochs): with .01 most seeds leave one or two of four
@@ -145,6 +147,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_at_least("seeds", self.seeds, 1)
+        check_range("seeds", self.seeds, 1, _MOST_SEEDS)
         check_range("first_seed", self.first_seed, 0, 2**31 - 1 - self.seeds)
 
     @property

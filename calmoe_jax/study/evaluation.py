@@ -253,7 +253,7 @@ def evaluate(
                 split.clusters,
                 most_clusters=most_clusters,
             )
-            shifts += _shift_lines(name, split, seeds, repaired, len(task.calibration))
+            shifts += _shift_lines(name, split, seeds, repaired)
             temperatures = common | {
                 calibrator: Temperatures(ones, found)
                 for calibrator, found in repaired.temperatures.items()
@@ -365,7 +365,6 @@ def _shift_lines(
     split: Split,
     seeds: tuple[int, ...],
     repaired: repair.Repair,
-    num_held_out: int,
 ) -> list[ShiftFinding]:
     return [
         ShiftFinding(
@@ -373,7 +372,7 @@ def _shift_lines(
             split.name,
             split.kind,
             seed,
-            **repair.describe(repaired, i, num_held_out)._asdict(),
+            **repair.describe(repaired, i)._asdict(),
         )
         for i, seed in enumerate(seeds)
     ]

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from calmoe_kernels.derivatives import Arrays, Derivatives, with_derivatives
 
-# `(facts, arrays, wanted) -> gradients to the arrays of these numbers`; an array that none of the
-# wanted gradients depends on may be `None`. A gradient has the dtype of its array.
+# `(facts, arrays, wanted) -> gradients to the arrays of these numbers`. A gradient has the dtype of
+# its own array, which it does not depend on, and which may be `None`; where there is one, it may
+# tell what the gradient is where it is not defined, as that of `0 * inf`.
 Form = Callable[[Any, Arrays, tuple[int, ...]], Arrays]
 
 
@@ -47,7 +48,7 @@ def _tangent(
     results = []
     for i in wanted:
         parts = [
-            gradients(form, facts, _with(arrays, {i: None, j: tangent}), i)[0]
+            gradients(form, facts, _with(arrays, {j: tangent}), i)[0]
             for j, tangent in enumerate(tangents)
             if tangent is not None and j != i
         ]
@@ -69,8 +70,7 @@ def _transpose(
         over = tuple(j for j, is_asked in enumerate(asked) if is_asked and j != i)
         if cotangent is None or not over:
             continue
-        # the only gradient does not depend on its own array
-        known = _with(arrays, {i: cotangent, **({over[0]: None} if len(over) == 1 else {})})
+        known = _with(arrays, {i: cotangent})
         for j, part in zip(over, gradients(form, facts, known, *over), strict=True):
             total = totals[j]
             totals[j] = part if total is None else total + part

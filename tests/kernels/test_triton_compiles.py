@@ -22,14 +22,21 @@ from calmoe_kernels.triton import launch as launching  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32"}
+TYPES = {
+    "float32": "*fp32",
+    "bfloat16": "*bf16",
+    "float16": "*fp16",
+    "int32": "*i32",
+    "int8": "*i8",
+}
 
 
-def layer(tokens, experts, k, d, *, dtype=jnp.bfloat16, bias=False, forward_only=False, **options):
+def layer(tokens, experts, k, d, *, dtype=jnp.bfloat16, bias=False, padded=False, **options):
     """A layer without experts, traced forward and backward on shapes alone."""
 
-    def output(logits, selection_bias, x):
-        routed = cm.route(logits, selection_bias, k=k, implementation="triton", **options)
+    def output(logits, selection_bias, x, where):
+        of_all = {"k": k, "implementation": "triton"} | options
+        routed = cm.route(logits, selection_bias, where=where, **of_all)
         rows = cm.dispatch(x, routed.plan, implementation="triton")
         y = cm.combine(rows, routed.plan, routed.routing.combine_weights, implementation="triton")
         return jnp.sum(y.astype(jnp.float32)) + jnp.sum(routed.statistics.logsumexp)
@@ -40,7 +47,8 @@ def layer(tokens, experts, k, d, *, dtype=jnp.bfloat16, bias=False, forward_only
     logits = jax.ShapeDtypeStruct((tokens, experts), jnp.float32)
     selection_bias = jax.ShapeDtypeStruct((experts,), jnp.float32) if bias else None
     x = jax.ShapeDtypeStruct((tokens, d), dtype)
-    jax.eval_shape(jax.grad(output, argnums=(0, 2)), logits, selection_bias, x)
+    where = jax.ShapeDtypeStruct((tokens,), bool) if padded else None
+    jax.eval_shape(jax.grad(output, argnums=(0, 2)), logits, selection_bias, x, where)
     jax.eval_shape(plan, jax.ShapeDtypeStruct((tokens, k), jnp.int32))
 
 
@@ -138,7 +146,15 @@ CASES = {
     "128 experts, k=2": lambda: layer(65536, 128, 2, 4096, dtype=jnp.float32),
     "qwen3": lambda: layer(65536, 128, 8, 2048, renormalize=True, block_size=128),
     "deepseek": lambda: layer(
-        8192, 256, 8, 7168, bias=True, scores="sigmoid", num_groups=8, groups_per_token=4
+        8192,
+        256,
+        8,
+        7168,
+        bias=True,
+        padded=True,
+        scores="sigmoid",
+        num_groups=8,
+        groups_per_token=4,
     ),
     "switch": lambda: layer(8192, 512, 1, 768, capacity=20, renormalize=False),
     "odd": lambda: layer(1000, 60, 6, 100, dtype=jnp.float16),

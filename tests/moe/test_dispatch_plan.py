@@ -1,11 +1,14 @@
 """Loops and order for plans, for every implementation."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
 from dispatching import dispatch, exhaustive, indices_of, layouts, plan_dispatch, plan_of, same_plan
+from jax.experimental import checkify
 
 import calmoe_jax as cm
 from calmoe_kernels.xla.plan import _stable_order
@@ -107,8 +110,26 @@ def test_groups_start_at_blocks_and_the_rest_is_empty(implementation):
     [
         *(((100, 2, 8, 1.25), 32), ((100, 2, 8, 1.0), 25), ((101, 1, 8, 1.0), 13)),
         *(((0, 1, 8, 1.0), 1), ((3, 1, 8, 0.1), 1)),
+        *(((10, 8, 8, 4.0), 10), ((10, 2, 8, 3.9), 10), ((10, 2, 8, 4.1), 10)),  # a token once
     ],
 )
 def test_expert_capacity(sizes, expected):
     names = ("num_tokens", "k", "num_experts", "capacity_factor")
     assert cm.expert_capacity(**dict(zip(names, sizes, strict=True))) == expected
+
+
+def test_what_is_derived_from_stacked_plans_is_that_of_each():
+    indices = jnp.array([[[0], [0], [0]], [[0], [1], [-1]]])
+    make = partial(cm.plan_dispatch, num_experts=2, capacity=2)
+    plans = jax.jit(jax.vmap(make))(indices)
+    each = [make(one) for one in indices]
+    for name in ("dropped", "num_dropped", "num_over_capacity"):
+        np.testing.assert_array_equal(
+            getattr(plans, name), [getattr(plan, name) for plan in each], err_msg=name
+        )
+    assert plans.num_dropped.tolist() == [1, 1]
+    assert plans.num_over_capacity.tolist() == [1, 0]
+    again = jax.tree.map(lambda leaf: leaf[None, None], plans)
+    assert again.num_dropped.tolist() == [[[1, 1]]]
+    error, _ = checkify.checkify(cm.moe.check_plan, errors=checkify.user_checks)(plans)
+    error.throw()

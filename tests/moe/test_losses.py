@@ -40,8 +40,8 @@ def from_logits(logits, k=2):
 @pytest.mark.parametrize("k", [1, 3, *exhaustive(2, 6)])
 def test_losses_and_gradients_are_those_of_the_logits(k):
     logits = 2 * normal(0, 40, 6)
-    if k < 6:  # or a slot would have weight 0
-        logits[3, 2] = -np.inf
+    logits[3, 2] = -np.inf
+    logits[5, 1:] = -np.inf  # slots of weight 0 for k > 1
     close(from_routed(logits, k=k), from_logits(logits, k=k))
 
 
@@ -69,11 +69,11 @@ def test_dropped_slots_count_as_load():
     close(from_routed(logits, k=1, capacity=2), from_logits(logits, k=1))
 
 
-def test_slots_of_weight_zero_count_too():
+def test_slots_of_weight_zero_do_not_count():
     logits = np.float32([[0, -np.inf], [0, -np.inf], [0, 0]])
     routed = cm.route(jnp.asarray(logits), k=2)
-    mean = np.float64([2.5, 0.5]) / 3
-    close(cm.moe.load_balancing_loss(routed), 2 * np.sum(mean * 0.5))
+    mean, share = np.float64([2.5, 0.5]) / 3, np.float64([3, 1]) / 4
+    close(cm.moe.load_balancing_loss(routed), 2 * np.sum(mean * share))
 
 
 def test_no_tokens_and_tokens_that_cannot_be_routed():

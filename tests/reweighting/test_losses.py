@@ -178,7 +178,8 @@ def test_constants_and_orders_do_not_matter():
         ([1e30, -1e30, 0.0, 1e30], [0.5, 0, 0, 0.5]),
         ([-1e30, -1e30, -1e30, -2e30], [1 / 3, 1 / 3, 1 / 3, 0]),
         ([np.inf, 1.0, np.inf, -np.inf], [0.5, 0, 0.5, 0]),
-        ([3e38, 1.0, np.inf, 0.0], [0.5, 0, 0.5, 0]),  # eta times it overflows
+        ([3e38, 1.0, np.inf, 0.0], [0, 0, 1, 0]),  # eta times it would overflow
+        ([3e38, 1.0, -3e38, 0.0], [1, 0, 0, 0]),
         ([-np.inf, 0.0, 0.0, -np.inf], [0, 0.5, 0.5, 0]),
         ([-np.inf] * 4, [0] * 4),
         ([np.nan, 0.0, 1.0, 2.0], [np.nan] * 4),

@@ -8,6 +8,7 @@ from small import small_task
 
 import calmoe_jax as cm
 from calmoe_jax.shift import repair
+from calmoe_jax.shift.repair.fit import _effective_share
 from calmoe_jax.shift.repair.held_out import spread
 from calmoe_jax.shift.repair.sides import side_of
 from calmoe_jax.shift.repair.temperatures import match_aim
@@ -242,10 +243,64 @@ def test_what_is_known_of_held_out_examples_is_computed_once(fitted, monkeypatch
         again = repair.fit_to_targets(prepared, targets, split.clusters)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True):
             np.testing.assert_array_equal(a, b)
-    record = repair.describe(found, 1, len(task.calibration))
+    record = repair.describe(found, 1)
     assert record.p_value == float(found.shift.p_value[1])
     assert record.temperatures == {k: float(v[1]) for k, v in found.temperatures.items()}
     assert record.decision in ("keep", "rebalance", "cannot_repair")
+
+
+def test_the_effective_share_is_of_clusters():
+    weights = jnp.array([0.5, 0.2, 0.2, 0.1])
+    alone = _effective_share(weights, jnp.arange(4))
+    np.testing.assert_allclose(alone, 1 / np.sum(np.square(weights)) / 4, rtol=1e-6)
+    # copies of an example in its cluster are no further evidence
+    copies = _effective_share(jnp.repeat(weights, 3) / 3, jnp.repeat(jnp.arange(4), 3))
+    np.testing.assert_allclose(copies, alone, rtol=1e-6)
+    uneven = _effective_share(jnp.full(4, 0.25), jnp.array([0, 0, 0, 1]))
+    np.testing.assert_allclose(uneven, 1 / (0.75**2 + 0.25**2) / 2, rtol=1e-6)
+
+
+def test_the_verdict_counts_clusters(fitted):
+    task, split, held_out, inside, targets, found = fitted
+    several = np.arange(len(task.calibration)) // 5
+    again = repair.fit_to_targets(
+        repair.prepare(held_out, task.calibration.labels, several, inside), targets, split.clusters
+    )
+    assert (found.num_held_out, found.clustered) == (len(task.calibration), False)
+    assert (again.num_held_out, again.clustered) == (several[-1] + 1, True)
+    # what is not a decision is as before
+    np.testing.assert_allclose(again.separability, found.separability, rtol=1e-5)
+    sure = again._replace(shift=jax.tree.map(jnp.zeros_like, again.shift), smallest_p_value=0.0)
+    assert f"of {several[-1] + 1} held-out clusters are like" in repair.describe(sure, 0).reason
+
+
+def test_an_impossible_label_does_not_end_the_fit():
+    """It counts as the smallest positive probability; other rows and classes stay as they are."""
+    log_probs = jnp.log(jnp.array([[0.9, 0.1, 0.0], [0.25, 0.75, 0.0], [0.5, 0.4996, 0.0004]]))
+    labels = jnp.array([2, 0, 1])
+    found = repair.with_possible_labels(log_probs, labels)
+    expected = log_probs.at[0, 2].set(jnp.log(0.0004))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(jnp.exp(repair.least_log_prob(log_probs)), 0.0004, rtol=1e-5)
+    certain = jnp.log(jnp.array([[1.0, 0.0]]))
+    np.testing.assert_allclose(jnp.exp(repair.least_log_prob(certain)), 0.001, rtol=1e-5)
+    many, right = jnp.tile(log_probs, (20, 1)), jnp.tile(jnp.array([0, 1, 0]), 20)
+    fit, wrong = cm.calibration.calibrators.fit_temperature, right.at[0].set(2)
+    assert not fit(many, wrong).converged
+    fitted = fit(repair.with_possible_labels(many, wrong), wrong)
+    assert fitted.converged
+    assert fitted.temperature > fit(many, right).temperature
+
+
+def test_an_impossible_label_does_not_end_the_fit_on_balanced_examples(fitted):
+    task, split, held_out, _, targets, _ = fitted
+    label = int(task.calibration.labels[0])
+    wrong = held_out.expert_log_probs.at[:, 0].set(jnp.log(jnp.arange(CLASSES) != label) - 0.7)
+    found = fit(
+        task, held_out._replace(expert_log_probs=wrong), jnp.full(SEEDS, 0.05), targets, split
+    )
+    assert found.balanced.all()
+    assert (found.temperatures["configuration_balanced"] > 0.1).all()
 
 
 def test_one_seed_has_no_agreement(fitted):

@@ -296,6 +296,43 @@ def test_separability_is_of_samples_of_any_sizes():
     np.testing.assert_allclose(found, oracle_separability(a, b), atol=3e-3)
 
 
+def wide(size, *, of_all=0.0, of_last=0.0):
+    """Two samples with 600 correlated columns, of which all shift, or the last one."""
+    rng = np.random.RandomState(3)
+    common = rng.randn(12, 600)
+    a, b = (
+        (rng.randn(n, 12) + shift) @ common + rng.randn(n, 600)
+        for n, shift in ((size, 0.0), (size - 50, of_all))
+    )
+    b[:, -1] += of_last
+    return [jnp.asarray(x, jnp.float32) for x in (a, b)]
+
+
+# nothing is lost where rows are fewer than the directions; the leading ones hold little of the last
+# column alone: its shift is seen by the difference of the means
+@pytest.mark.parametrize(
+    ("size", "shift", "tolerance"),
+    [
+        (150, {"of_all": 0.3}, 3e-3),
+        (900, {"of_last": 2.0}, 0.01),
+        pytest.param(900, {"of_all": 0.2}, 0.01, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_separability_on_many_columns_is_near_the_exact_one(size, shift, tolerance):
+    a, b = wide(size, **shift)
+    exact = oracle_separability(np.asarray(a), np.asarray(b))
+    assert 0.1 < exact < 0.9
+    np.testing.assert_allclose(separate(a, b), exact, atol=tolerance)
+
+
+def test_separability_on_many_columns_ignores_masked_rows_and_reports_nan():
+    a, b = wide(150, of_all=0.3)
+    where = jnp.arange(len(b)) < 60
+    found = separate(a, jnp.where(where[:, None], b, jnp.nan), target_where=where)
+    np.testing.assert_allclose(found, separate(a, b[:60]), atol=1e-5)
+    assert jnp.isnan(separate(a.at[7, 5].set(jnp.nan), b))
+
+
 def test_separability_ignores_scale_masked_rows_and_constant_columns():
     rng = np.random.RandomState(6)
     a = rng.randn(120, 3).astype(np.float32)

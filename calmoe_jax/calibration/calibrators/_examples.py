@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import pick_label
+from calmoe_jax.calibration.calibrators._masks import distances, margin_of, reach_of
 
 
 class Examples(NamedTuple):
@@ -15,12 +16,14 @@ class Examples(NamedTuple):
         labels: class of each example; 0 where it does not count.
         weight: weight of each example; they sum to 1, or to 0 if no example counts.
         possible: classes that an example may have; all of them where it does not count.
+        reach: distance from an example's largest logit beyond which a class is impossible.
         invalid: whether an example that counts cannot be fitted.
     """
 
     labels: Int[Array, " examples"]
     weight: Float[Array, " examples"]
     possible: Bool[Array, "examples classes"]
+    reach: Float[Array, ""]
     invalid: Bool[Array, ""]
 
 
@@ -32,7 +35,8 @@ def examples(
     """Determines which examples count, their possible classes, and whether one is invalid.
 
     Args:
-        logits: logits or log probabilities; `-inf` for impossible classes.
+        logits: logits or log probabilities; `-inf`, or a number as low (see `_masks`), for
+            impossible classes.
         labels: class of each example.
         weight: weight of each example, not yet normalised.
     """
@@ -43,10 +47,16 @@ def examples(
     strange = jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1) | ~jnp.isfinite(true)
     invalid = jnp.any(counted & strange) | jnp.isnan(total)
     sound = counted & ~strange
+    labels = jnp.where(sound, labels, 0)
+    distance = distances(logits)
+    farthest = jnp.max(jnp.where(sound, pick_label(distance, labels), 0), initial=0)
+    reach = reach_of(margin_of(logits, sound), farthest)
+    impossible = jnp.isneginf(logits) | (distance > reach)
     return Examples(
-        labels=jnp.where(sound, labels, 0),
+        labels=labels,
         weight=jnp.where(sound, weight, 0),
-        possible=~jnp.isneginf(logits) | ~sound[:, None],
+        possible=~impossible | ~sound[:, None],
+        reach=reach,
         invalid=invalid,
     )
 
@@ -59,10 +69,13 @@ def standardise(
     """Standardises columns to mean 0 and mean square 1; returns their mean and scale too.
 
     Args:
-        columns: columns, finite where `known`.
+        columns: columns, finite where `known`; clipped to an eighth of the largest finite number,
+            whose reciprocal is no subnormal number.
         weight: weight of each example; they sum to 1.
         known: which entries count; the others become 0.
     """
+    most = jnp.finfo(columns.dtype).max / 8
+    columns = jnp.clip(columns, -most, most)
     weight = jnp.where(known, weight[:, None], 0)
     total = jnp.sum(weight, axis=0)
     total = jnp.where(total > 0, total, 1)

@@ -37,6 +37,7 @@ def fit_log_odds(
         labels=(jnp.arange(2 * size) < size).astype(jnp.int32),
         weight=twice / jnp.where(total == 0, 1, total),
         possible=jnp.ones((2 * size, 2), bool),
+        reach=jnp.full((), jnp.inf, weight.dtype),
         invalid=jnp.any(counted & ~sound) | jnp.isnan(total),
     )
     columns = jnp.concatenate([columns, columns])
@@ -44,14 +45,16 @@ def fit_log_odds(
     values = jnp.where(free[None], values, 0)
 
     def scores(parameters: jax.Array) -> jax.Array:
-        log_odds = values @ parameters[:-1] + parameters[-1]
+        # not a product of matrices: the transpose of a narrow one is summed in order on CPUs
+        log_odds = jnp.sum(values * parameters[None, :-1], axis=-1) + parameters[-1]
         return jnp.stack([jnp.zeros_like(log_odds), log_odds], axis=-1)
 
     def precondition(gradient: jax.Array, spread: jax.Array) -> jax.Array:
-        squares = jnp.append(jnp.square(values).T @ spread[:, 1], jnp.sum(spread[:, 1]))
+        columns = jnp.sum(jnp.square(values) * spread[:, 1:], axis=0)
+        squares = jnp.append(columns, jnp.sum(spread[:, 1]))
         return jnp.where(squares > 0, gradient / jnp.where(squares > 0, squares, 1), 0)
 
-    size = columns.shape[1] + 1
-    found = minimise(scores, (size,), given, precondition=precondition, penalise=jnp.zeros_like)
+    identity = jnp.append(jnp.where(free, scale, 0), jnp.sum(jnp.where(free, mean, 0)))
+    found = minimise(scores, identity, given, precondition=precondition, penalise=jnp.zeros_like)
     slopes = jnp.where(free, found.parameters[:-1] / scale, 0)
     return found, slopes, found.parameters[-1] - jnp.sum(slopes * mean)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax.calibration.calibrators._examples import Examples
+from calmoe_jax.calibration.calibrators._root import once
 
 _MAX_STEPS = 80
 # Largest number of products with the Hessian for one step.
@@ -89,7 +90,7 @@ class _Loss(NamedTuple):
 
 def minimise(
     scores: Linear,
-    size: tuple[int, ...],
+    identity: Float[Array, "..."],
     given: Examples,
     *,
     precondition: Precondition,
@@ -99,7 +100,8 @@ def minimise(
 
     Args:
         scores: linear map from parameters to scores of all examples and classes.
-        size: shape of the parameters.
+        identity: the parameters with which nothing changes: the result where the search ends,
+            unconverged, at a higher loss.
         given: labels, weights and possible classes.
         precondition: maps a gradient and `w_i p_ic (1 - p_ic)` to an approximate Newton step;
             symmetric and positive semidefinite.
@@ -107,7 +109,7 @@ def minimise(
     """
     dtype = given.weight.dtype
     epsilon = float(jnp.finfo(dtype).eps)
-    zeros = jnp.zeros(size, dtype)
+    zeros = jnp.zeros_like(identity)
     loss = _loss(scores, zeros, given, precondition, penalise)
     # after a Newton step of size h the error is of order h^2
     small, settled, flat = epsilon**0.5, epsilon ** (1 / 3), epsilon ** (2 / 3)
@@ -130,16 +132,33 @@ def minimise(
     steps = jnp.full((), -1, jnp.int32)
     begin = _Search(zeros, zeros, endless, endless, endless, endless, ~fitted, steps)
     found = jax.lax.while_loop(unfinished, step, begin)
-    level = found.decrement <= flat
+    level = fitted & (found.decrement <= flat)
+    converged = level & (found.moved <= settled)
+
+    def or_identity(old: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        new = _at(loss, identity)
+        kept = (old[1] <= new[1]) | jnp.isnan(new[1])
+        return tuple(jnp.where(kept, x, y) for x, y in zip(old, new, strict=True))
+
+    end = once(fitted & ~converged, or_identity, (found.parameters, found.loss, found.residual))
     return Minimum(
-        parameters=jnp.where(given.invalid, jnp.nan, found.parameters),
-        loss=found.loss,
-        residual=jnp.where(given.invalid, jnp.nan, jnp.where(fitted, found.residual, 0)),
+        parameters=jnp.where(given.invalid, jnp.nan, end[0]),
+        loss=end[1],
+        residual=jnp.where(given.invalid, jnp.nan, jnp.where(fitted, end[2], 0)),
         fitted=fitted,
-        converged=fitted & level & (found.moved <= settled),
-        at_bound=fitted & level & (found.moved > settled),
+        converged=converged,
+        at_bound=level & ~converged & (end[1] == found.loss),
         num_steps=jnp.maximum(found.steps, 0),
     )
+
+
+def _at(loss: _Loss, parameters: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The parameters, the loss there, and the largest entry of its gradient."""
+    odds, pull = loss.relative(parameters), loss.penalise(parameters)
+    log_total = jax.nn.logsumexp(jnp.where(loss.given.possible, odds, -jnp.inf), axis=-1)
+    value = jnp.sum(loss.given.weight * log_total) + jnp.sum(parameters * pull) / 2
+    gradient = loss.adjoint(loss.weight * loss.probabilities(odds)) + pull
+    return parameters, value, jnp.max(jnp.abs(gradient), initial=0)
 
 
 def _loss(

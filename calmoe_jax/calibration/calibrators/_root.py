@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 # Largest number of steps towards a root.
 _MAX_STEPS = 60
 
+Values = tuple[Array, ...]
 Slope = Callable[[Float[Array, ""]], tuple[Float[Array, ""], Float[Array, ""]]]
 
 
@@ -67,8 +68,27 @@ def search_root(
     return jax.lax.while_loop(unfinished, step, begin)
 
 
+def once(needed: Bool[Array, ""], function: Callable[[Values], Values], values: Values) -> Values:
+    """`function(values)` where that is needed, else the values.
+
+    A loop of at most one step: unlike both sides of `lax.cond`, it costs nothing under `vmap` where
+    no element needs it.
+    """
+
+    def unfinished(state: tuple[Bool[Array, ""], Values]) -> Bool[Array, ""]:
+        return state[0]
+
+    def step(state: tuple[Bool[Array, ""], Values]) -> tuple[Bool[Array, ""], Values]:
+        return jnp.zeros_like(state[0]), function(state[1])
+
+    return jax.lax.while_loop(unfinished, step, (needed, values))[1]
+
+
 def sums(*arrays: Float[Array, "..."], axis: int) -> tuple[Float[Array, "..."], ...]:
-    """The sum of each array, in one pass: XLA's CPU compiler does not fuse separate sums."""
+    """The sum of each array, in one pass: XLA's CPU compiler does not fuse separate sums.
+
+    Number by number on CPUs: for an axis of classes, not of millions of examples.
+    """
 
     def add(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(a + b for a, b in zip(left, right, strict=True))

@@ -10,6 +10,7 @@ from calmoe_jax._checks import check_non_negative
 from calmoe_jax._numerics import at_least_float32, example_weights
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators._examples import Examples, examples, standardise
+from calmoe_jax.calibration.calibrators._masks import without_impossible
 from calmoe_jax.calibration.calibrators._newton import Linear, Precondition, minimise
 
 
@@ -28,6 +29,8 @@ class MatrixFit(NamedTuple):
         at_bound: whether no finite parameters are optimal: the classes can be separated, or one
             has no examples. The parameters are then where the gradient vanished in rounding.
         num_steps: Newton steps taken.
+        reach: distance from the largest logit of an example beyond which a class is impossible:
+            750 times the typical margin of the examples, and 750 nats, or more.
     """
 
     matrix: Float[Array, "*batch classes classes"]
@@ -36,6 +39,7 @@ class MatrixFit(NamedTuple):
     converged: Bool[Array, "*batch"]
     at_bound: Bool[Array, "*batch"]
     num_steps: Int[Array, "*batch"]
+    reach: Float[Array, "*batch"]
 
 
 @checked
@@ -60,8 +64,9 @@ def fit_matrix_scaling(
     examples for each class are needed.
 
     Args:
-        logits: logits or log probabilities. A class with logit `-inf` is impossible for that
-            example, stays so, and counts as 0 in the scores of the others.
+        logits: logits or log probabilities. A class with logit `-inf`, or a finite number as low as
+            a mask is (beyond `reach`), is impossible for that example, stays so, and counts as 0
+            in the scores of the others.
         labels: class of each example, in `[0, classes)`.
         off_diagonal: penalty of the off-diagonal entries of `W`, at least 0.
         intercept: penalty of the offsets, at least 0.
@@ -70,8 +75,8 @@ def fit_matrix_scaling(
 
     Returns:
         A `MatrixFit`. `W` is the identity and `b` 0, unconverged, if there is nothing to fit: no
-        weight, or one class. Labels outside the classes, true classes with logit `-inf`, logits
-        `inf` and NaN make every parameter NaN.
+        weight, or one class; or if the search ends above the penalised loss of that. Labels outside
+        the classes, true classes with logit `-inf`, logits `inf` and NaN make every parameter NaN.
 
     Raises:
         ValueError: if a penalty is a negative number.
@@ -97,13 +102,16 @@ def fit_matrix_scaling(
     values, mean, scale = _columns(logits, given)
 
     def scores(parameters: jax.Array) -> jax.Array:
+        if classes < 3:  # the transpose of so narrow a product is summed in order on CPUs
+            return jnp.sum(values[:, None] * parameters[None], axis=-1)
         return values @ parameters.T
 
     off_diagonal, intercept = jnp.asarray(off_diagonal, dtype), jnp.asarray(intercept, dtype)
     ridge = _ridge(off_diagonal, intercept, classes)
     original, penalise = _coordinates(ridge, mean, scale)
     precondition = _decorrelated(values, given.weight)
-    found = minimise(scores, ridge.shape, given, precondition=precondition, penalise=penalise)
+    as_it_is = jnp.concatenate([jnp.diag(scale), mean[:, None]], axis=1)
+    found = minimise(scores, as_it_is, given, precondition=precondition, penalise=penalise)
     table = original(found.parameters)
     matrix, offset = table[:, :-1], table[:, -1]
     identity = ~found.fitted & ~given.invalid
@@ -117,6 +125,7 @@ def fit_matrix_scaling(
         converged=found.converged,
         at_bound=found.at_bound,
         num_steps=found.num_steps,
+        reach=given.reach,
     )
 
 
@@ -186,7 +195,7 @@ def apply_matrix_scaling(
 
     Args:
         fit: a fitted matrix scaling.
-        logits: logits or log probabilities, as in the fit; `-inf` for impossible classes.
+        logits: logits or log probabilities, as in the fit; impossible classes as there.
 
     Returns:
         Probabilities, at least float32.
@@ -196,7 +205,7 @@ def apply_matrix_scaling(
         >>> apply_matrix_scaling(fit, jnp.zeros((1, 2))).round(4)
         Array([[0.75, 0.25]], dtype=float32)
     """
-    logits = at_least_float32(logits)
+    logits = without_impossible(at_least_float32(logits), fit.reach)
     possible = ~jnp.isneginf(logits)
     scores = jnp.where(possible, logits, 0) @ fit.matrix.T + fit.offset[None]
     return jax.nn.softmax(jnp.where(possible, scores, -jnp.inf), axis=-1)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators._examples import examples
+from calmoe_jax.calibration.calibrators._masks import without_impossible
 from calmoe_jax.calibration.calibrators.temperature import fit_temperature, scale_log_probs
 
 _MAX_STEPS = 60
@@ -27,6 +28,8 @@ class EnsembleFit(NamedTuple):
         converged: whether T is converged and the residual is at most eps^(2/3) (2e-5 in float32).
         at_bound: whether no finite T is optimal, as in `TemperatureFit`.
         num_steps: Newton steps taken for the mixing weights.
+        reach: distance from the largest logit of an example beyond which a class is impossible:
+            750 times the typical margin of the examples, and 750 nats, or more.
     """
 
     temperature: Float[Array, "*batch"]
@@ -35,6 +38,7 @@ class EnsembleFit(NamedTuple):
     converged: Bool[Array, "*batch"]
     at_bound: Bool[Array, "*batch"]
     num_steps: Int[Array, "*batch"]
+    reach: Float[Array, "*batch"]
 
 
 @checked
@@ -52,15 +56,16 @@ def fit_ensemble_temperature(
     simplex. For gradients the fit is a constant.
 
     Args:
-        logits: logits or log probabilities; `-inf` for impossible classes, which the uniform
-            distribution excludes.
+        logits: logits or log probabilities; `-inf`, or a finite number as low as a mask is (beyond
+            `reach`), for impossible classes, which the uniform distribution excludes.
         labels: class of each example, in `[0, classes)`.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
 
     Returns:
         An `EnsembleFit`. T is 1 and all weight is on the first part, unconverged, if there is
-        nothing to fit: no weight, or one class. If T = 1 the first two parts are the same, and any
+        nothing to fit: no weight, or one class; or if the search ends above the loss of the logits
+        as they are. If T = 1 the first two parts are the same, and any
         split of the weight between them is optimal. If T is NaN the weights are NaN.
 
     Example:
@@ -78,7 +83,7 @@ def fit_ensemble_temperature(
     weight = jax.lax.stop_gradient(example_weights(labels.shape, weights, where, dtype))
     scaled = fit_temperature(logits, labels, weights=weight)
     given = examples(logits, labels, weight)
-    shown = jnp.where((given.weight > 0)[:, None], logits, 0)
+    shown = jnp.where((given.weight > 0)[:, None], without_impossible(logits, given.reach), 0)
     parts = jnp.stack([pick_label(x, given.labels) for x in _parts(shown, scaled.temperature)], -1)
     # only ratios matter: scaled so that the largest part of each example is 1
     parts = jnp.exp(parts - jnp.max(parts, axis=-1, keepdims=True))
@@ -86,14 +91,19 @@ def fit_ensemble_temperature(
     enough = float(jnp.finfo(dtype).eps) ** (2 / 3)
     mixing, steps = _best_mixing(parts, given.weight, fitted, enough)
     residual = jnp.maximum(jnp.max(_gain(_ratios(parts, mixing), given.weight)), 0)
-    mixing = jnp.where(fitted, mixing, jnp.array([1, 0, 0], dtype))
+    # relative to the original prediction, the second part
+    gain = jnp.log(jnp.sum(parts * mixing[None], axis=-1)) - jnp.log(parts[:, 1])
+    gain = jnp.sum(jnp.where(given.weight > 0, given.weight * gain, 0))
+    kept = fitted & ((residual <= enough) | (gain >= 0))
+    mixing = jnp.where(kept, mixing, jnp.array([1, 0, 0], dtype))
     return EnsembleFit(
-        temperature=scaled.temperature,
+        temperature=jnp.where(kept | ~fitted, scaled.temperature, 1),
         mixing=jnp.where(given.invalid, jnp.nan, mixing),
         residual=jnp.where(given.invalid, jnp.nan, jnp.where(fitted, residual, 0)),
         converged=scaled.converged & (residual <= enough),
-        at_bound=scaled.at_bound,
+        at_bound=scaled.at_bound & kept,
         num_steps=steps,
+        reach=given.reach,
     )
 
 
@@ -105,7 +115,7 @@ def apply_ensemble_temperature(
 
     Args:
         fit: a fitted ensemble temperature scaling.
-        logits: logits or log probabilities; `-inf` for impossible classes.
+        logits: logits or log probabilities, as in the fit; impossible classes as there.
 
     Returns:
         Probabilities, at least float32; the order of the classes is unchanged.
@@ -115,7 +125,8 @@ def apply_ensemble_temperature(
         >>> apply_ensemble_temperature(fit, jnp.zeros((1, 2)))
         Array([[0.5, 0.5]], dtype=float32)
     """
-    parts = jnp.exp(jnp.stack(_parts(at_least_float32(logits), fit.temperature)))
+    logits = without_impossible(at_least_float32(logits), fit.reach)
+    parts = jnp.exp(jnp.stack(_parts(logits, fit.temperature)))
     return jnp.sum(fit.mixing[:, None, None] * parts, axis=0)
 
 
@@ -169,7 +180,9 @@ def _best_mixing(
     def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         mixing, before, _, steps = state
         ratio = _ratios(parts, mixing)
-        hessian = ratio.T @ (weight[:, None] * ratio)
+        # not a product of matrices: CPUs sum narrow ones in order
+        products = ratio[:, :, None] * ratio[:, None, :]
+        hessian = jnp.sum(weight[:, None, None] * products, axis=0)
         slope = _gain(ratio, weight)
         way = _best_step(mixing, hessian, slope)
         share = _line_search(jnp.sum(ratio * way[None], axis=-1), weight)

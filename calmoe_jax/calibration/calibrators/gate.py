@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
 from calmoe_jax._signatures import checked
+from calmoe_jax.calibration.calibrators._masks import margin_of, reach_of, without_impossible
 from calmoe_jax.calibration.calibrators._root import Slope, search_root
 
 # The search runs over log T within this distance of the logarithm of the logits' scale, and starts
@@ -27,10 +28,12 @@ class GateTemperatureFit(NamedTuple):
         residual: `|dloss / dlog T|` at T, in nats: 0 at an optimum.
         converged: whether T is a local minimum (a further Newton step would move log T by less
             than eps^(2/3), 2e-5 in float32, and the loss curves upwards) whose loss is no higher
-            than at any of the 41 temperatures of the grid.
+            than at any of the 41 temperatures of the grid, and at T = 1.
         at_bound: whether the loss is smallest at an end of the search: towards T = 0 (the top
             expert alone) or T = infinity (uniform weights). T is then that end.
         num_steps: Newton or bisection steps taken after the grid search.
+        reach: distance from the largest logit of an example beyond which an expert is not chosen:
+            750 times the typical margin of the examples, and 750 nats, or more.
     """
 
     temperature: Float[Array, "*batch"]
@@ -39,6 +42,7 @@ class GateTemperatureFit(NamedTuple):
     converged: Bool[Array, "*batch"]
     at_bound: Bool[Array, "*batch"]
     num_steps: Int[Array, "*batch"]
+    reach: Float[Array, "*batch"]
 
 
 class _Given(NamedTuple):
@@ -50,6 +54,7 @@ class _Given(NamedTuple):
         likelihood: log probability of the label under each expert that may be chosen.
         weight: weight of each example; they sum to 1, or to 0 if no example counts.
         spread: scale of the gate logits.
+        reach: distance from the largest beyond which an expert is not chosen.
         empty: whether no example has weight.
         trivial: whether the logits do not distinguish experts.
         invalid: whether an example that counts cannot be fitted.
@@ -60,6 +65,7 @@ class _Given(NamedTuple):
     likelihood: Float[Array, "examples experts"]
     weight: Float[Array, " examples"]
     spread: Float[Array, ""]
+    reach: Float[Array, ""]
     empty: Bool[Array, ""]
     trivial: Bool[Array, ""]
     invalid: Bool[Array, ""]
@@ -82,7 +88,8 @@ def fit_gate_temperature(
     the fit is a constant.
 
     Args:
-        gate_logits: the router's logits; `-inf` for experts that are not chosen, as after top-k.
+        gate_logits: the router's logits; `-inf`, or a finite number as low as a mask is (beyond
+            `reach`), for experts that are not chosen, as after top-k.
         expert_logits: each expert's logits or log probabilities.
         labels: class of each example, in `[0, classes)`.
         weights: non-negative weight of each example; 1 by default.
@@ -90,7 +97,8 @@ def fit_gate_temperature(
 
     Returns:
         A `GateTemperatureFit`. T is 1, unconverged, if there is nothing to fit: no weight (the
-        loss is then NaN), one expert, or logits that do not distinguish experts. T is NaN for
+        loss is then NaN), one expert, or logits that do not distinguish experts; or if the loss is
+        lower there than where the search ends. T is NaN for
         labels outside the classes, NaN, logits `inf`, and if all chosen experts give the true class
         probability 0.
 
@@ -123,11 +131,15 @@ def fit_gate_temperature(
     at_bound = fitted & level
     start = jnp.where(at_bound, grid[end], grid[best])
     root = search_root(moments, start, low, high, at_bound | ~fitted, epsilon**0.5)
-    slope, curvature = moments(root.at)
-    least = loss(root.at)
+    # where the search ends, unless the loss is lower at T = 1
+    unscaled = jnp.log(jnp.where(given.trivial, 1, given.spread))
+    worse = fitted & ~(loss(root.at) <= loss(unscaled) + noise)
+    at = jnp.where(worse, unscaled, root.at)
+    slope, curvature = moments(at)
+    least = loss(at)
     precise = (curvature > 0) & (jnp.abs(slope) <= epsilon ** (2 / 3) * curvature)
-    temperature = jnp.where(given.trivial, 1, given.spread * jnp.exp(-root.at))
-    converged = fitted & ~at_bound & precise & (least <= losses[best] + noise)
+    temperature = jnp.where(given.trivial | worse, 1, given.spread * jnp.exp(-at))
+    converged = fitted & ~at_bound & ~worse & precise & (least <= losses[best] + noise)
     least = jnp.where(given.invalid | given.empty, jnp.nan, least)
     residual = jnp.where(given.trivial, 0, jnp.abs(slope))
     return GateTemperatureFit(
@@ -135,8 +147,9 @@ def fit_gate_temperature(
         loss=least,
         residual=jnp.where(given.invalid, jnp.nan, residual),
         converged=converged,
-        at_bound=at_bound,
+        at_bound=at_bound & ~worse,
         num_steps=root.num_steps,
+        reach=given.reach,
     )
 
 
@@ -152,6 +165,8 @@ def _given(
     dtype = jnp.promote_types(gate.dtype, experts.dtype)
     weight = jax.lax.stop_gradient(example_weights(labels.shape, weights, where, dtype))
     gate, experts = gate.astype(dtype), experts.astype(dtype)
+    reach = reach_of(margin_of(gate, weight > 0))
+    gate = without_impossible(gate, reach)
     total = jnp.sum(weight)
     weight = weight / jnp.where(total == 0, 1, total)
     counted = weight > 0
@@ -176,6 +191,7 @@ def _given(
         likelihood=jnp.where(chosen, likelihood, -jnp.inf),
         weight=weight,
         spread=spread,
+        reach=reach,
         empty=total == 0,
         trivial=trivial,
         invalid=invalid,
@@ -223,7 +239,8 @@ def apply_gate_temperature(
 
     Args:
         fit: a fitted temperature of the router.
-        gate_logits: the router's logits; `-inf` for experts that are not chosen.
+        gate_logits: the router's logits; `-inf`, or beyond the fit's reach, for experts that are
+            not chosen.
 
     Returns:
         Routing weights, at least float32, ready for `mix` and `mix_log_probs`.
@@ -234,4 +251,5 @@ def apply_gate_temperature(
         >>> apply_gate_temperature(fit, jnp.zeros((1, 2)))
         Array([[0.5, 0.5]], dtype=float32)
     """
-    return jax.nn.softmax(at_least_float32(gate_logits) / fit.temperature, axis=-1)
+    gate = without_impossible(at_least_float32(gate_logits), fit.reach)
+    return jax.nn.softmax(gate / fit.temperature, axis=-1)

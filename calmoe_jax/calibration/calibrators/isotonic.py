@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import example_weights
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration._inputs import class_labels, event
+from calmoe_jax.calibration._inputs import event
 
 
 class IsotonicFit(NamedTuple):
@@ -137,7 +137,6 @@ def fit_classwise_isotonic(
         estimates, 2002.
     """
     _check_concrete(probs=probs, labels=labels, weights=weights, where=where)
-    labels = class_labels(labels)
     classes = probs.shape[1]
     known = (labels >= 0) & (labels < classes)
     fits = []

@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
+from calmoe_jax._numerics import at_least_float32, example_weights
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration.calibrators._root import Slope, search_root, sums
+from calmoe_jax.calibration._labels import Labels, at_label, not_ignored
+from calmoe_jax.calibration.calibrators._masks import distances, margin_of, reach_of
+from calmoe_jax.calibration.calibrators._root import Slope, once, search_root, sums
 
-# The search runs over log T within this distance of the logarithm of the logits' scale.
+# The search runs over log T from this far below the logarithm of the margin (or of the scale, if
+# that is less) to this far above that of the logits' scale.
 _LOG_RANGE = 10.0
 # Logit of an impossible class, in units of the logits' scale: its probability underflows at every
 # temperature of the search, and its square is still finite.
@@ -36,7 +39,8 @@ class TemperatureFit(NamedTuple):
             float32), and T is not at a bound.
         at_bound: whether the optimum is outside the search range: all examples right (T towards 0),
             confidence never justified (T towards infinity), or an optimum more than a factor
-            exp(10) from the logits' scale. T is then the bound of the search.
+            exp(10) above the logits' scale or below their margins. T is then the bound of the
+            search.
         num_steps: Newton or bisection steps taken over all the examples.
     """
 
@@ -50,17 +54,21 @@ class TemperatureFit(NamedTuple):
 @checked
 def fit_temperature(
     logits: Float[Array, "examples classes"],
-    labels: Int[Array, " examples"],
+    labels: Labels,
     *,
     weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
+    ignore_label: int | None = None,
 ) -> TemperatureFit:
     """Finds the temperature that minimises the log loss of `softmax(logits / T)`.
 
     Newton's method on `log T` for the root of the slope `E_p[z] - z_y`, kept inside a bracket
     (bisection if a step would leave it). The loss is convex in `1 / T`, so the root is the
-    optimum; scaling the logits scales T. From 65536 examples on the search starts at the optimum
-    for every sixteenth example.
+    optimum; scaling the logits scales T. A class that is farther below the largest of its example
+    than 750 nats, 750 times the typical margin (the lower quartile of the difference between the
+    two largest logits), and twice the distance of any true class, is a mask: it is impossible, as
+    with logit `-inf`. From 65536 examples on the search starts at the optimum for every sixteenth
+    example.
 
     The temperature is differentiable with respect to logits and weights, forwards and backwards:
     the slope stays 0, so `dlog T = d(slope) / curvature` (slope and curvature of the loss in
@@ -68,16 +76,18 @@ def fit_temperature(
 
     Args:
         logits: logits, or log probabilities (of an aggregate, say); `-inf` for impossible classes.
-        labels: class of each example, in `[0, classes)`.
+        labels: class of each example, in `[0, classes)`; or a distribution over the classes, such
+            as votes, whose mean log loss is then minimised.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
+        ignore_label: label of examples that do not count (-100, say); none by default.
 
     Returns:
         A `TemperatureFit`. T is 1, unconverged, if there is nothing to fit: no weight, one class,
-        or logits that do not distinguish classes. If no finite T is optimal, T is a bound far from
-        the logits' scale, flagged by `at_bound`. Labels outside the classes,
-        true classes with logit `-inf`, logits `inf` and NaN give T = NaN. The derivative of T is
-        that of the optimum, and 0 if T is at a bound or there is nothing to fit.
+        or logits that do not distinguish classes; or if the search ends at a higher loss. If no
+        finite T is optimal, T is a bound far from the logits' scale, flagged by `at_bound`. Labels
+        outside the classes, true classes with logit `-inf`, logits `inf` and NaN give T = NaN. The
+        derivative of T is that of the optimum, and 0 if T is at a bound, or 1 and not converged.
 
     Example:
         >>> logits = jnp.log(jnp.array([[0.9, 0.1]] * 4))
@@ -88,35 +98,41 @@ def fit_temperature(
     References:
         Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
+    where = not_ignored(labels, where, ignore_label)
     logits = at_least_float32(logits)
-    weight = example_weights(labels.shape, weights, where, logits.dtype)
-    fit = _solve(jax.lax.stop_gradient(logits), labels, jax.lax.stop_gradient(weight))
-    return fit._replace(temperature=_implicit(logits, weight, labels, fit))
+    weight = example_weights(logits.shape[:1], weights, where, logits.dtype)
+    fit, reach = _solve(jax.lax.stop_gradient(logits), labels, jax.lax.stop_gradient(weight))
+    return fit._replace(temperature=_implicit(logits, weight, labels, fit, reach))
 
 
 def _solve(
     logits: Float[Array, "examples classes"],
-    labels: Int[Array, " examples"],
+    labels: Labels,
     weight: Float[Array, " examples"],
-) -> TemperatureFit:
+) -> tuple[TemperatureFit, Float[Array, ""]]:
+    """The fit, and the distance from the largest logit beyond which classes are impossible."""
     dtype = logits.dtype
     total = jnp.sum(weight)
     weight = weight / jnp.where(total == 0, 1, total)
     counted = weight > 0
-    true = jnp.where(counted, pick_label(logits, labels), 0)
     strange = jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1)
-    invalid = jnp.any(counted & (strange | ~jnp.isfinite(true))) | jnp.isnan(total)
+    strange |= ~jnp.isfinite(at_label(logits, labels))
+    invalid = jnp.any(counted & strange) | jnp.isnan(total)
+    sound = counted & ~strange
     # relative to the largest, so that no exponential overflows at any temperature
-    possible = ~jnp.isneginf(logits) & (counted & ~strange)[:, None]
-    peak = jnp.max(jnp.where(possible, logits, -jnp.inf), axis=-1, initial=-jnp.inf)
-    peak = jnp.where(jnp.isfinite(peak), peak, 0)
-    below = jnp.where(possible, logits - peak[:, None], 0)
-    true = jnp.where(counted & jnp.isfinite(true), true - peak, 0)
+    distance = distances(logits)
+    true = -jnp.where(sound, at_label(distance, labels), 0)
+    margin = margin_of(logits, sound)
+    reach = reach_of(margin, jnp.max(_farthest(distance, labels) * sound, initial=0))
+    possible = ~jnp.isneginf(logits) & (distance <= reach) & sound[:, None]
+    below = jnp.where(possible, -distance, 0)
     farthest = jnp.maximum(-true, true - jnp.min(below, axis=-1, initial=0))
-    spread = jnp.sqrt(jnp.sum(weight * jnp.square(farthest)))
+    largest = jnp.max(farthest * counted, initial=0)
+    share = farthest / jnp.where(largest > 0, largest, 1)  # whose squares do not overflow
+    spread = largest * jnp.sqrt(jnp.sum(weight * jnp.square(share)))
     trivial = ~(spread > 0)
     unit = jnp.where(trivial, 1, spread)
-    true = true / unit
+    original, true = true, true / unit
     scaled = jnp.where(possible | ~counted[:, None], below / unit, _IMPOSSIBLE)
 
     # The slope's limits decide whether an optimum exists: at T = 0 it is the mean of the largest
@@ -124,35 +140,72 @@ def _solve(
     mean = jnp.sum(below / unit, axis=-1) / jnp.maximum(jnp.sum(possible, axis=-1), 1)
     too_right = jnp.sum(weight * true) >= 0
     too_wrong = jnp.sum(weight * (mean - true)) >= 0
-    bound = jnp.where(too_right, _LOG_RANGE, -_LOG_RANGE).astype(dtype)
+    low = jnp.full((), -_LOG_RANGE, dtype)
+    high = _LOG_RANGE + jnp.log(jnp.maximum(unit / jnp.where(margin > 0, margin, unit), 1))
+    high = jnp.minimum(high, jnp.log(jnp.finfo(dtype).max) - 1)
+    bound = jnp.where(too_right, high, low)
     boundless = too_right | too_wrong
     fitted = ~(trivial | invalid)
 
     start, idle = jnp.zeros((), dtype), boundless | ~fitted
-    end = jnp.full((), _LOG_RANGE, dtype)
     if logits.shape[0] >= _MANY:
         some = slice(None, None, _STRIDE)
         few = search_root(
-            _moments(scaled[some], true[some], weight[some]), start, -end, end, idle, _NEAR
+            _moments(scaled[some], true[some], weight[some]), start, low, high, idle, _NEAR
         )
         # all examples may have an optimum even if the subset has none
-        start = jnp.where(jnp.abs(few.at) < _LOG_RANGE / 2, few.at, 0)
+        inside = (few.at > low + _LOG_RANGE / 2) & (few.at < high - _LOG_RANGE / 2)
+        start = jnp.where(inside, few.at, 0)
     moments = _moments(scaled, true, weight)
     # after a Newton step of size h the error is of order h^2
     near = float(jnp.finfo(dtype).eps) ** 0.5
     start = jnp.where(boundless, bound, start)
-    found = search_root(moments, start, -end, end, idle, near)
+    found = search_root(moments, start, low, high, idle, near)
     slope, curvature = moments(found.at)
-    at_bound = boundless | (jnp.abs(found.at) > _LOG_RANGE - 0.1)
+    at_bound = boundless | (found.at > high - 0.1) | (found.at < low + 0.1)
     precise = jnp.abs(slope) <= jnp.finfo(dtype).eps ** (2 / 3) * curvature
-    temperature = jnp.where(trivial, 1, spread * jnp.exp(-found.at))
-    return TemperatureFit(
-        temperature=jnp.where(invalid, jnp.nan, temperature).astype(dtype),
+    converged = fitted & ~at_bound & precise
+    temperature = jnp.minimum(unit * jnp.exp(-found.at), jnp.finfo(dtype).max)
+    temperature = jnp.where(trivial, 1, temperature)
+
+    def or_identity(old: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        given = jnp.where(sound[:, None], -distance, 0), original, weight
+        unscaled = _loss(*given, jnp.ones((), dtype))
+        worse = ~((_loss(*given, old[0]) <= unscaled) | jnp.isnan(unscaled))
+        slope, _ = moments(jnp.log(unit))
+        return jnp.where(worse, 1, old[0]), jnp.where(worse, slope, old[1])
+
+    ended, slope = once(fitted & ~converged, or_identity, (temperature, slope))
+    fit = TemperatureFit(
+        temperature=jnp.where(invalid, jnp.nan, ended).astype(dtype),
         residual=jnp.where(invalid, jnp.nan, jnp.where(trivial, 0, jnp.abs(slope))),
-        converged=fitted & ~at_bound & precise,
-        at_bound=fitted & at_bound,
+        converged=converged,
+        at_bound=fitted & at_bound & (ended == temperature),
         num_steps=found.num_steps,
     )
+    return fit, reach
+
+
+def _farthest(
+    distance: Float[Array, "examples classes"], labels: Labels
+) -> Float[Array, " examples"]:
+    """Distance of the least likely class that an example may be of; 0 where that is not finite."""
+    if labels.ndim == 1:
+        found = at_label(distance, labels)
+    else:
+        found = jnp.max(jnp.where(labels > 0, distance, 0), axis=-1)
+    return jnp.where(jnp.isfinite(found), found, 0)
+
+
+def _loss(
+    below: Float[Array, "examples classes"],
+    true: Float[Array, " examples"],
+    weight: Float[Array, " examples"],
+    temperature: Float[Array, ""],
+) -> Float[Array, ""]:
+    """The mean log loss at a temperature, with every class as possible as its logit says."""
+    losses = jax.nn.logsumexp(below / temperature, axis=-1) - true / temperature
+    return jnp.sum(jnp.where(weight > 0, weight * losses, 0))
 
 
 def _moments(
@@ -175,7 +228,8 @@ def _moments(
         mean = first / total
         # no cancellation: the largest is at 0, so the variance is at least mean^2 / classes
         variance = jnp.maximum(second / total - jnp.square(mean), 0)
-        slope, spread = sums(weight * (mean - true), weight * variance, axis=0)
+        # apart: the pass over the logits is done, and the sum of several arrays is not pairwise
+        slope, spread = jnp.sum(weight * (mean - true)), jnp.sum(weight * variance)
         return beta * slope, jnp.square(beta) * spread + beta * slope
 
     return at
@@ -185,8 +239,9 @@ def _moments(
 def _implicit(
     logits: Float[Array, "examples classes"],
     weight: Float[Array, " examples"],
-    labels: Int[Array, " examples"],
+    labels: Labels,
     fit: TemperatureFit,
+    reach: Float[Array, ""],
 ) -> Float[Array, ""]:
     """The fitted temperature, as a function of its data."""
     return fit.temperature
@@ -196,14 +251,16 @@ def _implicit(
 def _implicit_jvp(
     primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    logits, weight, labels, fit = primals
+    logits, weight, labels, fit, reach = primals
     temperature = _implicit(*primals)  # not the constant: this rule is differentiated again
-    settled = ~(fit.at_bound | (fit.num_steps == 0))
+    stayed = (fit.temperature == 1) & ~fit.converged  # at a lower loss than the search found
+    settled = ~(fit.at_bound | (fit.num_steps == 0) | stayed)
     beta = 1 / jnp.where(settled, temperature, 1)
     # rows that count, or would count if they had weight
-    true = pick_label(logits, labels)
+    true = at_label(logits, labels)
     sound = jnp.isfinite(true) & ~jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1)
-    possible = ~jnp.isneginf(logits) | ~sound[:, None]
+    impossible = jnp.isneginf(logits) | (distances(logits) > reach)
+    possible = ~impossible | ~sound[:, None]
 
     def slope(
         beta: Float[Array, ""],
@@ -213,7 +270,7 @@ def _implicit_jvp(
         """Slope of the loss in `log beta`, up to a factor, which does not matter at its root."""
         logits = jnp.where(possible & sound[:, None], logits, 0)
         probs = jax.nn.softmax(jnp.where(possible, beta * logits, -jnp.inf), axis=-1)
-        true = jnp.where(sound, pick_label(logits, labels), 0)
+        true = jnp.where(sound, at_label(logits, labels), 0)
         mean = jnp.sum(probs * logits, axis=-1) - true
         return beta * jnp.sum(jnp.where(sound, weight, 0) * mean)
 
@@ -270,20 +327,22 @@ def scale_log_probs(
 @checked
 def fit_expert_temperatures(
     expert_logits: Float[Array, "examples experts classes"],
-    labels: Int[Array, " examples"],
+    labels: Labels,
     *,
     routing_weights: Float[Array, "examples experts"] | None = None,
     where: Bool[Array, " examples"] | None = None,
+    ignore_label: int | None = None,
 ) -> TemperatureFit:
     """Fits one temperature for every expert, before mixing (MoCaE).
 
     Args:
         expert_logits: each expert's logits or log probabilities.
-        labels: class of each example, in `[0, classes)`.
+        labels: class of each example, in `[0, classes)`, or a distribution over the classes.
         routing_weights: weight of each example for each expert. `None` fits every expert on all
             examples with equal weight, as MoCaE does; the routing weights fit it on its
             routing-weighted view, the condition under which a hard-routed mixture stays calibrated.
         where: examples that count; all by default.
+        ignore_label: label of examples that do not count (-100, say); none by default.
 
     Returns:
         A `TemperatureFit` with a leading axis of experts. An expert without any weight keeps T = 1
@@ -297,6 +356,7 @@ def fit_expert_temperatures(
     References:
         Oksuz et al., MoCaE: Mixture of Calibrated Experts, 2023.
     """
+    where = not_ignored(labels, where, ignore_label)
     if routing_weights is None:
         routing_weights = jnp.ones(expert_logits.shape[:2], jnp.float32)
 

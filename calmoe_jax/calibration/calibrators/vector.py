@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._numerics import at_least_float32, example_weights
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators._examples import examples, standardise
+from calmoe_jax.calibration.calibrators._masks import without_impossible
 from calmoe_jax.calibration.calibrators._newton import minimise
 
 
@@ -26,6 +27,8 @@ class VectorFit(NamedTuple):
         at_bound: whether no finite parameters are optimal: the classes can be separated, or one
             has no examples. The parameters are then where the gradient vanished in rounding.
         num_steps: Newton steps taken.
+        reach: distance from the largest logit of an example beyond which a class is impossible:
+            750 times the typical margin of the examples, and 750 nats, or more.
     """
 
     scale: Float[Array, "*batch classes"]
@@ -34,6 +37,7 @@ class VectorFit(NamedTuple):
     converged: Bool[Array, "*batch"]
     at_bound: Bool[Array, "*batch"]
     num_steps: Int[Array, "*batch"]
+    reach: Float[Array, "*batch"]
 
 
 @checked
@@ -51,15 +55,17 @@ def fit_vector_scaling(
     classes may change. For gradients the fit is a constant.
 
     Args:
-        logits: logits or log probabilities; `-inf` for impossible classes, which stay so.
+        logits: logits or log probabilities; `-inf`, or a finite number as low as a mask is (beyond
+            `reach`), for impossible classes, which stay so.
         labels: class of each example, in `[0, classes)`.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
 
     Returns:
         A `VectorFit`. Factors are 1 and offsets 0, unconverged, if there is nothing to fit: no
-        weight, or one class. Labels outside the classes, true classes with logit `-inf`, logits
-        `inf` and NaN make every parameter NaN.
+        weight, or one class; or if the search ends above the loss of the logits as they are. Labels
+        outside the classes, true classes with logit `-inf`, logits `inf` and NaN make every
+        parameter NaN.
 
     Example:
         >>> logits = jnp.log(jnp.array([[0.9, 0.1]] * 4 + [[0.1, 0.9]] * 4))
@@ -83,8 +89,13 @@ def fit_vector_scaling(
         squares = jnp.stack([jnp.sum(spread * values**2, axis=0), jnp.sum(spread, axis=0)])
         return jnp.where(squares > 0, gradient / jnp.where(squares > 0, squares, 1), 0)
 
-    size = 2, logits.shape[1]
-    found = minimise(scores, size, given, precondition=precondition, penalise=jnp.zeros_like)
+    found = minimise(
+        scores,
+        jnp.stack([scale, mean]),
+        given,
+        precondition=precondition,
+        penalise=jnp.zeros_like,
+    )
     factor = found.parameters[0] / scale
     offset = found.parameters[1] - factor * mean
     identity = ~found.fitted & ~given.invalid
@@ -95,6 +106,7 @@ def fit_vector_scaling(
         converged=found.converged,
         at_bound=found.at_bound,
         num_steps=found.num_steps,
+        reach=given.reach,
     )
 
 
@@ -106,7 +118,7 @@ def apply_vector_scaling(
 
     Args:
         fit: a fitted vector scaling.
-        logits: logits or log probabilities, as in the fit; `-inf` for impossible classes.
+        logits: logits or log probabilities, as in the fit; impossible classes as there.
 
     Returns:
         Probabilities, at least float32.
@@ -116,7 +128,7 @@ def apply_vector_scaling(
         >>> apply_vector_scaling(fit, jnp.zeros((1, 2))).round(4)
         Array([[0.75, 0.25]], dtype=float32)
     """
-    logits = at_least_float32(logits)
+    logits = without_impossible(at_least_float32(logits), fit.reach)
     possible = ~jnp.isneginf(logits)
     scores = fit.scale[None] * jnp.where(possible, logits, 0) + fit.offset[None]
     return jax.nn.softmax(jnp.where(possible, scores, -jnp.inf), axis=-1)

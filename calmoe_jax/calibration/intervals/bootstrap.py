@@ -5,9 +5,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from calmoe_jax._checks import check_at_least
-from calmoe_jax._numerics import at_least_float32, example_weights, safe_divide
+from calmoe_jax._numerics import example_weights, safe_divide
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration.metrics.binning import ReliabilityBins, reliability_bins
+from calmoe_jax.calibration._inputs import event
+from calmoe_jax.calibration._sums import sum_by_bin
+from calmoe_jax.calibration.metrics.binning import (
+    ReliabilityBins,
+    equal_width_index,
+    square_unit,
+    sums_by_cell,
+)
 
 
 @checked
@@ -114,7 +121,7 @@ def cluster_sums(
     outside = (clusters < 0) | (clusters >= num_clusters)
 
     def summed(numbers: Float[Array, "examples ..."]) -> Float[Array, "clusters ..."]:
-        totals = jax.ops.segment_sum(numbers, jnp.clip(clusters, 0, num_clusters - 1), num_clusters)
+        totals = sum_by_bin(numbers, jnp.clip(clusters, 0, num_clusters - 1), num_clusters)
         kept = jnp.any(numbers != 0, axis=tuple(range(1, numbers.ndim)))
         return totals + jnp.where(jnp.any(outside & kept), jnp.nan, 0).astype(totals.dtype)
 
@@ -157,17 +164,16 @@ def cluster_bins(
         Array([[1.],
                [2.]], dtype=float32)
     """
-    confidence = at_least_float32(confidence)
+    check_at_least("num_bins", num_bins, 1)
+    check_at_least("num_clusters", num_clusters, 1)
+    confidence, outcome = event(confidence, outcome)
     weight = example_weights(confidence.shape, weights, where, confidence.dtype)
-
-    def one(
-        level: Float[Array, ""], happened: Float[Array, ""] | Bool[Array, ""], w: Float[Array, ""]
-    ) -> ReliabilityBins:
-        return reliability_bins(level[None], happened[None], weights=w[None], num_bins=num_bins)
-
-    return cluster_sums(
-        jax.vmap(one)(confidence, outcome, weight), clusters, num_clusters=num_clusters
-    )
+    outside = (weight != 0) & ((clusters < 0) | (clusters >= num_clusters))
+    index = equal_width_index(jnp.where(jnp.isnan(confidence), 0, confidence), num_bins)
+    cell = jnp.clip(clusters, 0, num_clusters - 1) * num_bins + index
+    bins = sums_by_cell(cell, confidence, outcome, weight, (num_clusters, num_bins))
+    poison = jnp.where(outside.any(), jnp.nan, 0).astype(confidence.dtype)
+    return ReliabilityBins(*(sums + poison for sums in bins))
 
 
 @checked
@@ -211,8 +217,9 @@ def bootstrap_bins(
     slope = safe_divide(bins.weight_residual, bins.weight_square)
     left = bins.residual_square - slope * bins.weight_residual
     rounding = 8 * jnp.finfo(left.dtype).eps * bins.residual_square  # its root would be noise
-    spread = jnp.sqrt(jnp.where(left > rounding, left, 0))
-    step = jnp.sqrt(bins.weight_square)[None] * normal[0]
+    unit = square_unit(bins.weight)
+    spread = unit * jnp.sqrt(jnp.where(left > rounding, left, 0))
+    step = unit * jnp.sqrt(bins.weight_square)[None] * normal[0]
     residual = (bins.residual[None] + slope[None] * step) + spread[None] * normal[1]
     weight = jnp.maximum(bins.weight[None] + step, 0)
     grown = safe_divide(weight, jnp.broadcast_to(bins.weight[None], weight.shape))

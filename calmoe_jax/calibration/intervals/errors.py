@@ -30,7 +30,7 @@ from calmoe_jax.calibration.intervals.bootstrap import (
     bootstrap_counts,
     bootstrap_sums,
 )
-from calmoe_jax.calibration.metrics.binning import ReliabilityBins
+from calmoe_jax.calibration.metrics.binning import ReliabilityBins, square_unit
 
 _Norm = Literal["l1", "l2"]
 
@@ -105,7 +105,8 @@ def calibration_error(
     drawing, claiming = jax.random.split(key)
     replicates = bootstrap_bins(drawing, bins, num_replicates=num_replicates)
     found = _inverted(_problem(claiming, bins, replicates), norm, level)
-    return _known(jnp.square(jnp.sum(bins.weight)) > jnp.sum(bins.weight_square), found)
+    size = jnp.sum(bins.weight) / square_unit(bins.weight)
+    return _known(jnp.square(size) > jnp.sum(bins.weight_square), found)
 
 
 @checked
@@ -277,7 +278,8 @@ def _cluster_problem(
 ) -> _Problem:
     total = ReliabilityBins(*(jnp.sum(sums, axis=0) for sums in bins))
     # clusters take the place of examples
-    total = total._replace(weight_square=jnp.sum(jnp.square(bins.weight), axis=0))
+    part = bins.weight / square_unit(total.weight)
+    total = total._replace(weight_square=jnp.sum(jnp.square(part), axis=0))
     return _problem(key, total, bootstrap_sums(counts, bins))
 
 
@@ -286,7 +288,8 @@ def _problem(key: jax.Array, bins: ReliabilityBins, replicates: ReliabilityBins)
     forecast = safe_divide(bins.confidence, bins.weight)
     # The variance within a bin: the sample variance, with pseudo-examples of the variance implied
     # by the forecast, because one or two examples may agree by chance and have sample variance 0.
-    size = safe_divide(jnp.square(bins.weight), bins.weight_square)
+    size = jnp.square(bins.weight / square_unit(bins.weight))
+    size = safe_divide(size, bins.weight_square)
     freedom = size + (_CLAIMED - 1)
     seen = jnp.sqrt(size / freedom)
     claim = jnp.maximum(forecast * (1 - forecast), 0)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least
-from calmoe_jax._numerics import at_least_float32, example_weights, safe_divide
+from calmoe_jax._numerics import at_least_float32, example_weights, in_unit, safe_divide
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.intervals._interval import Interval, check_level, corrected
 from calmoe_jax.calibration.intervals.bootstrap import (
@@ -315,7 +315,7 @@ def _intervals_of_means(
     check_level(level)
     values = at_least_float32(values)
     examples = values.shape[0]
-    weight = example_weights((examples,), weights, where, values.dtype)
+    weight = in_unit(example_weights((examples,), weights, where, values.dtype))
     if clusters is None and num_clusters is None:
         num_clusters = min(max(examples, 1), _MOST_CLUSTERS)
         clusters = jnp.arange(examples)

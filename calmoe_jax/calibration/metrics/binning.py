@@ -7,6 +7,7 @@ predicted probabilities and `Y` the class: **top-label**, `P(Y = yhat | max F = 
 bins are in `errors`.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -17,12 +18,12 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import example_weights
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration._inputs import class_labels, event, probabilities
+from calmoe_jax.calibration._inputs import event, probabilities
+from calmoe_jax.calibration._labels import Labels, chance_of, labelled, not_ignored
 from calmoe_jax.calibration._sums import sum_by_bin
 from calmoe_jax.calibration.metrics.scores import top_label
 
 _Probs = Float[Array, "examples classes"]
-_Labels = Int[Array, " examples"]
 _Weights = Float[Array, " examples"] | None
 _Where = Bool[Array, " examples"] | None
 
@@ -35,9 +36,9 @@ class ReliabilityBins(NamedTuple):
         confidence: weighted sum of confidences.
         residual: weighted sum of `confidence - outcome`. Kept instead of the outcomes: summing
             the small differences loses fewer digits than differencing two large sums.
-        weight_square: sum of squared weights, `w^2`.
-        residual_square: sum of squared weighted residuals, `w^2 r^2`.
-        weight_residual: sum of their products, `w^2 r`.
+        weight_square: sum of squared weights, `w^2`, in units of `square_unit(weight)`.
+        residual_square: sum of squared weighted residuals, `w^2 r^2`, in the same unit.
+        weight_residual: sum of their products, `w^2 r`, in the same unit.
     """
 
     weight: Float[Array, "*batch bins"]
@@ -46,6 +47,17 @@ class ReliabilityBins(NamedTuple):
     weight_square: Float[Array, "*batch bins"]
     residual_square: Float[Array, "*batch bins"]
     weight_residual: Float[Array, "*batch bins"]
+
+
+def square_unit(weight: Float[Array, "*batch bins"]) -> Float[Array, "*batch"]:
+    """The unit of weights within the sums of their squares, by the weight of the bins.
+
+    It is 1 if the total weight is between `2^-32` and `2^32`, otherwise `2^-64` or `2^64`: the
+    squares of weights of 1e30 or 1e-30 are no float32 numbers.
+    """
+    total = jnp.sum(weight, axis=-1)
+    small = (total > 0) & (total < 2.0**-32)
+    return jnp.where(total > 2.0**32, 2.0**64, jnp.where(small, 2.0**-64, 1)).astype(weight.dtype)
 
 
 @checked
@@ -89,22 +101,25 @@ def reliability_bins(
 @checked
 def top_label_bins(
     probs: _Probs,
-    labels: _Labels,
+    labels: Labels,
     *,
     weights: _Weights = None,
     where: _Where = None,
     num_bins: int = 15,
     from_logits: bool = False,
+    ignore_label: int | None = None,
 ) -> ReliabilityBins:
     """Reliability sums of the predicted class: confidence against being right, by bin.
 
     Args:
         probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
+        labels: class of each example, in `[0, classes)`; or a distribution over the classes, such
+            as votes: the result is then the expectation over labels drawn from it.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
         num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
         from_logits: whether `probs` holds logits or log probabilities.
+        ignore_label: label of examples that do not count (-100, say); none by default.
 
     Returns:
         The sums of each bin (see `reliability_bins`), for `calibration_error` and
@@ -117,6 +132,7 @@ def top_label_bins(
         >>> top_label_bins(jnp.array([[0.25, 0.75]]), jnp.array([0]), num_bins=2).residual
         Array([0.  , 0.75], dtype=float32)
     """
+    where = not_ignored(labels, where, ignore_label)
     confidence, correct = top_label(probs, labels, from_logits=from_logits)
     return reliability_bins(confidence, correct, weights=weights, where=where, num_bins=num_bins)
 
@@ -124,12 +140,13 @@ def top_label_bins(
 @checked
 def classwise_bins(
     probs: _Probs,
-    labels: _Labels,
+    labels: Labels,
     *,
     weights: _Weights = None,
     where: _Where = None,
     num_bins: int = 15,
     from_logits: bool = False,
+    ignore_label: int | None = None,
 ) -> ReliabilityBins:
     """Reliability sums of each class's probability against being of that class.
 
@@ -139,11 +156,13 @@ def classwise_bins(
 
     Args:
         probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
+        labels: class of each example, in `[0, classes)`; or a distribution over the classes, such
+            as votes: the result is then the expectation over labels drawn from it.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
         num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
         from_logits: whether `probs` holds logits or log probabilities.
+        ignore_label: label of examples that do not count (-100, say); none by default.
 
     Returns:
         Sums `[classes, bins]` (see `reliability_bins`).
@@ -159,15 +178,13 @@ def classwise_bins(
     References:
         Kull et al., Beyond Temperature Scaling, 2019.
     """
-    labels = class_labels(labels)
+    where = not_ignored(labels, where, ignore_label)
     probs = probabilities(probs, from_logits=from_logits)
-    outside = (labels < 0) | (labels >= probs.shape[-1])
-    probs = jnp.where(outside[:, None], jnp.nan, probs)
+    probs = jnp.where(labelled(labels, probs.shape[-1])[:, None], probs, jnp.nan)
 
     def one_class(column: Float[Array, " examples"], label: Int[Array, ""]) -> ReliabilityBins:
-        return reliability_bins(
-            column, labels == label, weights=weights, where=where, num_bins=num_bins
-        )
+        outcome = chance_of(jnp.broadcast_to(label, column.shape), labels)
+        return reliability_bins(column, outcome, weights=weights, where=where, num_bins=num_bins)
 
     return jax.vmap(one_class, in_axes=(1, 0))(probs, jnp.arange(probs.shape[-1]))
 
@@ -214,22 +231,46 @@ def sums_by_bin(
         The compensated sums: in float32 accurate to 1e-6 of the total weight for up to 1e7 examples
         and 64 bins. All NaN if an example that counts is NaN.
     """
-    dtype = confidence.dtype
-    weight = example_weights(confidence.shape, weights, where, dtype)
+    weight = example_weights(confidence.shape, weights, where, confidence.dtype)
+    return sums_by_cell(index, confidence, outcome, weight, (num_bins,))
+
+
+def sums_by_cell(
+    cell: Int[Array, " examples"],
+    confidence: Float[Array, " examples"],
+    outcome: Float[Array, " examples"],
+    weight: Float[Array, " examples"],
+    shape: tuple[int, ...],
+) -> ReliabilityBins:
+    """The sums of cells: of bins, or of the bins of every cluster.
+
+    Args:
+        cell: row-major place in the table of each example; anything where it does not count.
+        confidence: predicted probability of the event, NaN where invalid (see `event`).
+        outcome: whether the event happened, as a float.
+        weight: weight of each example.
+        shape: shape of the table: bins, or clusters and bins.
+
+    Returns:
+        The compensated sums, of that shape; all of a row's are NaN if an example of it is.
+    """
+
+    def per_cell(values: Float[Array, " examples"]) -> Float[Array, "*table"]:
+        return sum_by_bin(values, cell, math.prod(shape)).reshape(shape)
+
     counted = weight != 0
     level = jnp.where(counted, confidence, 0)
-    residual = jnp.where(counted, confidence - outcome, 0) * weight
-    residuals = sum_by_bin(residual, index, num_bins)
-    poison = jnp.where(jnp.isnan(residuals).any(), jnp.nan, 0).astype(dtype)
-
-    def per_bin(values: Float[Array, " examples"]) -> Float[Array, " bins"]:
-        return sum_by_bin(values, index, num_bins) + poison
-
-    return ReliabilityBins(
-        per_bin(weight),
-        per_bin(level * weight),
-        residuals + poison,
-        per_bin(jnp.square(weight)),
-        per_bin(jnp.square(residual)),
-        per_bin(weight * residual),
+    miss = jnp.where(counted, confidence - outcome, 0)
+    weights, residuals = per_cell(weight), per_cell(miss * weight)
+    unit = square_unit(weights)
+    part = weight / (unit if unit.ndim == 0 else unit.reshape(-1)[cell // shape[-1]])
+    poison = jnp.where(jnp.isnan(residuals).any(axis=-1, keepdims=True), jnp.nan, 0)
+    sums = ReliabilityBins(
+        weights,
+        per_cell(level * weight),
+        residuals,
+        per_cell(jnp.square(part)),
+        per_cell(jnp.square(part * miss)),
+        per_cell(jnp.square(part) * miss),
     )
+    return ReliabilityBins(*(x + poison.astype(x.dtype) for x in sums))

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration._inputs import class_labels, probabilities
+from calmoe_jax.calibration._inputs import probabilities
 from calmoe_jax.calibration.diagrams import mean_and_error
 from calmoe_jax.calibration.metrics.experts import computed
 from calmoe_jax.mixture import mix
@@ -91,7 +91,6 @@ def disagreement_identity(
         >>> found.aggregate, found.disagreement, found.view
         (Array(0.125, dtype=float32), Array(0.125, dtype=float32), Array([0., 0.], dtype=float32))
     """
-    labels = jnp.asarray(class_labels(labels))
     routing = at_least_float32(routing_weights)
     routing = jnp.where(routing < 0, jnp.nan, routing)
     probs = computed(probabilities(expert_probs, from_logits=from_logits), routing)

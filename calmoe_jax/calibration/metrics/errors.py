@@ -8,12 +8,13 @@ from typing import Literal
 
 import jax.numpy as jnp
 from jax.scipy.stats import norm as normal
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_choice
 from calmoe_jax._numerics import example_weights, safe_divide
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration.metrics.binning import ReliabilityBins, reliability_bins
+from calmoe_jax.calibration._labels import Labels, not_ignored
+from calmoe_jax.calibration.metrics.binning import ReliabilityBins, reliability_bins, square_unit
 from calmoe_jax.calibration.metrics.scores import top_label, total_weight
 
 # With an effective number of examples this close to 1 their variance is unknown.
@@ -23,12 +24,13 @@ _LEAST_SPREAD = 1e-3
 @checked
 def expected_calibration_error(
     probs: Float[Array, "examples classes"],
-    labels: Int[Array, " examples"],
+    labels: Labels,
     *,
     weights: Float[Array, " examples"] | None = None,
     where: Bool[Array, " examples"] | None = None,
     num_bins: int = 15,
     from_logits: bool = False,
+    ignore_label: int | None = None,
 ) -> Float[Array, ""]:
     """Top-label expected calibration error over equal-width bins.
 
@@ -38,11 +40,13 @@ def expected_calibration_error(
 
     Args:
         probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
+        labels: class of each example, in `[0, classes)`; or a distribution over the classes, such
+            as votes: the result is then the expectation over labels drawn from it.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
         num_bins: number of equal-width bins, `[lo, hi)` with the last closed.
         from_logits: whether `probs` holds logits or log probabilities.
+        ignore_label: label of examples that do not count (-100, say); none by default.
 
     Returns:
         The error, in [0, 1]; biased upward on few examples; NaN where nothing counts.
@@ -58,6 +62,7 @@ def expected_calibration_error(
         Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, 2015; Guo
         et al., On Calibration of Modern Neural Networks, 2017.
     """
+    where = not_ignored(labels, where, ignore_label)
     confidence, correct = top_label(probs, labels, from_logits=from_logits)
     bins = reliability_bins(confidence, correct, weights=weights, where=where, num_bins=num_bins)
     weight = example_weights(confidence.shape, weights, where, confidence.dtype)
@@ -191,7 +196,7 @@ def _gaps(
 ) -> tuple[Float[Array, "*batch bins"], Float[Array, "*batch bins"], Bool[Array, "*batch bins"]]:
     """Gap of each bin, its estimated variance, and whether there is one (two examples or more)."""
     gap = safe_divide(bins.residual, bins.weight)
-    square = jnp.square(bins.weight)
+    square = jnp.square(bins.weight / square_unit(bins.weight)[..., None])
     effective = safe_divide(square, bins.weight_square)
     few = effective <= 1 + _LEAST_SPREAD
     spread = bins.residual_square - gap * (2 * bins.weight_residual - gap * bins.weight_square)

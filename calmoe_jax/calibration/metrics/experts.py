@@ -23,11 +23,7 @@ from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import probabilities
 from calmoe_jax.calibration._sums import total
 from calmoe_jax.calibration.diagrams import mean_and_error
-from calmoe_jax.calibration.metrics.binning import (
-    ReliabilityBins,
-    classwise_bins,
-    top_label_bins,
-)
+from calmoe_jax.calibration.metrics.binning import ReliabilityBins, classwise_bins, top_label_bins
 from calmoe_jax.calibration.metrics.errors import calibration_error, expected_calibration_error
 from calmoe_jax.mixture import mix
 

@@ -8,12 +8,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_positive
-from calmoe_jax._numerics import at_least_float32, example_weights
+from calmoe_jax._numerics import at_least_float32, example_weights, in_unit
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration._inputs import class_labels, event, probabilities
+from calmoe_jax.calibration._inputs import event, probabilities
+from calmoe_jax.calibration._sums import add_pairs
 
 # Number of examples along each side of a tile of pairs.
 _BLOCK = 256
+
+# A sum and its rounding error.
+_Pair = tuple[jax.Array, jax.Array]
 
 
 class KernelTest(NamedTuple):
@@ -70,7 +74,7 @@ def maximum_mean_calibration_error(
     """
     check_positive("bandwidth", bandwidth)
     confidence, outcome = event(confidence, outcome)
-    weight = example_weights(confidence.shape, weights, where, confidence.dtype)
+    weight = in_unit(example_weights(confidence.shape, weights, where, confidence.dtype))
     level = jnp.where(weight == 0, 0, confidence)
     residual = jnp.where(weight == 0, 0, confidence - outcome) * weight
     order = jnp.argsort(level)
@@ -146,7 +150,7 @@ def squared_kernel_calibration_error(
     """
     check_positive("bandwidth", bandwidth)
     probs, weight = _counted(probs, labels, weights, where, from_logits)
-    return _unbiased(probs, class_labels(labels)[None, :], weight, bandwidth)[0]
+    return _unbiased(probs, labels[None, :], weight, bandwidth)[0]
 
 
 @checked
@@ -208,7 +212,7 @@ def kernel_test(
     cumulative = jnp.cumsum(probs, axis=-1)
     drawn = jax.random.uniform(key, shape, probs.dtype) * cumulative[:, -1][None, :]
     below = jax.vmap(lambda row: jnp.sum(row[:, None] >= cumulative[:, :-1], axis=-1))(drawn)
-    every = jnp.concatenate([class_labels(labels)[None, :], below.astype(labels.dtype)])
+    every = jnp.concatenate([labels[None, :], below.astype(labels.dtype)])
     statistics = _unbiased(probs, every, weight, bandwidth)
     observed = statistics[0]
     p_value = (1 + jnp.sum(statistics[1:] >= observed)) / (1 + num_replicates)
@@ -245,9 +249,7 @@ def _unbiased(
     blocks = max(1, -(-examples // side))
     spare = blocks * side - examples
     probs = jnp.pad(probs, ((0, spare), (0, 0))).reshape(blocks, side, classes)
-    # products of small weights would underflow
-    share = weight / jnp.where(jnp.any(weight > 0), jnp.max(weight, initial=0), 1)
-    shares = jnp.pad(share, (0, spare)).reshape(blocks, side)
+    shares = jnp.pad(in_unit(weight), (0, spare)).reshape(blocks, side)
     labels = jnp.pad(labels, ((0, 0), (0, spare))).reshape(-1, blocks, side)
     replicates = labels.shape[0]
 
@@ -256,8 +258,8 @@ def _unbiased(
         return (true - probs[block][:, None, :]) * shares[block][:, None, None]
 
     def tile(
-        totals: tuple[Float[Array, " replicates"], Float[Array, ""]], pair: Int[Array, "2"]
-    ) -> tuple[tuple[Float[Array, " replicates"], Float[Array, ""]], None]:
+        totals: tuple[_Pair, _Pair], pair: Int[Array, "2"]
+    ) -> tuple[tuple[_Pair, _Pair], None]:
         row, column = pair
         kernel = _gaussian(probs[row], probs[column], bandwidth)
         # a pair of blocks also counts for its transpose, and no example is paired with itself
@@ -266,14 +268,20 @@ def _unbiased(
             "ij,jrc->irc", kernel * twice, residuals(column), precision=jax.lax.Precision.HIGHEST
         )
         held = jnp.sum(shares[row][:, None] * twice * shares[column][None, :])
-        return (totals[0] + jnp.sum(smoothed * residuals(row), axis=(0, 2)), totals[1] + held), None
+        added = jnp.sum(smoothed * residuals(row), axis=(0, 2)), held
+        summed, weighed = (
+            add_pairs(old, (new, jnp.zeros_like(new)))
+            for old, new in zip(totals, added, strict=True)
+        )
+        return (summed, weighed), None
 
     pairs = jnp.asarray(np.stack(np.triu_indices(blocks), axis=-1), jnp.int32)
     # recomputed in the backward pass, which would otherwise keep every tile
-    start = jnp.zeros(replicates, probs.dtype), jnp.zeros((), probs.dtype)
+    empty, zero = jnp.zeros(replicates, probs.dtype), jnp.zeros((), probs.dtype)
+    start = (empty, empty), (zero, zero)  # with rounding errors: there are thousands of tiles
     # the weight of all pairs is summed too: (sum w)^2 - sum w^2 would cancel where one is large
     (total, held), _ = jax.lax.scan(jax.checkpoint(tile), start, pairs)
-    return total / held
+    return (total[0] + total[1]) / (held[0] + held[1])
 
 
 def _gaussian(

@@ -10,6 +10,7 @@ from calmoe_jax._checks import check_at_least, check_positive, check_range
 from calmoe_jax._numerics import AxisName, example_weights, psum, safe_divide
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import event
+from calmoe_jax.calibration._sums import sum_by_bin, total
 
 # Number of grid points for the residuals, and of bisection steps for the bandwidth.
 _GRID = 2048
@@ -93,7 +94,7 @@ def smooth_calibration_error(
     weight = example_weights(confidence.shape, weights, where, confidence.dtype)
     level = jnp.where(weight == 0, 0, confidence)
     residual = jnp.where(weight == 0, 0, confidence - outcome) * weight
-    return _smoothed(level, residual, jnp.sum(weight), bandwidth)
+    return _smoothed(level, residual, total(weight), bandwidth)
 
 
 @checked
@@ -144,11 +145,11 @@ def smooth_null_level(
     confidence, _ = event(confidence, jnp.zeros(confidence.shape, bool))
     weight = example_weights(confidence.shape, weights, where, confidence.dtype)
     level = jnp.where(weight == 0, 0, confidence)
-    total = jnp.sum(weight)
+    held = total(weight)
 
     def replicate(key: jax.Array) -> Float[Array, ""]:
         happened = jax.random.uniform(key, level.shape, level.dtype) < level
-        return _smoothed(level, (level - happened) * weight, total, bandwidth).value
+        return _smoothed(level, (level - happened) * weight, held, bandwidth).value
 
     errors = jax.lax.map(replicate, jax.random.split(key, num_replicates))
     return SmoothNullLevel(jnp.mean(errors), jnp.quantile(errors, probability))
@@ -157,12 +158,12 @@ def smooth_null_level(
 def _smoothed(
     level: Float[Array, " examples"],
     residual: Float[Array, " examples"],
-    total: Float[Array, ""],
+    held: Float[Array, ""],
     bandwidth: float | Float[Array, ""] | None,
 ) -> SmoothCalibrationError:
     """The error of weighted residuals of this total weight."""
     dtype = level.dtype
-    spectrum = jax.scipy.fft.dct(_spread(level, residual)) / total
+    spectrum = jax.scipy.fft.dct(_spread(level, residual)) / held
     frequency = jnp.pi * jnp.arange(_GRID, dtype=dtype)
 
     def error_at(bandwidth: Float[Array, ""]) -> Float[Array, ""]:
@@ -200,10 +201,9 @@ def _spread(
     share = position - lower
     # the cell to the left of the first stands for it, that to the right of the last likewise
     index = jnp.where(jnp.isnan(lower), 0, lower).astype(jnp.int32) + 1
-    empty = jnp.zeros(_GRID + 1, values.dtype)
     # two independent sums: a CPU runs them in parallel
-    left = empty.at[index].add(values * (1 - share), mode="promise_in_bounds")
-    right = empty.at[index].add(values * share, mode="promise_in_bounds")
+    left = sum_by_bin(values * (1 - share), index, _GRID + 1)
+    right = sum_by_bin(values * share, index, _GRID + 1)
     return left[1:].at[0].add(left[0]) + right[:-1].at[-1].add(right[-1])
 
 
@@ -259,12 +259,12 @@ def soft_binned_error(
     membership = weight[:, None] * jax.nn.softmax(
         -jnp.square(level[:, None] - centres[None, :]) / bin_temperature, axis=-1
     )
-    total = psum(jnp.sum(membership), axis_name)
+    held = psum(jnp.sum(membership), axis_name)
     sums = jnp.stack([jnp.sum(membership, axis=0), jnp.sum(membership * residual[:, None], axis=0)])
     sums = psum(sums, axis_name)
-    share, residuals = safe_divide(sums, jnp.broadcast_to(total, sums.shape))
+    share, residuals = safe_divide(sums, jnp.broadcast_to(held, sums.shape))
     # distant bins have a tiny share: dividing by it would overflow the gradient
-    held = ~(share <= _LEAST_SHARE)  # so that NaN is held
-    square = jnp.sum(jnp.square(jnp.where(held, residuals, 0)) / jnp.where(held, share, 1))
+    near = ~(share <= _LEAST_SHARE)  # so that NaN is near
+    square = jnp.sum(jnp.square(jnp.where(near, residuals, 0)) / jnp.where(near, share, 1))
     zero = square == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))

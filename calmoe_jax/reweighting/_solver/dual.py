@@ -32,13 +32,15 @@ class DualProblem(NamedTuple):
     """The problem to minimise.
 
     Attributes:
-        columns: standardised constraints, 0 at the targets.
+        columns: standardised constraints.
+        aim: their targets, where they are not 0.
         scores: log weight of each example without potentials; -inf for weight 0.
         ridge: coefficient of the ridge penalty, at least 0.
         slack: distance by which each column may miss its target, at least 0.
     """
 
     columns: dual.Columns
+    aim: Float[Array, " m"] | None
     scores: Float[Array, " examples"]
     ridge: Float[Array, ""]
     slack: Float[Array, " m"]
@@ -334,4 +336,5 @@ def _moments(
         attempts["triton"] = selection.lazy("triton.dual", name)
     args = problem.columns, problem.scores, potentials
     result: dual.Moments = selection.run(attempts, implementation, *args, operation=name)
-    return result if axis_name is None else dual.over_devices(result, axis_name)
+    result = result if axis_name is None else dual.over_devices(result, axis_name)
+    return result if problem.aim is None else dual.recentre(result, problem.aim, potentials)

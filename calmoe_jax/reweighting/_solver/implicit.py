@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._numerics import AxisName, psum
+from calmoe_jax._numerics import AxisName
 from calmoe_jax.reweighting._solver import dual as _dual
 from calmoe_jax.reweighting._solver.linear import solve_semidefinite
 from calmoe_jax.reweighting._solver.problem import (
@@ -46,7 +46,8 @@ def differentiable_log_weights(
 
     def violation(potentials: jax.Array, tilt: jax.Array) -> Float[Array, " unknowns"]:
         log_weights = log_weights_of(tilt, potentials)
-        mean = psum(standard_sum(jnp.exp(log_weights), problem.columns), axis_name)
+        mean = standard_sum(jnp.exp(log_weights), problem.columns, axis_name)
+        mean -= 0 if problem.aim is None else problem.aim
         stationary = mean - ridge_of(inputs, problem, tilt) * potentials
         if inputs.radius is None:
             return stationary

@@ -8,11 +8,14 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._numerics import AxisName, pmax, psum
 from calmoe_jax.reweighting._solver import dual as _dual
+from calmoe_jax.reweighting._solver.units import Units, units
 from calmoe_kernels.xla import dual
 
 # Problems of at least this many examples start from the solution for one in so many of them.
 _LARGE = 2**16
 _ONE_IN = 16
+# Units from 0 within which the rounding error of a mean is small beside them.
+_NEAR = 2.0
 
 
 class Inputs(NamedTuple):
@@ -32,7 +35,9 @@ class StandardProblem(NamedTuple):
     """The problem in standard units.
 
     Attributes:
-        columns: constraints and their units.
+        columns: constraints with what standardises them.
+        scale: units of the constraints.
+        aim: the columns' targets, where they are not 0 for the resolution of the centres.
         log_base: log of the base weights.
         signal: signal minus its maximum, in units of `signal_scale`; `-inf` for examples that must
             not count.
@@ -40,6 +45,8 @@ class StandardProblem(NamedTuple):
     """
 
     columns: dual.Columns
+    scale: Float[Array, " m"]
+    aim: Float[Array, " m"] | None
     log_base: Float[Array, " examples"]
     signal: Float[Array, " examples"]
     signal_scale: Float[Array, ""]
@@ -77,63 +84,88 @@ def standardise(
     unit = jax.lax.stop_gradient(jnp.where((range_ > 0) & jnp.isfinite(range_), range_, 1))
 
     share = jnp.exp(log_base)
-    centre = inputs.targets
-    if centre is None:
-        nothing = jnp.zeros(columns.shape[1], columns.dtype)
-        # the shares sum to one up to rounding, which would show in a constant column
-        whole = psum(jnp.sum(share), axis_name)
-        centre = psum(dual.weighted_sum(share, columns, nothing), axis_name)
-        centre /= jnp.where(whole > 0, whole, 1)
-    scale = _units(columns, share, centre, inputs.targets is None, axis_name)
-    return StandardProblem(dual.Columns(columns, centre, scale), log_base, signal / unit, unit)
+    # the shares sum to one up to rounding, which would show in a constant column
+    whole = psum(jnp.sum(share), axis_name)
+    share /= jnp.where(whole > 0, whole, 1)
+    make = _standard if stride_of(len(share)) == 1 else _centred
+    standard, scale, aim = make(columns, share, inputs.targets, axis_name)
+    return StandardProblem(standard, scale, aim, log_base, signal / unit, unit)
 
 
-def _units(
+def _standard(
     columns: Float[Array, "examples m"],
     share: Float[Array, " examples"],
-    centre: Float[Array, " m"],
-    central: bool,
+    targets: Float[Array, " m"] | None,
     axis_name: AxisName,
-) -> Float[Array, " m"]:
-    """Standard deviations of the columns, from a subset if there are many examples.
-
-    Units need not be exact. A constant column at its target gets an infinite unit, so it never
-    matters; a constant column elsewhere gets its distance from the target.
+) -> tuple[dual.Columns, Float[Array, " m"], None]:
+    """Columns in standard units, their units, and no more.
 
     Args:
         columns: constraints, 0 where they do not count.
-        share: base weights.
-        centre: targets.
-        central: whether those are the means.
+        share: base weights, of sum one.
+        targets: the targets; by default the means.
         axis_name: device axis.
     """
-    epsilon = 32 * jnp.finfo(columns.dtype).eps
+    if targets is None:
+        found = units(columns, share, axis_name=axis_name)
+        off = (columns - found.pivot[None]) - found.mean[None]
+        scale = jnp.where(found.constant, jnp.inf, found.deviation)
+    else:
+        off = columns - targets[None]
+        found = units(off, share, axis_name=axis_name)
+        scale = _scale(found, targets)
+    zero = jnp.zeros_like(scale)
+    return dual.Columns(off / scale[None], zero, zero + 1), scale, None
 
-    def moments(some: jax.Array, of_some: jax.Array, known: bool) -> tuple[jax.Array, jax.Array]:
-        mass = psum(jnp.sum(of_some), axis_name)
-        of_some = of_some / jnp.where(mass > 0, mass, 1)
-        mean = centre
-        if not known:
-            # relative to the centre: a mean much larger than the deviations costs no digits
-            mean = centre + psum(dual.weighted_sum(of_some, some, centre), axis_name)
-        squares, nothing = (some - mean[None]) ** 2, jnp.zeros_like(mean)
-        return mean, psum(dual.weighted_sum(of_some, squares, nothing), axis_name)
 
-    def constant(mean: jax.Array, variance: jax.Array) -> jax.Array:
-        return variance <= (epsilon * jnp.maximum(jnp.abs(mean), jnp.abs(centre))) ** 2
+def _centred(
+    columns: Float[Array, "examples m"],
+    share: Float[Array, " examples"],
+    targets: Float[Array, " m"] | None,
+    axis_name: AxisName,
+) -> tuple[dual.Columns, Float[Array, " m"], Float[Array, " m"] | None]:
+    """Columns with their centres and units, and what of the means the centres leave.
 
-    stride = stride_of(len(share))
-    mean, variance = moments(columns[::stride], share[::stride], central and stride == 1)
-    if stride > 1:
-        # a column that is constant in the subset may vary elsewhere
-        mean, variance = jax.lax.cond(
-            constant(mean, variance).any(),
-            lambda: moments(columns, share, central),
-            lambda: (mean, variance),
-        )
-    flat, off = constant(mean, variance), jnp.abs(mean - centre)
-    distance = jnp.where(off > epsilon * jnp.maximum(jnp.abs(mean), jnp.abs(centre)), off, jnp.inf)
-    return jnp.where(flat, distance, jnp.sqrt(jnp.where(flat, 1, variance)))
+    A copy of many columns would take as long as a few steps. Their units are those of a subset.
+
+    Args:
+        columns: constraints, 0 where they do not count.
+        share: base weights, of sum one.
+        targets: the targets; by default the means.
+        axis_name: device axis.
+    """
+    centre = targets
+    if centre is None:
+        centre = psum(dual.weighted_sum(share, columns, jnp.zeros_like(columns[0])), axis_name)
+
+    def of(every: int) -> Units:
+        return units(columns[::every] - centre[None], share[::every], axis_name=axis_name)
+
+    found = of(_ONE_IN)
+    # a column that is constant in the subset may vary elsewhere
+    found = jax.lax.cond(found.constant.any(), lambda: of(1), lambda: found)
+    scale = _scale(found, centre)
+    standard = dual.Columns(columns, centre, scale)
+    if targets is not None:
+        return standard, scale, None
+    # the rounding error of a mean is large in units of columns far from 0
+    aim = jax.lax.cond(
+        dual.distance(standard) > _NEAR,
+        lambda: standard_sum(share, standard, axis_name),
+        lambda: jnp.zeros_like(scale),
+    )
+    return standard, scale, aim
+
+
+def _scale(off: Units, centre: Float[Array, " m"]) -> Float[Array, " m"]:
+    """Units of columns; `off` are those relative to their targets, `centre`.
+
+    A constant column at its target gets an infinite unit, so it never matters; a constant column
+    elsewhere gets its distance from the target.
+    """
+    away = jnp.abs(off.pivot + off.mean)
+    least = 32 * float(jnp.finfo(away.dtype).eps) * jnp.maximum(jnp.abs(centre), away)
+    return jnp.where(off.constant, jnp.where(away > least, away, jnp.inf), off.deviation)
 
 
 def stride_of(size: int) -> int:
@@ -170,17 +202,36 @@ def divergence(
     log_base: Float[Array, " examples"],
     axis_name: AxisName,
 ) -> Float[Array, ""]:
-    """`sum q (r exp r - exp r + 1)` with `r = log w / q`: no term is negative, so none cancel."""
+    """`KL(w || q)`, of log weights."""
     some = ~jnp.isneginf(log_weights) & ~jnp.isneginf(log_base)
-    ratio = jnp.where(some, log_weights - log_base, 0)
-    # w instead of q exp r, which may overflow where the ratio is large
-    share, base = (jnp.exp(jnp.where(some, x, -jnp.inf)) for x in (log_weights, log_base))
+    share, base = jnp.exp(log_weights), jnp.exp(log_base)
+    ratio = jnp.where(some, log_weights - log_base, -jnp.inf)
+    return divergence_of_ratio(ratio, share, base, axis_name)
+
+
+def divergence_of_ratio(
+    ratio: Float[Array, " examples"],
+    share: Float[Array, " examples"],
+    base: Float[Array, " examples"],
+    axis_name: AxisName,
+) -> Float[Array, ""]:
+    """`sum q (r exp r - exp r + 1)` with `r = log w / q`: no term is negative, so none cancel.
+
+    Args:
+        ratio: `r`; -inf where either is 0.
+        share: `w`, instead of `q exp r`, which may overflow where the ratio is large.
+        base: `q`.
+        axis_name: device axis that the examples are sharded over.
+    """
+    some = ~jnp.isneginf(ratio)
+    ratio = jnp.where(some, ratio, 0)
     small = base * (ratio * jnp.exp(jnp.minimum(ratio, 1)) - jnp.expm1(jnp.minimum(ratio, 1)))
     terms = jnp.where(ratio < 1, small, share * ratio - share + base)
-    gone = jnp.where(some, 0, jnp.exp(log_base))
-    return psum(jnp.sum(terms + gone), axis_name)
+    return psum(jnp.sum(jnp.where(some, terms, base)), axis_name)
 
 
-def standard_sum(weights: Float[Array, " examples"], columns: dual.Columns) -> Float[Array, " m"]:
-    """`sum_i weights_i a_i`, on this device."""
-    return dual.weighted_sum(weights, columns.rows, columns.centre) / columns.scale
+def standard_sum(
+    weights: Float[Array, " examples"], columns: dual.Columns, axis_name: AxisName
+) -> Float[Array, " m"]:
+    """`sum_i weights_i a_i`."""
+    return psum(dual.standard_sum(weights, columns), axis_name)

@@ -15,4 +15,6 @@ from calmoe_jax.shift.repair.record import describe as describe
 from calmoe_jax.shift.repair.sample import Sample as Sample
 from calmoe_jax.shift.repair.sample import dense_sample as dense_sample
 from calmoe_jax.shift.repair.temperatures import CALIBRATORS as CALIBRATORS
+from calmoe_jax.shift.repair.temperatures import least_log_prob as least_log_prob
 from calmoe_jax.shift.repair.temperatures import usable_temperature as usable_temperature
+from calmoe_jax.shift.repair.temperatures import with_possible_labels as with_possible_labels

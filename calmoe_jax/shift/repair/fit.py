@@ -23,7 +23,7 @@ from calmoe_jax.shift.neighbours import neighbour_accuracy, neighbour_support
 from calmoe_jax.shift.repair.held_out import HeldOut, OfAll, OfSeed, spread
 from calmoe_jax.shift.repair.sample import Observed, Sample, observe
 from calmoe_jax.shift.repair.sides import shift_of_sides, side_of
-from calmoe_jax.shift.repair.temperatures import CALIBRATORS, match_aim
+from calmoe_jax.shift.repair.temperatures import CALIBRATORS, match_aim, with_possible_labels
 from calmoe_jax.shift.separability import separability
 from calmoe_jax.shift.two_sample import ShiftTest, smallest_p_value
 
@@ -37,12 +37,15 @@ class Repair(NamedTuple):
 
     Attributes:
         temperatures: temperatures by calibrator.
-        effective_share: effective share of the held-out examples under the balancing weights.
+        effective_share: effective number of independent held-out units (clusters, if they are
+            given) under the balancing weights, over their number.
         balanced: whether the balancing weights were found.
         separability: separability of held-out and target configurations, in [0, 1].
         hard: whether each target is routed to one expert.
         shift: the test for a shift of the configuration.
         smallest_p_value: smallest p-value that the test can give.
+        num_held_out: number of independent held-out units.
+        clustered: whether the units are clusters of several examples.
     """
 
     temperatures: dict[str, Float[Array, " seeds"]]
@@ -52,6 +55,8 @@ class Repair(NamedTuple):
     hard: Bool[Array, " seeds"]
     shift: ShiftTest
     smallest_p_value: float
+    num_held_out: int
+    clustered: bool
 
 
 class _Fits(NamedTuple):
@@ -117,6 +122,8 @@ def fit_to_targets(
         fits.hard,
         tested,
         smallest_p_value(held_out.num_clusters, len(np.unique(numbers))),
+        held_out.num_clusters,
+        held_out.num_clusters < len(held_out.common.labels),
     )
 
 
@@ -194,13 +201,26 @@ def _balance(
     """The temperature on held-out examples with the targets' configurations, and its evidence."""
     solution = configuration_balance(own.observed.features, theirs.features, target_where=where)
     balanced = solution.feasible & solution.converged
+    weights = jnp.exp(solution.log_weights)
     fit = calibration.calibrators.fit_temperature(
-        own.observed.config.log_probs, common.labels, weights=jnp.exp(solution.log_weights)
+        with_possible_labels(own.observed.config.log_probs, common.labels),
+        common.labels,
+        weights=weights,
     )
     temperature = jnp.where(
         balanced & fit.converged, jnp.maximum(fit.temperature, own.temperature), own.temperature
     )
-    return temperature, solution.effective_sample_size / len(common.labels), balanced
+    return temperature, _effective_share(weights, common.clusters), balanced
+
+
+def _effective_share(
+    weights: Float[Array, " examples"], clusters: Int[Array, " examples"]
+) -> Float[Array, ""]:
+    """Kish's effective number of clusters under weights of their examples, over their number."""
+    size = len(weights)
+    sums = jax.ops.segment_sum(weights, clusters, size)
+    number = jnp.max(clusters) + 1  # they are numbered from 0 without gaps
+    return jnp.square(jnp.sum(sums)) / (jnp.sum(jnp.square(sums)) * number)
 
 
 def _match_agreement(

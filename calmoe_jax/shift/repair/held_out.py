@@ -49,6 +49,7 @@ class OfAll(NamedTuple):
 
     Attributes:
         labels: classes of the examples.
+        clusters: their clusters, numbered from 0.
         reference_labels: classes of the examples in the neighbour search.
         class_shares: share of each class among the labels.
         agreement: agreement of each seed with the others; NaN with one seed.
@@ -56,6 +57,7 @@ class OfAll(NamedTuple):
     """
 
     labels: Int[Array, " examples"]
+    clusters: Int[Array, " examples"]
     reference_labels: Int[Array, " neighbours"]
     class_shares: Float[Array, " classes"]
     agreement: Agreement
@@ -159,6 +161,7 @@ def _prepare(
     seeds = over_seeds(one_seed)(sample, temperature)
     common = OfAll(
         labels=labels,
+        clusters=clusters,
         reference_labels=labels[rows],
         class_shares=jnp.mean(jax.nn.one_hot(labels, num_classes), axis=0),
         agreement=chance_corrected_agreement(seeds.observed.predicted, num_classes=num_classes),

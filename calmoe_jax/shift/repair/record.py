@@ -16,7 +16,8 @@ class RepairRecord(NamedTuple):
         load: p-value of a shift of the experts' loads.
         confidence: p-value of a shift of confidences.
         disagreement: p-value of a shift of the experts' disagreement.
-        effective_share: effective share of the held-out examples under the balancing weights.
+        effective_share: effective share of the independent held-out examples or clusters under the
+            balancing weights.
         balanced: whether the balancing weights were found.
         separability: separability of held-out and target configurations, in [0, 1].
         temperatures: temperatures of the aggregate, by calibrator.
@@ -36,13 +37,12 @@ class RepairRecord(NamedTuple):
     reason: str
 
 
-def describe(repaired: Repair, seed: int, num_held_out: int) -> RepairRecord:
+def describe(repaired: Repair, seed: int) -> RepairRecord:
     """Describes the shift and decides on a remedy, for one seed.
 
     Args:
         repaired: as from `fit_to_targets`.
         seed: position of the seed, from 0.
-        num_held_out: number of labelled held-out examples.
     """
     tested = {name: float(np.asarray(x)[seed]) for name, x in repaired.shift._asdict().items()}
     share = float(np.asarray(repaired.effective_share)[seed])
@@ -50,7 +50,8 @@ def describe(repaired: Repair, seed: int, num_held_out: int) -> RepairRecord:
     verdict = repair_verdict(
         tested["p_value"],
         share,
-        num_held_out,
+        repaired.num_held_out,
+        units="clusters" if repaired.clustered else "examples",
         hard=bool(np.asarray(repaired.hard)[seed]),
         feasible=balanced,
         smallest_p_value=repaired.smallest_p_value,

@@ -1,7 +1,7 @@
 """The calibrators' names, and the temperature to apply if none is optimal."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax import calibration
 from calmoe_jax.shift.confidence import match_confidence
@@ -18,6 +18,8 @@ CALIBRATORS = (
 )
 # Smallest distance of an aim above the confidence of a uniform prediction, which no T > 0 reaches.
 _LEAST_ABOVE = 1e-3
+# Largest probability that a label of probability 0 counts as.
+_MOST_OF_NONE = 1e-3
 
 
 def usable_temperature(fit: calibration.calibrators.TemperatureFit) -> Float[Array, "*batch"]:
@@ -32,6 +34,32 @@ def usable_temperature(fit: calibration.calibrators.TemperatureFit) -> Float[Arr
     """
     flat = fit.at_bound & (fit.temperature > 1)
     return jnp.where(fit.converged | flat, fit.temperature, 1.0)
+
+
+def least_log_prob(log_probs: Float[Array, "*batch classes"]) -> Float[Array, ""]:
+    """Logarithm of the smallest positive probability, at most that of 0.001.
+
+    Probabilities of 0 are no larger: a file that rounds to four digits has none below 0.0001.
+    """
+    lowest = jnp.min(jnp.where(jnp.isneginf(log_probs), jnp.inf, log_probs), initial=jnp.inf)
+    return jnp.minimum(lowest, jnp.log(_MOST_OF_NONE))
+
+
+def with_possible_labels(
+    log_probs: Float[Array, "examples classes"], labels: Int[Array, " examples"]
+) -> Float[Array, "examples classes"]:
+    """Log probabilities for fitting a temperature: those of impossible labels are finite.
+
+    One label of probability 0 makes every log loss infinite, and no temperature would be optimal.
+    It counts as the smallest positive probability of all (see `least_log_prob`).
+
+    Args:
+        log_probs: log probabilities of the aggregate.
+        labels: class of each example.
+    """
+    is_label = jnp.arange(log_probs.shape[-1])[None] == labels[:, None]
+    floor = least_log_prob(log_probs)
+    return jnp.where(is_label & jnp.isneginf(log_probs), floor, log_probs)
 
 
 def match_aim(

@@ -5,13 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calmoe_jax.study.records import (
-    Comparison,
-    Record,
-    Reliability,
-    Results,
-    ShiftFinding,
-)
+from calmoe_jax.study.records import Comparison, Record, Reliability, Results, ShiftFinding
 
 _EVALUATED = ("id", "shift", "hard")
 

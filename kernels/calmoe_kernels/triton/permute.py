@@ -67,9 +67,8 @@ def _scatter_kernel(
                 if BACKWARD:
                     weight = tl.load(weights + slot + j, mask=live, other=0).to(tl.float32)
                     wide = values.to(tl.float32)
-                    tl.store(
-                        out + target, (wide * weight[:, None]).to(out.dtype.element_ty), mask=mask
-                    )
+                    scaled = tl.where(weight[:, None] == 0.0, 0.0, wide * weight[:, None])
+                    tl.store(out + target, scaled.to(out.dtype.element_ty), mask=mask)
                     other = tl.load(rows + target, mask=mask, other=0).to(tl.float32)
                     dot = tl.sum(wide * other, 1)
                     sums += tl.where(kk[None, :] == j, dot[:, None], 0.0)
@@ -122,7 +121,7 @@ def _gather_kernel(
         if WEIGHTED:
             # NaN times the zeros of a dropped slot is NaN, so that NaN weights do not pass silently
             weight = tl.load(weights + slot + j, mask=live, other=0).to(tl.float32)
-            values = values * weight[:, None]
+            values = tl.where(weight[:, None] == 0.0, 0.0, values * weight[:, None])
         total += values
     target = t.to(tl.int64)[:, None] * D + column[None, :]
     tl.store(out + target, total.to(out.dtype.element_ty), mask=live[:, None] & inside[None, :])
@@ -252,4 +251,4 @@ def combine_backward(
     if cotangent.size == 0 or rows.size == 0:
         return permute.combine_backward(cotangent, rows, positions, slot_indices, weights)
     to_rows, dots = _scatter(cotangent, positions, slot_indices, (rows, weights))
-    return to_rows, dots.astype(weights.dtype)
+    return to_rows, permute.defined_dots(dots, weights)

@@ -101,10 +101,10 @@ def _place_kernel(
         slot = program * BS + tl.arange(0, BS)
         live = slot < num_slots
         expert = tl.load(expert_indices + slot, mask=live, other=-1)
-        known = (expert >= 0) & (expert < E)
+        number = tl.load(numbers + slot, mask=live, other=-1)
+        known = (expert >= 0) & (expert < E) & (number >= 0)
         expert = tl.where(known, expert, 0)
         cell = (slot // SLOTS_A_PROGRAM).to(tl.int64) * E + expert
-        number = tl.load(numbers + slot, mask=live, other=0)
         number += tl.load(before + cell, mask=live, other=0)
         kept = live & known & (number < tl.gather(sizes, expert, 0))
         row = tl.where(kept, tl.gather(offsets, expert, 0) + number, num_rows)
@@ -113,8 +113,11 @@ def _place_kernel(
     else:
         # rows that no slot takes
         r = (program - placing) * BR + tl.arange(0, BR)
-        inside = (r[:, None] >= offsets[None, :]) & (r[:, None] < (offsets + sizes)[None, :])
-        empty = tl.sum((inside & (e < E)[None, :]).to(tl.int32), 1) == 0
+        if CAPACITY == 0 and BLOCK == 1:
+            empty = r >= tl.sum(sizes, 0)
+        else:
+            inside = (r[:, None] >= offsets[None, :]) & (r[:, None] < (offsets + sizes)[None, :])
+            empty = tl.sum((inside & (e < E)[None, :]).to(tl.int32), 1) == 0
         tl.store(
             slot_indices + r, num_slots + tl.zeros((BR,), tl.int32), mask=empty & (r < num_rows)
         )
@@ -141,18 +144,16 @@ def scan_and_place(
     *,
     capacity: int | None,
     block_size: int | None,
-    full: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """Runs the last two launches.
 
     Args:
         expert_indices: `[tokens, k]`.
-        numbers: each slot's number within its expert and program.
+        numbers: each slot's number within its expert and program; negative where it is absent.
         counts: `[programs, experts]`.
         slots_a_program: slots that each program counted.
         capacity: rows of each expert, if limited.
         block_size: block whose multiples groups are padded to.
-        full: whether it is known that no row stays empty.
 
     Returns:
         `(positions, slot_indices, group_sizes, group_offsets, load)`.
@@ -176,13 +177,14 @@ def scan_and_place(
     )
     rows = num_rows(tokens, k, num_experts, capacity, block_size)
     padded_experts = triton.next_power_of_2(num_experts)
-    cleared = max(1, min(_PLACED, 4096 // padded_experts))
+    dropless = capacity is None and block_size is None
+    cleared = _PLACED if dropless else max(1, min(_PLACED, 4096 // padded_experts))
     positions, slot_indices, sizes, offsets = launch(
         Launch(
             kernel=_place_kernel,
             inputs=(expert_indices, numbers, before, load, tokens * k, rows),
             outputs=(int32(tokens, k), int32(rows), int32(num_experts), int32(num_experts)),
-            grid=(triton.cdiv(tokens * k, _PLACED) + (0 if full else triton.cdiv(rows, cleared)),),
+            grid=(triton.cdiv(tokens * k, _PLACED) + triton.cdiv(rows, cleared),),
             constants={
                 "E": num_experts,
                 "EP": padded_experts,
@@ -238,6 +240,4 @@ def plan(
             num_warps=config.num_warps,
         )
     )
-    return scan_and_place(
-        expert_indices, numbers, counts, config.tokens * config.tiles, full=False, **limits
-    )
+    return scan_and_place(expert_indices, numbers, counts, config.tokens * config.tiles, **limits)

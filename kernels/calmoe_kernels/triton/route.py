@@ -31,6 +31,7 @@ def _float32(*shape: int) -> jax.ShapeDtypeStruct:
 def route(
     gate_logits: jax.Array,
     selection_bias: jax.Array | None,
+    where: jax.Array | None,
     *,
     k: int,
     scores: str,
@@ -46,6 +47,7 @@ def route(
         gate_logits: `[tokens, experts]` in float32, bfloat16 or float16; at least one token and
             at most 1024 experts.
         selection_bias: `[experts]`.
+        where: `[tokens]` of bools: which tokens count.
         k: experts per token.
         scores: `"softmax"` or `"sigmoid"`.
         renormalize: whether a token's weights sum to one.
@@ -74,6 +76,7 @@ def route(
         "SIGMOID": scores == "sigmoid",
         "RENORMALIZE": renormalize,
         "BIASED": biased,
+        "MASKED": where is not None,
         "GROUPS": num_groups,
         "GP": triton.next_power_of_2(num_groups),
         "CHOSEN_GROUPS": groups_per_token,
@@ -84,6 +87,7 @@ def route(
         config,
         gate_logits,
         jax.lax.stop_gradient(bias).astype(jnp.float32),
+        jnp.zeros(1, jnp.int8) if where is None else where.astype(jnp.int8),
     )
     plan_arrays = scan_and_place(
         indices,
@@ -92,7 +96,6 @@ def route(
         config.tokens * config.tiles * k,
         capacity=capacity,
         block_size=block_size,
-        full=capacity is None and block_size is None,
     )
     return indices, weights, *plan_arrays, mean_probs, log_sums, unroutable
 
@@ -102,14 +105,18 @@ _Constants = tuple[tuple[str, Any], ...]
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _choose(
-    constants: _Constants, config: RouteConfig, gate_logits: jax.Array, bias: jax.Array
+    constants: _Constants,
+    config: RouteConfig,
+    gate_logits: jax.Array,
+    bias: jax.Array,
+    where: jax.Array,
 ) -> tuple[jax.Array, ...]:
     (tokens, num_experts), k = gate_logits.shape, dict(constants)["K"]
     programs = triton.cdiv(tokens, config.tokens * config.tiles)
     indices, weights, numbers, counts, log_sums, prob_sums, unroutable = launch(
         Launch(
             kernel=choose_kernel,
-            inputs=(gate_logits, bias, tokens),
+            inputs=(gate_logits, bias, where, tokens),
             outputs=(
                 int32(tokens, k),
                 _float32(tokens, k),
@@ -124,16 +131,27 @@ def _choose(
             num_warps=config.num_warps,
         )
     )
-    mean_probs = jnp.sum(prob_sums, axis=0) / tokens
+    mean_probs = jnp.sum(prob_sums, axis=0) / _count(constants, tokens, where)
     return indices, weights, numbers, counts, log_sums, mean_probs, jnp.sum(unroutable)
 
 
+def _count(constants: _Constants, tokens: int, where: jax.Array) -> Any:
+    """Number of tokens to average over."""
+    if not dict(constants)["MASKED"]:
+        return tokens
+    return jnp.maximum(jnp.sum(where, dtype=jnp.int32), 1).astype(jnp.float32)
+
+
 def _choose_forward(
-    constants: _Constants, config: RouteConfig, gate_logits: jax.Array, bias: jax.Array
+    constants: _Constants,
+    config: RouteConfig,
+    gate_logits: jax.Array,
+    bias: jax.Array,
+    where: jax.Array,
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    outputs = _choose(constants, config, gate_logits, bias)
+    outputs = _choose(constants, config, gate_logits, bias, where)
     outputs = tuple(checkpoint_name(x, ROUTING_NAME) for x in outputs)
-    return outputs, (gate_logits, outputs[0], outputs[1], bias)
+    return outputs, (gate_logits, outputs[0], outputs[1], bias, where)
 
 
 def _choose_backward(
@@ -141,11 +159,11 @@ def _choose_backward(
     config: RouteConfig,
     saved: tuple[jax.Array, ...],
     cotangents: tuple[Any, ...],
-) -> tuple[jax.Array, jax.Array]:
-    gate_logits, indices, weights, bias = saved
+) -> tuple[jax.Array, jax.Array, None]:
+    gate_logits, indices, weights, bias, where = saved
     to_weights, to_log_sums, to_mean_probs = cotangents[1], cotangents[4], cotangents[5]
     tokens, num_experts = gate_logits.shape
-    kept = ("E", "EP", "K", "KP", "SIGMOID", "RENORMALIZE")
+    kept = ("E", "EP", "K", "KP", "SIGMOID", "RENORMALIZE", "MASKED")
     to_logits = launch(
         Launch(
             kernel=choose_backward_kernel,
@@ -154,8 +172,9 @@ def _choose_backward(
                 indices,
                 to_weights,
                 to_log_sums,
-                to_mean_probs / tokens,
+                to_mean_probs / _count(constants, tokens, where),
                 weights,
+                where,
                 tokens,
             ),
             outputs=(jax.ShapeDtypeStruct((tokens, num_experts), gate_logits.dtype),),
@@ -165,7 +184,7 @@ def _choose_backward(
             num_warps=config.num_warps,
         )
     )[0]
-    return to_logits, jnp.zeros_like(bias)
+    return to_logits, jnp.zeros_like(bias), None
 
 
 _choose.defvjp(_choose_forward, _choose_backward)

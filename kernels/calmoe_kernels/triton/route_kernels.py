@@ -89,6 +89,14 @@ def _logits_of(gate_logits, t, live, e, E: tl.constexpr):
 
 
 @triton.jit
+def _counted(where, t, live, MASKED: tl.constexpr):
+    """Which of some tokens count; the others are read as -inf, and so are unroutable."""
+    if MASKED:
+        live = live & (tl.load(where + t, mask=live, other=0) != 0)
+    return live
+
+
+@triton.jit
 def _bias(selection_bias, e, E: tl.constexpr):
     """The bias of each expert, and whether all are finite."""
     bias = tl.load(selection_bias + e, mask=e < E, other=0)
@@ -139,9 +147,27 @@ def _in_best_groups(
 
 
 @triton.jit
+def _defined(values, defined, counted):
+    """Values of tokens: NaN where they are not defined, 0 where the token does not count."""
+    values = tl.where(defined[:, None], values, float("nan"))
+    return tl.where(counted[:, None], values, 0.0)
+
+
+@triton.jit
+def _numbers(taken, scores, picked, weight, index, count):
+    """Numbers of slots within their experts, -1 for those of weight 0, and the others' experts."""
+    # an expert that was taken has weight 0 if its score is below that of all with another weight
+    least = tl.min(tl.where(weight != 0.0, picked, float("inf")), 1)
+    taken = (taken & (scores >= least[:, None])).to(tl.int32)
+    number = tl.gather(tl.cumsum(taken, 0) - taken + count[None, :], index, 1)
+    return tl.where(weight == 0.0, -1, number), taken
+
+
+@triton.jit
 def choose_kernel(
     gate_logits,
     selection_bias,
+    where,
     num_tokens,
     expert_indices,
     combine_weights,
@@ -159,11 +185,15 @@ def choose_kernel(
     SIGMOID: tl.constexpr,
     RENORMALIZE: tl.constexpr,
     BIASED: tl.constexpr,
+    MASKED: tl.constexpr,
     GROUPS: tl.constexpr,
     GP: tl.constexpr,
     CHOSEN_GROUPS: tl.constexpr,
 ):
-    """Experts, weights and statistics of a program's tokens, and the numbers of their slots."""
+    """Experts, weights and statistics of a program's tokens, and the numbers of their slots.
+
+    The number of a slot that is absent from the plan is -1.
+    """
     program = tl.program_id(0)
     e = tl.arange(0, EP)
     kk = tl.arange(0, KP)
@@ -176,15 +206,17 @@ def choose_kernel(
     for tile in range(TILES):
         t = (program * TILES + tile) * BT + tl.arange(0, BT)
         live = t < num_tokens
-        raw = _logits_of(gate_logits, t, live, e, E)
+        counted = _counted(where, t, live, MASKED)
+        raw = _logits_of(gate_logits, t, counted, e, E)
         logits, routable, largest = _clean(raw, real)
         sum_of_exps = tl.sum(tl.exp(logits - largest[:, None]), 1)
         log_sum = tl.log(sum_of_exps) + largest
         log_scores, probs = _scores(logits, largest, sum_of_exps, SIGMOID)
         probs = tl.where(routable[:, None], probs, float("nan"))
-        prob_sum += tl.sum(tl.where(live[:, None], probs, 0.0), 0)
-        bad += tl.sum(tl.where(live & ~routable, 1, 0), 0)
-        tl.store(log_sums + t, tl.where(routable, log_sum, float("nan")), mask=live)
+        prob_sum += tl.sum(tl.where(counted[:, None], probs, 0.0), 0)
+        bad += tl.sum(tl.where(counted & ~routable, 1, 0), 0)
+        log_sum_or_nan = tl.where(routable, log_sum, float("nan"))
+        tl.store(log_sums + t, tl.where(counted, log_sum_or_nan, 0.0), mask=live)
 
         weighable = routable
         values = logits
@@ -200,15 +232,14 @@ def choose_kernel(
         key, index = _best(key, e, kk, K, KP, EP, BT)
 
         used = kk[None, :] < K
-        picked = tl.gather(log_scores, index, 1)
+        weighed = log_scores
         if GROUPS > 1:
-            picked = tl.where(tl.gather(values, index, 1) == float("-inf"), float("-inf"), picked)
-        picked = tl.where(used, picked, float("-inf"))
+            weighed = tl.where(values == float("-inf"), float("-inf"), log_scores)
+        picked = tl.where(used, tl.gather(weighed, index, 1), float("-inf"))
         weight = _weights(picked, log_sum, SIGMOID, RENORMALIZE)
-        weight = tl.where(weighable[:, None], weight, float("nan"))
-
-        taken = ((key == _TAKEN) & real[None, :] & live[:, None]).to(tl.int32)
-        number = tl.gather(tl.cumsum(taken, 0) - taken + count[None, :], index, 1)
+        weight = _defined(weight, weighable, counted)
+        taken = (key == _TAKEN) & real[None, :] & counted[:, None]
+        number, taken = _numbers(taken, weighed, picked, weight, index, count)
         count += tl.sum(taken, 0)
         slot = t.to(tl.int64)[:, None] * K + kk[None, :]
         mask = live[:, None] & used
@@ -229,6 +260,7 @@ def choose_backward_kernel(
     to_log_sums,
     to_prob_sums,
     weighable,
+    where,
     num_tokens,
     to_logits,
     E: tl.constexpr,
@@ -238,6 +270,7 @@ def choose_backward_kernel(
     BT: tl.constexpr,
     SIGMOID: tl.constexpr,
     RENORMALIZE: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """Gradient to the logits, from those to weights, log sums and summed probabilities."""
     e = tl.arange(0, EP)
@@ -247,7 +280,7 @@ def choose_backward_kernel(
     live = t < num_tokens
     used = (kk < K)[None, :]
     cell = t.to(tl.int64)[:, None] * E + e[None, :]
-    raw = _logits_of(gate_logits, t, live, e, E)
+    raw = _logits_of(gate_logits, t, _counted(where, t, live, MASKED), e, E)
     logits, routable, largest = _clean(raw, real)
     gate = tl.exp(logits - largest[:, None])
     sum_of_exps = tl.sum(gate, 1)

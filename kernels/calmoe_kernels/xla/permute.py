@@ -47,13 +47,17 @@ def gather_rows(rows: jax.Array, positions: jax.Array, weights: jax.Array | None
         weights: `[tokens, k]`.
 
     Returns:
-        `[tokens, d]` in the dtype of `rows`; dropped slots count as zeros.
+        `[tokens, d]` in the dtype of `rows`; dropped slots count as zeros, and so do slots of
+        weight 0, whatever their rows hold.
     """
     tokens, k = positions.shape
 
     def add(total: jax.Array, position: jax.Array, weight: jax.Array | None) -> jax.Array:
         taken = _coarse(_take(rows, position))
-        return total + (taken if weight is None else taken * _coarse(weight)[:, None])
+        if weight is None:
+            return total + taken
+        weight = _coarse(weight)[:, None]
+        return total + jnp.where(weight == 0, 0, taken * weight)
 
     total = jnp.zeros((tokens, rows.shape[1]), _coarse(rows[:0]).dtype)
     if k <= _UNROLLED_SLOTS:
@@ -84,10 +88,12 @@ def combine_backward(
 
     Returns:
         `[rows, d]` in the dtype of `rows` and `[tokens, k]` in that of the weights; 0 for rows
-        that hold no slot and for slots that were dropped.
+        that hold no slot or one of weight 0, for slots that were dropped, and for weights of 0
+        whose rows are not finite.
     """
-    to_slots = to_weights(cotangent, rows, positions, slot_indices)
-    return to_rows(cotangent, positions, slot_indices, weights), to_slots.astype(weights.dtype)
+    dots = to_weights(cotangent, rows, positions, slot_indices)
+    to_all_rows = to_rows(cotangent, positions, slot_indices, weights)
+    return to_all_rows, defined_dots(dots, weights)
 
 
 def to_rows(
@@ -102,11 +108,11 @@ def to_rows(
         weights: `[tokens, k]`.
 
     Returns:
-        `[rows, d]` in the dtype of `x`; 0 for rows that hold no slot.
+        `[rows, d]` in the dtype of `x`; 0 for rows that hold no slot or one of weight 0.
     """
     taken = _coarse(_take(x, slot_indices // positions.shape[1]))
-    weight = _take(_coarse(weights).reshape(-1), slot_indices)
-    return (taken * weight[:, None]).astype(x.dtype)
+    weight = _take(_coarse(weights).reshape(-1), slot_indices)[:, None]
+    return jnp.where(weight == 0, 0, taken * weight).astype(x.dtype)
 
 
 def to_weights(
@@ -123,10 +129,15 @@ def to_weights(
     Returns:
         `[tokens, k]`, at least float32; 0 for slots that were dropped.
     """
-    result: jax.Array = jax.lax.platform_dependent(
+    dots: jax.Array = jax.lax.platform_dependent(
         x, rows, positions, slot_indices, cpu=_dots_of_slots, default=_dots_of_rows
     )
-    return result
+    return dots
+
+
+def defined_dots(dots: jax.Array, weights: jax.Array) -> jax.Array:
+    """Gradients to weights, in their dtype; 0 where a weight of 0 has rows that are not finite."""
+    return jnp.where((weights == 0) & ~jnp.isfinite(dots), 0, dots).astype(weights.dtype)
 
 
 def _dots_of_rows(

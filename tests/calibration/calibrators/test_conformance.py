@@ -318,8 +318,10 @@ def test_mapped_equals_a_loop(name):
     for i, arrays in enumerate(many):
         one, alone = jax.tree.map(lambda x, i=i: x[i], mapped), fit_of(name, arrays)
         assert_flags_same(one, alone)
+        # without an optimum rounding decides where on the flat loss the search ends
+        atol = 0.01 if np.any(getattr(alone, "at_bound", False)) else row.atol
         np.testing.assert_allclose(
-            applied(name, one, arrays[0]), applied(name, alone, arrays[0]), atol=row.atol
+            applied(name, one, arrays[0]), applied(name, alone, arrays[0]), atol=atol
         )
 
 

@@ -165,12 +165,22 @@ def test_impossible_classes_are_left_out():
 
 
 def test_an_optimum_outside_the_search_is_at_bound():
+    each = jnp.array([[1.0, 0.0], [1.0, 0.0]])
+    odds = 4e-6  # the optimum, 1 / odds, is a quarter of a million times the scale
+    weights = jnp.array([0.5 + odds / 4, 0.5 - odds / 4])
+    fit = fit_of(each, jnp.array([0, 1]), weights=weights)
+    assert fit.at_bound
+    assert not fit.converged
+
+
+def test_a_row_of_huge_logits_that_is_right_changes_nothing():
     logits, labels = problem()
     logits[0] *= 1e9
     labels[0] = np.argmax(logits[0])
     fit = fit_of(jnp.asarray(logits), jnp.asarray(labels))
-    assert fit.at_bound
-    assert not fit.converged
+    expected = references.temperature(logits[1:], labels[1:])
+    np.testing.assert_allclose(fit.temperature, expected, rtol=1e-5)
+    assert fit.converged
 
 
 def test_converged_only_where_the_digits_allow_it():

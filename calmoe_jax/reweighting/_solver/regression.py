@@ -1,0 +1,47 @@
+"""Ridge regression of one column on others, on their standardised values."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from calmoe_jax._numerics import AxisName, pmax
+from calmoe_jax.reweighting._solver.linear import solve_semidefinite
+from calmoe_jax.reweighting._solver.units import units
+from calmoe_kernels.xla import dual
+
+# A column whose deviation is below this fraction of its reach would extrapolate to anything.
+_LEAST_DEVIATION = 1e-6
+
+
+def predicted_last(
+    rows: Float[Array, "examples columns"],
+    learnt: Bool[Array, " examples"],
+    counted: Bool[Array, " examples"],
+    *,
+    ridge: float,
+    axis_name: AxisName,
+) -> Float[Array, " examples"]:
+    """The last column predicted from the others.
+
+    Args:
+        rows: the columns, finite also where they do not count.
+        learnt: examples to learn from; at least one on some device.
+        counted: examples to predict; the reach of the columns is theirs.
+        ridge: penalty on standardised coefficients, in units of an example's share.
+        axis_name: device axis that the examples are sharded over.
+    """
+    found = units(rows, learnt.astype(rows.dtype), axis_name=axis_name)
+    off = jnp.where(counted[:, None], rows - found.pivot[None], 0)
+    reach = pmax(jnp.max(jnp.abs(off), axis=0, initial=0), axis_name)
+    flat = found.deviation <= _LEAST_DEVIATION * reach
+    columns = dual.Columns(rows, found.pivot, jnp.where(flat, jnp.inf, found.deviation))
+    mean, nothing = found.mean / columns.scale, jnp.zeros_like(found.mean)
+    moments = dual.moments(columns, jnp.where(learnt, nothing[-1], -jnp.inf), nothing)
+    if axis_name is not None:
+        moments = dual.over_devices(moments, axis_name)
+    second = dual.recentre(moments, mean, nothing).second
+    assert second is not None
+    size = len(mean) - 1
+    normal = second[:size, :size] + ridge * jnp.eye(size, dtype=rows.dtype)
+    slopes = jnp.append(solve_semidefinite(normal, second[:size, size], jnp.ones(size, bool)), 0)
+    standard = -dual.shifts(columns, slopes) - jnp.sum(mean * slopes)
+    return found.pivot[-1] + (found.mean[-1] + found.deviation[-1] * standard)
