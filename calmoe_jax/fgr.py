@@ -82,14 +82,12 @@ def dct_filter(
     rows, columns = (size // _BLOCK * _BLOCK for size in images.shape[1:3])
     whole = images[:, :rows, :columns] * 255
     if channels == 3:
-        whole = jnp.einsum("nhwc,dc->nhwd", whole, _RGB_TO_YCBCR, precision="highest") + _channel(
-            _OFFSET
-        )
+        matrix, offset = _RGB_TO_YCBCR.astype(whole.dtype), _channel(_OFFSET).astype(whole.dtype)
+        whole = jnp.einsum("nhwc,dc->nhwd", whole, matrix, precision="highest") + offset
     filtered = _quantise_blocks(whole, quality.astype(images.dtype))
     if channels == 3:
-        filtered = jnp.einsum(
-            "nhwc,dc->nhwd", filtered - _channel(_OFFSET), _YCBCR_TO_RGB, precision="highest"
-        )
+        matrix = _YCBCR_TO_RGB.astype(whole.dtype)
+        filtered = jnp.einsum("nhwc,dc->nhwd", filtered - offset, matrix, precision="highest")
     return images.at[:, :rows, :columns].set(jnp.clip(filtered / 255, 0, 1))
 
 
@@ -105,10 +103,11 @@ def _quantise_blocks(
     shape = (count, height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, channels)
     tables = np.stack([_LUMINANCE, _CHROMINANCE, _CHROMINANCE][:channels], axis=-1)
     scale = (101 - quality) / 50
-    steps = jnp.maximum(1, jnp.asarray(tables)[None] * scale[:, None, None, None])
+    steps = jnp.maximum(1, jnp.asarray(tables, images.dtype)[None] * scale[:, None, None, None])
     steps = steps[:, None, :, None, :, :]
+    basis = _DCT.astype(images.dtype)
     forward, inverse = "nrhcwk,uh,vw->nrucvk", "nrucvk,uh,vw->nrhcwk"
-    spectrum = jnp.einsum(forward, images.reshape(shape), _DCT, _DCT, precision="highest")
+    spectrum = jnp.einsum(forward, images.reshape(shape), basis, basis, precision="highest")
     quantised = jnp.round(spectrum / steps) * steps
     blocks = jnp.einsum(inverse, quantised, _DCT, _DCT, precision="highest")
     return blocks.reshape(images.shape)

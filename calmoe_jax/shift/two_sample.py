@@ -202,7 +202,7 @@ def _product(a: Float[Array, "rows inner"], b: Float[Array, "inner ..."]) -> Flo
 def _whiten(rows: Float[Array, "n d"], counted: Bool[Array, " n"]) -> Float[Array, "n d"]:
     """Rows with mean 0 and covariance 1 along every direction in which they vary."""
     rows = jnp.where(counted[:, None], rows, 0)
-    total = jnp.maximum(jnp.sum(counted), 1)
+    total = jnp.maximum(jnp.sum(counted), 1).astype(rows.dtype)
     off = rows
     for _ in range(2):  # the second mean is relative to the first, and so keeps its digits
         off = jnp.where(counted[:, None], off - (jnp.sum(off, axis=0) / total)[None, :], 0)
@@ -240,8 +240,8 @@ def _statistics(
     sizes: Float[Array, " units"],
 ) -> Float[Array, "labellings d"]:
     """Squared differences of the sides' means, for every labelling."""
-    on_target = _product(sides, sums)
-    weight = _product(sides, sizes)
+    on_target = _product(sides.astype(sums.dtype), sums)
+    weight = _product(sides.astype(sizes.dtype), sizes)
     rest = jnp.sum(sums, axis=0)[None, :] - on_target
     means = on_target / weight[:, None] - rest / (jnp.sum(sizes) - weight)[:, None]
     return jnp.square(means)
