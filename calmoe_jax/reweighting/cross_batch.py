@@ -104,7 +104,7 @@ def cross_batch_tilt(*, eta: float, decay: float = 0.9, num_strata: int = 1) -> 
         counts = psum(jnp.sum(member.astype(losses.dtype), axis=0), axis_name)
         seen = counts > 0
         mean = jnp.log(jnp.where(seen, sums, 1)) - jnp.log(jnp.where(seen, counts, 1))
-        number = state.num_updates + seen
+        number = state.num_updates + seen.astype(state.num_updates.dtype)
         keep = jnp.minimum(decay, (number - 1) / jnp.maximum(number, 1))
         log_keep = jnp.log(jnp.where(keep > 0, keep, 1))
         level, lost = _product(jnp.asarray(eta, losses.dtype), most)

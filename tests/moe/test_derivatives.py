@@ -42,7 +42,7 @@ def ours(implementation, capacity, x, logits, params):
             group_offsets=routed.plan.group_offsets, capacity=capacity, block_size=block_size,
             implementation=implementation,
         )  # fmt: skip
-        rows = product(rows, w) + product(jnp.ones((len(rows), 1)), bias[:, None])
+        rows = product(rows, w) + product(jnp.ones((len(rows), 1), rows.dtype), bias[:, None])
         rows = jnp.tanh(rows) * rows if i == 0 else rows
     return cm.combine(rows, routed.plan, routed.routing.combine_weights, implementation=fast)
 

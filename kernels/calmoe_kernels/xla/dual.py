@@ -149,7 +149,7 @@ def standard_sum(weights: jax.Array, columns: Columns) -> jax.Array:
         for panel in (_LARGE_PANEL, _PANEL)
     )
     away = distance(columns)
-    kind = (away > _NEAR).astype(jnp.int32) + (away > _FAR)
+    kind = (away > _NEAR).astype(jnp.int32) + (away > _FAR).astype(jnp.int32)
     return jax.lax.switch(kind, (near, small, of_blocks)) / columns.scale
 
 
