@@ -194,7 +194,7 @@ def test_bad_input(words, change, unchecked):
 def test_expert_mlp_of_rows_of_no_group_is_zero():
     _, _, params = problem(10)
     plan = plan_dispatch(np.int32([[1], [3]]), num_experts=4, block_size=8)
-    rows = jnp.ones((plan.slot_indices.shape[0], 6))
+    rows = jnp.ones((plan.slot_indices.shape[0], 6), jnp.float32)
     y = jax.jit(partial(expert_mlp, block_size=8))(rows, plan, params)
     empty = plan.slot_indices == 2
     assert (y[empty] == 0).all()

@@ -350,7 +350,7 @@ def test_gradients_leave_out_what_does_not_count(from_logits):
     assert all(jnp.isfinite(slope).all() for slope in clean.values())
     lowest = -jnp.inf if from_logits else 0.0
     for row in ([jnp.nan] * 4, [lowest] * 4, [jnp.inf] * 4, [1.0, lowest, 0.0, 0.0]):
-        assert_same(slopes(given.at[3].set(jnp.array(row))), clean, rtol=1e-7)
+        assert_same(slopes(given.at[3].set(jnp.array(row, given.dtype))), clean, rtol=1e-7)
 
 
 def test_no_log_loss_is_below_0_and_none_of_a_certain_mistake_is_finite():
