@@ -167,6 +167,27 @@ def test_largest_class_is_max_argmax_and_validity():
     assert [x.shape for x in largest_class(jnp.zeros((0, 3)))] == [(0,)] * 3
 
 
+@pytest.mark.parametrize(
+    "classes",
+    [64, 103, 1000, *(pytest.param(x, marks=pytest.mark.exhaustive) for x in (1, 2, 33, 100, 5003))],
+)
+def test_the_first_of_ties_in_rows_of_any_length(classes):
+    """Long rows are reduced in lanes: values that occur often, in every place."""
+    rows = np.random.RandomState(0).randint(4, size=(300, classes)).astype(np.float32)
+    rows[:100] = np.eye(classes)[np.arange(100) % classes]
+    rows[100:200] = 0
+    rows[100:200, :: max(1, classes // 3)] = 1
+    largest, index, _ = jax.jit(largest_class)(jnp.asarray(rows))
+    np.testing.assert_array_equal(largest, rows.max(1))
+    np.testing.assert_array_equal(index, rows.argmax(1))
+    probs = rows / np.maximum(rows.sum(1, keepdims=True), 1)
+    bad = probs.copy()
+    bad[np.arange(300), np.arange(300) % classes] = np.resize([np.nan, -1e-6, -np.inf], 300)
+    valid = jax.jit(lambda x: largest_class(x)[2])
+    np.testing.assert_array_equal(valid(jnp.asarray(probs)), probs.sum(1) > 0.5)
+    assert not valid(jnp.asarray(bad)).any()
+
+
 def test_the_gradient_of_the_largest_is_that_of_its_class():
     probs = jnp.array([[0.4, 0.4, 0.2], [0.0, 0.1, 0.9]])
     weights = jnp.array([2.0, 3.0])
