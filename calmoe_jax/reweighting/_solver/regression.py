@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._numerics import AxisName, pmax
+from calmoe_jax._numerics import AxisName
 from calmoe_jax.reweighting._solver.linear import solve_semidefinite
 from calmoe_jax.reweighting._solver.units import units
 from calmoe_kernels.xla import dual
@@ -15,7 +15,6 @@ _LEAST_DEVIATION = 1e-6
 def predicted_last(
     rows: Float[Array, "examples columns"],
     learnt: Bool[Array, " examples"],
-    counted: Bool[Array, " examples"],
     *,
     ridge: float,
     axis_name: AxisName,
@@ -23,16 +22,13 @@ def predicted_last(
     """The last column predicted from the others.
 
     Args:
-        rows: the columns, finite also where they do not count.
+        rows: the columns; of examples that do not count, any that are within reach of the others.
         learnt: examples to learn from; at least one on some device.
-        counted: examples to predict; the reach of the columns is theirs.
         ridge: penalty on standardised coefficients, in units of an example's share.
         axis_name: device axis that the examples are sharded over.
     """
     found = units(rows, learnt.astype(rows.dtype), axis_name=axis_name)
-    off = jnp.where(counted[:, None], rows - found.pivot[None], 0)
-    reach = pmax(jnp.max(jnp.abs(off), axis=0, initial=0), axis_name)
-    flat = found.deviation <= _LEAST_DEVIATION * reach
+    flat = found.deviation <= _LEAST_DEVIATION * found.reach
     columns = dual.Columns(rows, found.pivot, jnp.where(flat, jnp.inf, found.deviation))
     mean, nothing = found.mean / columns.scale, jnp.zeros_like(found.mean)
     moments = dual.moments(columns, jnp.where(learnt, nothing[-1], -jnp.inf), nothing)
