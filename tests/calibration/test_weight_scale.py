@@ -112,6 +112,11 @@ METRICS = {
     "nll": of_logits(cal.negative_log_likelihood),
     "brier": of_logits(cal.brier_score),
     "gap": of_logits(cal.confidence_gap),
+    "binary nll": of_pairs(cal.binary_log_loss),
+    "binary brier": of_pairs(cal.binary_brier_score),
+    "multilabel": lambda w: cal.calibration_error(
+        cal.multilabel_bins(pairs()[0][:, None], pairs()[1][:, None], weights=w)
+    ),
     "ece": lambda w: cal.expected_calibration_error(
         jax.nn.softmax(arrays()[0]), arrays()[1], weights=w
     ),
