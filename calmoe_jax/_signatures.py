@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 
+from calmoe_jax._sharding import on_auto_axes
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # What the annotations' kinds of numbers are called in errors.
@@ -115,7 +117,7 @@ def checked(function: _Function) -> _Function:
         for name in expected:
             if name in kwargs:
                 kwargs[name] = _convert(name, kwargs[name], expected[name], sizes)
-        return function(*positional, **kwargs)
+        return on_auto_axes(function, tuple(positional), kwargs)
 
     return typing.cast(_Function, call)
 

@@ -96,12 +96,15 @@ def product(request):
     return skip_without(request.param)
 
 
-@pytest.fixture(scope="module")
-def mesh():
-    """All devices in a row."""
+@pytest.fixture(
+    params=["auto", pytest.param("explicit", marks=pytest.mark.exhaustive)], scope="module"
+)
+def mesh(request):
+    """All devices in a row; `tests/test_sharding.py` has examples over explicit axes by default."""
     if len(jax.devices()) < 2:
         pytest.skip("one device is no mesh")
-    return jax.sharding.Mesh(np.array(jax.devices()), ("d",))
+    kind = jax.sharding.AxisType.Auto if request.param == "auto" else jax.sharding.AxisType.Explicit
+    return jax.sharding.Mesh(np.array(jax.devices()), ("d",), axis_types=(kind,))
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ LAYERS = [
         "_errors",
         "_files",
         "_mapping",
-        "_signatures",
+        "_sharding",
     },
+    {"_signatures"},
     {"_numerics"},
     {"routing"},
     {"mixture", "moe", "fgr"},
@@ -34,7 +35,7 @@ LAYERS = [
     {"cli"},
 ]
 PURE = {
-    "_checks", "_mapping", "_numerics", "_signatures",
+    "_checks", "_mapping", "_numerics", "_sharding", "_signatures",
     "routing", "moe", "mixture", "fgr", "calibration", "reweighting", "shift",
 }  # fmt: skip
 PURE_MAY_IMPORT = {

@@ -1,6 +1,6 @@
 """Tokens to experts and back: `dispatch`, `combine`, `gather_slots`.
 
-Both directions, and both gradients, are gathers along a plan's two permutations.
+Both directions, and their derivatives in both modes, are gathers along a plan's two permutations.
 
 `implementation=` is `"xla"`, `"triton"` or `"pallas_tpu"`, which raise `NotImplementedError` where
 they cannot run, or `None`: a kernel where it was measured to be correct and faster on this kind of
@@ -9,19 +9,23 @@ positions; sums may differ in their last bits.
 
 Sharding: inside `shard_map` or `pmap` each device routes and groups its own tokens. Under plain
 `jit` with sharded tokens the groups are of all tokens, so XLA has to move them; Triton kernels
-refuse.
+refuse. Axes of a mesh may be of either type: on explicit ones, what has a row for each token is
+sharded like the tokens, and rows of experts are whole on every device.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from calmoe_jax._checks import check_axes, check_floats
 from calmoe_jax._signatures import checked
 from calmoe_jax.moe.plan import DispatchPlan
 from calmoe_kernels import selection
-from calmoe_kernels.selection import lazy
+from calmoe_kernels.derivatives import Arrays
+from calmoe_kernels.multilinear import gradients
 from calmoe_kernels.varying import vary_along, varying_axes
 from calmoe_kernels.xla import permute
 
@@ -55,8 +59,8 @@ def dispatch(
     check_floats("x", x)
     check_axes("x", x, 2, "tokens, d")
     _check_tokens("x", x, plan)
-    axes = varying_axes(x, plan)
-    return _dispatch(implementation, vary_along(x, axes), vary_along(plan, axes))
+    x, plan = vary_along((x, plan), varying_axes(x, plan))
+    return gradients(partial(_copies, implementation), plan, (x, None), _ROWS)[0]
 
 
 @checked
@@ -99,7 +103,8 @@ def combine(
         )
     axes = varying_axes(rows, combine_weights, plan)
     rows, combine_weights, plan = vary_along((rows, combine_weights, plan), axes)
-    return _combine(implementation, rows, combine_weights, plan)
+    form = partial(_sums, implementation, combine_weights.dtype)
+    return gradients(form, plan, (None, rows, combine_weights), _TOKENS)[0]
 
 
 @checked
@@ -132,96 +137,59 @@ def gather_slots(
     rows, plan = vary_along((rows, plan), varying_axes(rows, plan))
     # each slot as a token of one slot
     alone = plan._replace(positions=plan.positions.reshape(-1, 1))
-    return _gather_slots(implementation, rows, alone).reshape(*plan.positions.shape, rows.shape[1])
+    slots = gradients(partial(_copies, implementation), alone, (None, rows), _TOKENS)[0]
+    return slots.reshape(*plan.positions.shape, rows.shape[1])
 
 
-def _scatter_rows(implementation: str | None, x: jax.Array, plan: DispatchPlan) -> jax.Array:
-    attempts = {"xla": permute.scatter_rows, "triton": lazy("triton.permute", "scatter_rows")}
-    args = x, plan.positions, plan.slot_indices
-    result: jax.Array = selection.run(attempts, implementation, *args, operation="scatter_rows")
-    return result
+def _copies(
+    implementation: str | None, plan: DispatchPlan, arrays: Arrays, wanted: tuple[int, ...]
+) -> Arrays:
+    """Gradients of `sum_tj <x_t, rows_p(t,j)>` to tokens or to rows."""
+    x, rows = arrays
+    if wanted == (_ROWS,):
+        args = x, plan.positions, plan.slot_indices
+        return (_run("scatter_rows", implementation, *args),)
+    return (_run("gather_rows", implementation, rows, plan.positions, None),)
 
 
-def _gather_rows(
-    implementation: str | None, rows: jax.Array, plan: DispatchPlan, weights: jax.Array | None
-) -> jax.Array:
-    attempts = {"xla": permute.gather_rows, "triton": lazy("triton.permute", "gather_rows")}
-    args = rows, plan.positions, weights
-    result: jax.Array = selection.run(attempts, implementation, *args, operation="gather_rows")
-    return result
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dispatch(implementation: str | None, x: jax.Array, plan: DispatchPlan) -> jax.Array:
-    return _scatter_rows(implementation, x, plan)
-
-
-def _dispatch_forward(
-    implementation: str | None, x: jax.Array, plan: DispatchPlan
-) -> tuple[jax.Array, DispatchPlan]:
-    return _dispatch(implementation, x, plan), plan
-
-
-def _dispatch_backward(
-    implementation: str | None, plan: DispatchPlan, cotangent: jax.Array
-) -> tuple[jax.Array, None]:
-    return _gather_rows(implementation, cotangent, plan, None), None
-
-
-_dispatch.defvjp(_dispatch_forward, _dispatch_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gather_slots(implementation: str | None, rows: jax.Array, plan: DispatchPlan) -> jax.Array:
-    return _gather_rows(implementation, rows, plan, None)
-
-
-def _gather_slots_forward(
-    implementation: str | None, rows: jax.Array, plan: DispatchPlan
-) -> tuple[jax.Array, DispatchPlan]:
-    return _gather_slots(implementation, rows, plan), plan
-
-
-def _gather_slots_backward(
-    implementation: str | None, plan: DispatchPlan, cotangent: jax.Array
-) -> tuple[jax.Array, None]:
-    return _scatter_rows(implementation, cotangent, plan), None
-
-
-_gather_slots.defvjp(_gather_slots_forward, _gather_slots_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _combine(
-    implementation: str | None, rows: jax.Array, weights: jax.Array, plan: DispatchPlan
-) -> jax.Array:
-    return _gather_rows(implementation, rows, plan, weights)
-
-
-def _combine_forward(
-    implementation: str | None, rows: jax.Array, weights: jax.Array, plan: DispatchPlan
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, DispatchPlan]]:
-    return _combine(implementation, rows, weights, plan), (rows, weights, plan)
-
-
-def _combine_backward(
+def _sums(
     implementation: str | None,
-    saved: tuple[jax.Array, jax.Array, DispatchPlan],
-    cotangent: jax.Array,
-) -> tuple[jax.Array, jax.Array, None]:
-    rows, weights, plan = saved
+    weights_dtype: jnp.dtype,
+    plan: DispatchPlan,
+    arrays: Arrays,
+    wanted: tuple[int, ...],
+) -> Arrays:
+    """Gradients of `sum_tj w_tj <x_t, rows_p(t,j)>` to tokens, to rows, to weights."""
+    x, rows, weights = arrays
+    if wanted == (_ROWS, _WEIGHTS):
+        args = x, rows, plan.positions, plan.slot_indices, weights
+        to_both: Arrays = _run("combine_backward", implementation, *args)
+        return to_both
+
+    def gradient(i: int) -> jax.Array:
+        if i == _TOKENS:
+            result: jax.Array = _run("gather_rows", implementation, rows, plan.positions, weights)
+            return result
+        # only derivatives of second order ask for one of these, which kernels do not compute alone
+        if i == _ROWS:
+            return permute.to_rows(x, plan.positions, plan.slot_indices, weights)
+        dots = permute.to_weights(x, rows, plan.positions, plan.slot_indices)
+        return (
+            dots.astype(weights_dtype) if weights is None else permute.defined_dots(dots, weights)
+        )
+
+    return tuple(map(gradient, wanted))
+
+
+_TOKENS, _ROWS, _WEIGHTS = range(3)
+
+
+def _run(operation: str, implementation: str | None, *args: Any) -> Any:
     attempts = {
-        "xla": permute.combine_backward,
-        "triton": lazy("triton.permute", "combine_backward"),
+        "xla": getattr(permute, operation),
+        "triton": selection.lazy("triton.permute", operation),
     }
-    args = cotangent, rows, plan.positions, plan.slot_indices, weights
-    to_rows, to_weights = selection.run(
-        attempts, implementation, *args, operation="combine_backward"
-    )
-    return to_rows, to_weights, None
-
-
-_combine.defvjp(_combine_forward, _combine_backward)
+    return selection.run(attempts, implementation, *args, operation=operation)
 
 
 def _check_rows(rows: jax.Array, plan: DispatchPlan) -> None:

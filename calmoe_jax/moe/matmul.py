@@ -21,6 +21,8 @@ from jaxtyping import Array, Float, Int
 
 from calmoe_jax._signatures import checked
 from calmoe_kernels import selection
+from calmoe_kernels.derivatives import Arrays
+from calmoe_kernels.multilinear import gradients
 from calmoe_kernels.varying import vary_along, varying_axes
 from calmoe_kernels.xla import matmul
 
@@ -36,6 +38,7 @@ class _Statics(NamedTuple):
     capacity: int | None
     implementation: str | None
     dtype: jnp.dtype
+    operands: jnp.dtype
 
 
 @checked
@@ -100,8 +103,9 @@ def grouped_matmul(
             "preferred_element_type must be a dtype of floats, got "
             f"preferred_element_type={preferred_element_type}."
         )
-    statics = _Statics(block_size, capacity, implementation, dtype)
-    return _grouped_matmul(statics, *vary_along((x, w, groups), axes))
+    form = partial(_products, _Statics(block_size, capacity, implementation, dtype, x.dtype))
+    x, w, groups = vary_along((x, w, groups), axes)
+    return gradients(form, groups, (x, w, None), _Y)[0]
 
 
 def preferred_block_size(
@@ -232,29 +236,24 @@ def _run(
     return result
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _grouped_matmul(
-    statics: _Statics, x: jax.Array, w: jax.Array, groups: matmul.Groups
-) -> jax.Array:
-    return _rows(statics, statics.dtype, x, w, groups, transposed=False)
+_X, _W, _Y = range(3)
 
 
-def _forward(
-    statics: _Statics, x: jax.Array, w: jax.Array, groups: matmul.Groups
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, matmul.Groups]]:
-    return _grouped_matmul(statics, x, w, groups), (x, w, groups)
+def _products(
+    statics: _Statics, groups: matmul.Groups, arrays: Arrays, wanted: tuple[int, ...]
+) -> Arrays:
+    """Gradients of `sum_r <y_r, x_r w_e(r)>` to x, to w, to y."""
+    x, w, y = arrays
 
+    def gradient(i: int) -> jax.Array:
+        if i == _Y:
+            return _rows(statics, statics.dtype, x, w, groups, transposed=False)
+        rounded = y.astype(statics.operands)
+        if i == _X:
+            return _rows(statics, statics.operands, rounded, w, groups, transposed=True)
+        return _matrices(statics, x, rounded, groups)
 
-def _backward(
-    statics: _Statics, saved: tuple[jax.Array, jax.Array, matmul.Groups], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, None]:
-    x, w, groups = saved
-    cotangent = cotangent.astype(x.dtype)
-    to_x = _rows(statics, x.dtype, cotangent, w, groups, transposed=True)
-    return to_x, _matrices(statics, x, cotangent, groups), None
-
-
-_grouped_matmul.defvjp(_forward, _backward)
+    return tuple(map(gradient, wanted))
 
 
 def _check(

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
@@ -61,5 +61,15 @@ def over_devices(
     def of_part(state: Any, batch: Any, key: Any) -> Any:
         return step(state, batch, key, axis_name=axis_name)
 
-    mapped = jax.shard_map(of_part, mesh=mesh, in_specs=(P(), P(axes), P()), out_specs=P())
-    return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+    specs = P(), P(axes), P()
+    mapped = jax.shard_map(of_part, mesh=mesh, in_specs=specs, out_specs=P())
+
+    def spread(*args: Any) -> Any:
+        if (
+            mesh.explicit_axes
+        ):  # where `in_specs` says how they are sharded, and does not shard them
+            shardings = [NamedSharding(mesh, spec) for spec in specs]
+            args = tuple(map(jax.sharding.reshard, args, shardings))
+        return mapped(*args)
+
+    return jax.jit(spread, donate_argnums=(0,) if donate else ())

@@ -6,6 +6,23 @@ import jax
 import numpy as np
 
 
+def shard_map(function, *, mesh, in_specs, **options):
+    """`jax.shard_map` of arguments that need not be sharded yet.
+
+    On explicit axes `in_specs` only says how they are sharded, and does not shard them.
+    """
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, **options)
+    if not mesh.abstract_mesh.explicit_axes:
+        return mapped
+
+    def call(*args):
+        specs = (in_specs,) * len(args) if isinstance(in_specs, jax.P) else in_specs
+        shardings = [jax.NamedSharding(mesh, spec) for spec in specs]
+        return mapped(*map(jax.sharding.reshard, args, shardings))
+
+    return call
+
+
 def assert_devices_agree(function, *arrays, rtol=1e-5, atol=1e-6):
     """`function(*arrays, axis_name=...)` under `shard_map` and `pmap` gives what one device gives.
 

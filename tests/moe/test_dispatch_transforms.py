@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import shard_map
 from dispatching import close, combine, dispatch, exhaustive, normal, plan_of, route, same
 
 import calmoe_jax as cm
@@ -130,7 +131,7 @@ def sharded(f, mesh, check_vma, in_specs=("d", "d", None)):
         return jax.tree.map(lambda leaf: leaf[None], f(*own))
 
     specs = tuple(jax.P() if spec is None else jax.P(spec) for spec in in_specs)
-    return jax.shard_map(
+    return shard_map(
         of_device, mesh=mesh, in_specs=specs, out_specs=jax.P("d"), check_vma=check_vma
     )
 

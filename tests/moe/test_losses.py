@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import shard_map
 from dispatching import close, exhaustive, normal
 
 import calmoe_jax as cm
@@ -89,9 +90,7 @@ def test_shards_of_uneven_load_give_the_loss_of_the_full_batch(mesh):
         return jnp.stack([loss(routed, axis_name=axis_name) for loss in LOSSES])
 
     spec = jax.P("d")
-    sharded = jax.shard_map(
-        partial(losses, axis_name="d"), mesh=mesh, in_specs=spec, out_specs=jax.P()
-    )
+    sharded = shard_map(partial(losses, axis_name="d"), mesh=mesh, in_specs=spec, out_specs=jax.P())
 
     def with_gradient(function):
         return jax.jit(lambda logits: (function(logits), jax.jacrev(function)(logits)))

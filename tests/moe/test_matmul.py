@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import shard_map
 from dispatching import exhaustive
 from jax.experimental import checkify
 from jax.sharding import PartitionSpec
@@ -228,7 +229,7 @@ def test_shared_matrices_get_the_sum_of_the_devices_gradients(check_vma, mesh, p
         return jnp.sum(jnp.sin(y))[None]
 
     spec = PartitionSpec("d")
-    mapped = jax.shard_map(
+    mapped = shard_map(
         local, mesh=mesh, in_specs=(spec, PartitionSpec(), spec), out_specs=spec,
         check_vma=check_vma,
     )  # fmt: skip

@@ -48,15 +48,21 @@ def test_a_batch_that_does_not_divide_is_refused():
         step(jnp.zeros(()), jnp.ones(6), None)
 
 
-def test_two_axes_are_summed_over():
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_two_axes_are_summed_over(kind):
     if len(jax.devices()) < 4:
         pytest.skip("needs four devices")
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("host", "chip"))
+    kinds = (jax.sharding.AxisType[kind],) * 2
+    devices = np.array(jax.devices()[:4]).reshape(2, 2)
+    mesh = jax.sharding.Mesh(devices, ("host", "chip"), axis_types=kinds)
 
     def step(state, batch, key, *, axis_name):
         return state + jax.lax.psum(batch.sum(), axis_name), ()
 
-    assert over_devices(step, mesh)(jnp.zeros(()), jnp.arange(8.0), None)[0] == 28
+    batch = jnp.arange(8.0)
+    placed = jax.device_put(batch, jax.NamedSharding(mesh, jax.P(("host", "chip"))))
+    assert over_devices(step, mesh)(jnp.zeros(()), batch, None)[0] == 28
+    assert over_devices(step, mesh)(jnp.zeros(()), placed, None)[0] == 28
 
 
 @pytest.mark.parametrize("donate", [True, False])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
+from devices import shard_map
 from dispatching import exhaustive
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -455,7 +456,7 @@ def test_devices_give_what_one_gives(dtype, options, mesh):
 
         one = jax.jit(call)(*given)
         out = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), one)._replace(log_weights=spec)
-        sharded = jax.shard_map(
+        sharded = shard_map(
             partial(call, axis_name="d"), mesh=mesh, in_specs=(spec, spec, spec), out_specs=out
         )
         several = jax.jit(sharded)(*given)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from devices import shard_map
 
 import calmoe_jax as cm
 
@@ -163,7 +164,7 @@ def test_devices_give_what_one_gives(name, mesh):
     one = SETS[name](s, weights=q)
     out = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), one)._replace(log_weights=spec)
     several = jax.jit(
-        jax.shard_map(
+        shard_map(
             lambda s, q: SETS[name](s, weights=q, axis_name="d"),
             mesh=mesh, in_specs=(spec, spec), out_specs=out,
         )

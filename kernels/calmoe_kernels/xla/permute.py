@@ -91,13 +91,48 @@ def combine_backward(
         that hold no slot or one of weight 0, for slots that were dropped, and for weights of 0
         whose rows are not finite.
     """
-    taken = _coarse(_take(cotangent, slot_indices // positions.shape[1]))
+    dots = to_weights(cotangent, rows, positions, slot_indices)
+    to_all_rows = to_rows(cotangent, positions, slot_indices, weights)
+    return to_all_rows, defined_dots(dots, weights)
+
+
+def to_rows(
+    x: jax.Array, positions: jax.Array, slot_indices: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Each token's row times the weights of its slots, in the slots' rows.
+
+    Args:
+        x: `[tokens, d]`.
+        positions: `[tokens, k]`.
+        slot_indices: `[rows]`.
+        weights: `[tokens, k]`.
+
+    Returns:
+        `[rows, d]` in the dtype of `x`; 0 for rows that hold no slot or one of weight 0.
+    """
+    taken = _coarse(_take(x, slot_indices // positions.shape[1]))
     weight = _take(_coarse(weights).reshape(-1), slot_indices)[:, None]
-    to_rows = jnp.where(weight == 0, 0, taken * weight).astype(rows.dtype)
-    to_weights = jax.lax.platform_dependent(
-        cotangent, rows, positions, slot_indices, cpu=_dots_of_slots, default=_dots_of_rows
+    return jnp.where(weight == 0, 0, taken * weight).astype(x.dtype)
+
+
+def to_weights(
+    x: jax.Array, rows: jax.Array, positions: jax.Array, slot_indices: jax.Array
+) -> jax.Array:
+    """Products of tokens with the rows of their slots.
+
+    Args:
+        x: `[tokens, d]`.
+        rows: `[rows, d]`.
+        positions: `[tokens, k]`.
+        slot_indices: `[rows]`.
+
+    Returns:
+        `[tokens, k]`, at least float32; 0 for slots that were dropped.
+    """
+    dots: jax.Array = jax.lax.platform_dependent(
+        x, rows, positions, slot_indices, cpu=_dots_of_slots, default=_dots_of_rows
     )
-    return to_rows, defined_dots(to_weights, weights)
+    return dots
 
 
 def defined_dots(dots: jax.Array, weights: jax.Array) -> jax.Array:

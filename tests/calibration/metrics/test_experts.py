@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import references
 import scipy.optimize
+from devices import shard_map
 
 import calmoe_jax as cm
 from calmoe_jax.calibration.metrics.disagreement import disagreement_identity
@@ -203,7 +204,7 @@ def test_bins_of_experts_are_those_of_each_alone_and_add_up():
 def test_sharded_sums_equal_the_whole(mesh):
     probs, routing, labels = problem(6, size=60)
     part = jax.sharding.PartitionSpec("d")
-    summed = jax.shard_map(
+    summed = shard_map(
         lambda p, r, y: jax.lax.psum(expert_bins(p, r, y), "d"),
         mesh=mesh,
         in_specs=(part, part, part),
