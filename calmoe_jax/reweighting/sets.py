@@ -190,7 +190,7 @@ def chi_square_ball(
 
     def too_low(nu: jax.Array) -> jax.Array:
         first, second = case.sum(case.base * above(nu)), case.sum(case.base * above(nu) ** 2)
-        return second / first - first < excess * first
+        return second < (1 + excess) * first**2
 
     def halve(
         _: int | jax.Array, bounds: tuple[jax.Array, jax.Array]
