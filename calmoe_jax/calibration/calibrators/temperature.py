@@ -15,15 +15,16 @@ from calmoe_jax.calibration._labels import Labels, at_label, not_ignored
 from calmoe_jax.calibration.calibrators._masks import distances, margin_of, reach_of
 from calmoe_jax.calibration.calibrators._root import Slope, once, search_root, sums
 
-# The search runs over log T from this far below the logarithm of the margin (or of the scale, if
-# that is less) to this far above that of the logits' scale.
+# The search runs over log T within this distance of the logarithm of the logits' scale; downwards
+# at least to this far below that of their margin.
 _LOG_RANGE = 10.0
+_BELOW_MARGIN = 3.0
 # Logit of an impossible class, in units of the logits' scale: its probability underflows at every
 # temperature of the search, and its square is still finite.
 _IMPOSSIBLE = -1e15
-# From this many examples on the search starts at the optimum for every sixteenth example: it then
-# needs about three passes over all examples instead of ten.
-_MANY = 2**16
+# From this many examples on, or logits and examples, the search starts at the optimum for every
+# sixteenth example: it then needs about three passes over all examples instead of ten.
+_MANY, _MANY_LOGITS, _ENOUGH = 2**16, 2**20, 2**14
 _STRIDE = 16
 # Tolerance of the start, in log T.
 _NEAR = 0.01
@@ -39,7 +40,7 @@ class TemperatureFit(NamedTuple):
             float32), and T is not at a bound.
         at_bound: whether the optimum is outside the search range: all examples right (T towards 0),
             confidence never justified (T towards infinity), or an optimum more than a factor
-            exp(10) above the logits' scale or below their margins. T is then the bound of the
+            exp(10) from the logits' scale, and not near their margins. T is then the bound of the
             search.
         num_steps: Newton or bisection steps taken over all the examples.
     """
@@ -67,8 +68,8 @@ def fit_temperature(
     optimum; scaling the logits scales T. A class that is farther below the largest of its example
     than 750 nats, 750 times the typical margin (the lower quartile of the difference between the
     two largest logits), and twice the distance of any true class, is a mask: it is impossible, as
-    with logit `-inf`. From 65536 examples on the search starts at the optimum for every sixteenth
-    example.
+    with logit `-inf`. Of 65536 examples or more (or a million logits of 16384) the search starts at
+    the optimum for every sixteenth example.
 
     The temperature is differentiable with respect to logits and weights, forwards and backwards:
     the slope stays 0, so `dlog T = d(slope) / curvature` (slope and curvature of the loss in
@@ -141,14 +142,15 @@ def _solve(
     too_right = jnp.sum(weight * true) >= 0
     too_wrong = jnp.sum(weight * (mean - true)) >= 0
     low = jnp.full((), -_LOG_RANGE, dtype)
-    high = _LOG_RANGE + jnp.log(jnp.maximum(unit / jnp.where(margin > 0, margin, unit), 1))
-    high = jnp.minimum(high, jnp.log(jnp.finfo(dtype).max) - 1)
+    steepest = jnp.log(unit / jnp.where(margin > 0, margin, unit)) + _BELOW_MARGIN
+    high = jnp.clip(steepest, _LOG_RANGE, jnp.log(jnp.finfo(dtype).max) - 1)
     bound = jnp.where(too_right, high, low)
     boundless = too_right | too_wrong
     fitted = ~(trivial | invalid)
 
     start, idle = jnp.zeros((), dtype), boundless | ~fitted
-    if logits.shape[0] >= _MANY:
+    size = logits.shape[0]
+    if size >= _MANY or (size >= _ENOUGH and logits.size >= _MANY_LOGITS):
         some = slice(None, None, _STRIDE)
         few = search_root(
             _moments(scaled[some], true[some], weight[some]), start, low, high, idle, _NEAR
