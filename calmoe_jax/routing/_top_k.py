@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_choice
 from calmoe_jax._numerics import at_least_float32
+from calmoe_kernels.derivatives import Arrays
+from calmoe_kernels.multilinear import gradients
+from calmoe_kernels.varying import vary_along, varying_axes
 
 # With more rounds than this, a sort is faster.
 _MOST_ROUNDS = 8
@@ -64,6 +68,33 @@ def largest(
         keys = jnp.where(experts == chosen[-1][:, None], limits.min, keys)
     stacked = jnp.stack(chosen, axis=1)
     return jnp.take_along_axis(values, stacked, axis=1), stacked
+
+
+def _pick(
+    values: Float[Array, "tokens experts"], indices: Int[Array, "tokens k"]
+) -> Float[Array, "tokens k"]:
+    """`values[t, indices[t, j]]`, with derivatives that `checkify` need not look into.
+
+    It fails on the gradient of `jnp.take_along_axis`, and XLA would gather sharded values for
+    other forms of it.
+    """
+    values, indices = vary_along((values, indices), varying_axes(values, indices))
+    return gradients(partial(_picks, values.shape), indices, (values, None), 1)[0]
+
+
+def _picks(
+    shape: tuple[int, ...], indices: jax.Array, arrays: Arrays, wanted: tuple[int, ...]
+) -> Arrays:
+    """Gradients of `sum_tj top_tj values[t, indices[t, j]]` to values or to top."""
+    values, top = arrays
+
+    def pick(values: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(values, indices, axis=1)
+
+    if wanted == (1,):
+        return (pick(values),)
+    zeros = vary_along(jnp.zeros(shape, top.dtype), varying_axes(top, indices))
+    return (jax.vjp(pick, zeros)[1](top)[0],)
 
 
 def check_top_k(
@@ -143,7 +174,7 @@ def choose(
     if selection_bias is None and num_groups == 1:
         # in the order of the logits: scores may underflow
         indices = top_k(_without_negative_zero(flat), k)[1]
-        top = jnp.take_along_axis(log_scores, indices, axis=-1)
+        top = _pick(log_scores, indices)
     else:
         values = jnp.exp(log_scores)
         if selection_bias is not None:
@@ -154,7 +185,7 @@ def choose(
         if num_groups > 1:
             values = _in_best_groups(values, num_groups, groups_per_token)
         chosen, indices = top_k(values, k)
-        top = jnp.take_along_axis(log_scores, indices, axis=-1)
+        top = _pick(log_scores, indices)
         top = jnp.where(jnp.isneginf(chosen), -jnp.inf, top)
     weights = jax.nn.softmax(top, axis=-1) if renormalize else jnp.exp(top)
     weights = jnp.where(routable[:, None], weights, jnp.nan)

@@ -22,7 +22,7 @@ SIZES = {
     **{"models": 5, "coordinates": 2, "height": 8, "width": 8, "channels": 3, "groups": 2},
     **{"rows": 16, "shape": 8, "folds": 2, "n": 8},
 }
-NONE = {"batch", "..."}  # any number of axes
+NONE = {"batch", "layers", "..."}  # any number of axes
 ROWS = {"examples", "tokens", "targets", "references", "images", "losses", "all"}
 STATICS = {
     "k": 2, "num_experts": 4, "num_classes": 3, "num_clusters": 4, "num_groups": 2, "eta": 1.0,
@@ -156,7 +156,7 @@ def _value(name, kind):
         return MADE[kind]()
     if hasattr(kind, "dim_str"):
         axes = [axis.lstrip("*#") for axis in kind.dim_str.split()]
-        shape = tuple(int(a) if a.isdigit() else SIZES[a] for a in axes if a not in NONE)
+        shape = tuple(int(a) if a.isdigit() else SIZES.get(a, 3) for a in axes if a not in NONE)
         return _array(name, kind.dtype, shape)
     hints = typing.get_type_hints(kind)
     return kind(

@@ -38,7 +38,8 @@ def plan(
     kept = rank < jnp.append(sizes, 0)[of_row]
     row = jnp.where(kept, jnp.append(offsets, 0)[of_row] + rank, rows)
     positions = jnp.zeros(slots, jnp.int32).at[order].set(row, unique_indices=True)
-    slot_indices = jnp.full(rows, slots, jnp.int32).at[row].set(order, mode="drop")
+    # one additional last row, for dropped slots
+    slot_indices = jnp.full(rows + 1, slots, jnp.int32).at[row].set(order)[:rows]
     return positions.reshape(tokens, k), slot_indices, sizes, offsets, load[:-1]
 
 
