@@ -142,6 +142,16 @@ def test_means_keep_their_digits_wherever_the_centre_is(centre):
     np.testing.assert_allclose(moved, -off @ np.asarray(slopes, np.float64), atol=1e-5)
 
 
+def test_columns_in_standard_units(implementation):
+    columns, scores, slopes = problem(500, 4)
+    rows = Columns((columns.rows - columns.centre) / columns.scale)
+    for function in functions(implementation):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6),
+            function(rows, scores, slopes), function(columns, scores, slopes),
+        )  # fmt: skip
+
+
 def test_recentred_moments_are_those_of_moved_columns(implementation):
     columns, scores, slopes = problem(500, 4)
     shift = jnp.array([0.3, -0.2, 0.0, 1.0])

@@ -100,7 +100,7 @@ def _standard(
     masked: bool,
     axis_name: AxisName,
 ) -> tuple[dual.Columns, Float[Array, " m"], None]:
-    """Columns, those without targets in standard units, and their units.
+    """Columns in standard units, and their units.
 
     Args:
         columns: constraints, 0 where they do not count.
@@ -110,15 +110,14 @@ def _standard(
         axis_name: device axis.
     """
     found = units(columns, share, masked=masked, axis_name=axis_name)
-    one = jnp.ones_like(found.mean)
-    if targets is not None:
-        scale = _scale(found, targets)
-        return dual.Columns(columns, targets, scale), scale, None
-    off = (columns - found.pivot[None]) - found.mean[None]
-    # the pivot may be far from the mean
-    off -= mean_of(off, share, axis_name)[None]
-    scale = jnp.where(found.constant, jnp.inf, found.deviation)
-    return dual.Columns(off / scale[None], 0 * one, one), scale, None
+    if targets is None:
+        scale = jnp.where(found.constant, jnp.inf, found.deviation)
+        off = (columns - found.pivot[None]) - found.mean[None]
+        # the pivot may be far from the mean
+        off -= mean_of(off, share, axis_name)[None]
+    else:
+        scale, off = _scale(found, targets), columns - targets[None]
+    return dual.Columns(off / scale[None]), scale, None
 
 
 def _centred(

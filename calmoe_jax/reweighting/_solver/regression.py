@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._numerics import AxisName
+from calmoe_jax._numerics import AxisName, pmax
 from calmoe_jax.reweighting._solver.linear import solve_semidefinite
 from calmoe_jax.reweighting._solver.units import units
 from calmoe_kernels.xla import dual
@@ -28,9 +28,11 @@ def predicted_last(
         axis_name: device axis that the examples are sharded over.
     """
     found = units(rows, learnt.astype(rows.dtype), axis_name=axis_name)
-    flat = found.deviation <= _LEAST_DEVIATION * found.reach
-    columns = dual.Columns(rows, found.pivot, jnp.where(flat, jnp.inf, found.deviation))
-    mean, nothing = found.mean / columns.scale, jnp.zeros_like(found.mean)
+    reach = pmax(jnp.max(jnp.abs(rows - found.pivot[None]), axis=0, initial=0), axis_name)
+    flat = found.deviation <= _LEAST_DEVIATION * reach
+    scale = jnp.where(flat, jnp.inf, found.deviation)
+    columns = dual.Columns(rows, found.pivot, scale)
+    mean, nothing = found.mean / scale, jnp.zeros_like(scale)
     moments = dual.moments(columns, jnp.where(learnt, nothing[-1], -jnp.inf), nothing)
     if axis_name is not None:
         moments = dual.over_devices(moments, axis_name)

@@ -2,16 +2,15 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._numerics import AxisName, pmax, psum
 from calmoe_kernels.xla.dual import weighted_sum
 
-# Examples from which on means are taken relative to the mean.
-_FEW = 2**16
-_LEAST_VARIANCE = 1e-30
+# Squares of larger numbers could overflow; of columns that reach so far, or less far than the
+# inverse, no squares are used.
+_LARGEST, _MIDDLE = 1e18, 1e15
 
 
 class Units(NamedTuple):
@@ -20,15 +19,13 @@ class Units(NamedTuple):
     Attributes:
         pivot: a value of each column, of an example that counts.
         mean: mean relative to it, with digits that the sum of both may not have.
-        deviation: standard deviation, or the reach where its square would underflow; 0 for a
-            constant column.
-        reach: largest distance of any row from the pivot.
+        deviation: standard deviation, or the largest distance from the pivot where squares would
+            under- or overflow; 0 for a constant column.
     """
 
     pivot: Float[Array, " m"]
     mean: Float[Array, " m"]
     deviation: Float[Array, " m"]
-    reach: Float[Array, " m"]
 
     @property
     def constant(self) -> Bool[Array, " m"]:
@@ -46,7 +43,7 @@ def units(
     """Weighted means and standard deviations.
 
     Everything is relative to the values of an example, so that rounding errors are small beside
-    the deviations, and not only beside the mean.
+    the deviations, and not only beside the mean. One product gives both.
 
     Args:
         rows: columns; finite also where they do not count.
@@ -61,27 +58,18 @@ def units(
     share = share / jnp.where(mass > 0, mass, 1)
     pivot = one_row(rows, share if masked else None, axis_name)
     off = rows - pivot[None]
-    reach = pmax(jnp.max(jnp.abs(off), axis=0, initial=0), axis_name)
-    # squares must not overflow; one factor for all columns costs little
-    most = jnp.max(reach, initial=0)
-    most = jnp.where(most > 0, most, 1)
-    off *= 1 / most
-    if len(rows) < _FEW:
-        # with one product, twice as fast for many small problems; the pivot is then no further
-        # from the mean than rounding allows for
-        powers = jnp.stack([off, off * off])
-        sums = jnp.einsum("n,pnm->pm", share, powers, precision=jax.lax.Precision.HIGHEST)
-        mean, square = psum(sums, axis_name)
-        variance = jnp.maximum(square - mean**2, 0)
-    else:
-        mean = mean_of(off, share, axis_name)
-        variance = mean_of((off - mean[None]) ** 2, share, axis_name)
-    # beside a column larger by 1e15 or more, the squares of another underflow
-    small = (variance < _LEAST_VARIANCE) & (reach > 0)
-    mean, deviation = most * mean, jnp.where(small, reach, most * jnp.sqrt(variance))
-    # the rounding errors of equal numbers
-    least = 4 * float(jnp.finfo(rows.dtype).eps) ** 1.5 * jnp.abs(pivot + mean)
-    return Units(pivot, mean, jnp.where(deviation <= least, 0, deviation), reach)
+    size = jnp.abs(off)
+    size = jnp.where(share[:, None] > 0, size, 0) if masked else size
+    reach = pmax(jnp.max(size, axis=0, initial=0), axis_name)
+    powers = jnp.concatenate([off, jnp.clip(off, -_LARGEST, _LARGEST) ** 2], axis=1)
+    mean, square = jnp.split(mean_of(powers, share, axis_name), 2)
+    deviation = jnp.sqrt(jnp.maximum(square - mean**2, 0))
+    extreme = (reach < 1 / _MIDDLE) | (reach > _MIDDLE) | (deviation == 0)
+    deviation = jnp.where(extreme, reach, deviation)
+    # with several devices the pivot is a mean, and a constant column off it by its rounding
+    least = 4 * float(jnp.finfo(rows.dtype).eps) * jnp.abs(pivot)
+    equal = (reach <= least) & (jnp.abs(jnp.abs(mean) - reach) <= 1e-3 * reach)
+    return Units(pivot, mean, jnp.where(equal & (axis_name is not None), 0, deviation))
 
 
 def mean_of(
