@@ -52,10 +52,11 @@ WIDE = ((50_000, 1_000), (200_000, 100))
 # Replicates of the examples that the spread of ours is held against; it is good to 10 %.
 _NUM_ORACLES = 50
 
-# Least time of a peer in units of ours, and most time of ours in units of another. torchmetrics gets
-# its own tensors, netcal float64 arrays, and neither checks: on idle machines the first takes 4 to
-# 30 times as long as ours, the second 18 to 45 times, depending on the cores and on BLAS. The fastest
-# of JAX checks no row; ours reads each number for that, so that an invalid row cannot pass.
+# Least time of a peer in units of ours, and most time of ours in units of another. torchmetrics
+# gets its own tensors, netcal float64 arrays, and neither checks: on idle machines the first
+# takes 4 to 30 times as long as ours, the second 18 to 45 times, depending on the cores and on
+# BLAS. The fastest of JAX checks no row; ours reads each number for that, so that an invalid row
+# cannot pass.
 LEAST = {
     "expected: netcal / ours": 18.0,
     "expected: torchmetrics / ours": 4.0,
@@ -222,8 +223,8 @@ def measure_wide(_: Given, rounds: int) -> Found:
         if i == 0:
             logits, fit = jnp.asarray(given.logits), jax.jit(fit_temperature)
             once = jax.jit(lambda z: jax.nn.logsumexp(z, axis=-1))
-            calls["fit"] = lambda z=logits, y=labels: fit(z, y)
-            calls["pass"] = lambda z=logits: once(z)
+            calls["fit"] = lambda z=logits, y=labels, f=fit: f(z, y)
+            calls["pass"] = lambda z=logits, f=once: f(z)
         seconds = time_in_turns(calls, rounds=rounds)
         show("wide " + name, seconds)
         label = f"wide: numpy / ours, {name}"

@@ -2,11 +2,12 @@
 
 The pure core: arrays in, arrays and NamedTuples out, under `jit`, `vmap`, `grad`, `pmap` and
 `shard_map`. The top level has the names of a sparse layer and of a mixture of experts; the rest is
-in namespaces: `calibration`, `reweighting`, `shift`, `fgr`, `moe`. Every function holds its arrays to
-the axes and kinds of numbers of its signature (`TypeError` or `ValueError`, also under `jit`) and
-takes NumPy arrays and lists too. Models are in `calmoe_jax.nn`,
+in namespaces: `calibration`, `reweighting`, `shift`, `fgr`, `moe`. Models are in `calmoe_jax.nn`,
 data in `calmoe_jax.data`, training in `calmoe_jax.training`; importing this package imports none
 of them.
+
+Every function holds its arrays to the axes and kinds of numbers of its signature, also under `jit`:
+`ValueError` for another shape, `TypeError` for another kind. It takes NumPy arrays and lists too.
 """
 
 import importlib as _importlib
