@@ -168,13 +168,8 @@ def configuration_signal(
         others = counted & (fold != number)
         # without others to learn from, the mean loss of all
         alone = psum(jnp.sum(others), axis_name) == 0
-        of_features = jnp.arange(rows.shape[1]) < features.shape[1]
-        return predicted_last(
-            jnp.where(alone & of_features[None], 0, rows),
-            jnp.where(alone, counted, others),
-            ridge=ridge,
-            axis_name=axis_name,
-        )
+        learnt = jnp.where(alone, counted, others)
+        return predicted_last(rows, learnt, ~alone, ridge=ridge, axis_name=axis_name)
 
-    every = jax.vmap(predict)(jnp.arange(num_folds))
+    every = jax.lax.map(predict, jnp.arange(num_folds))
     return jnp.take_along_axis(every, fold[None], axis=0)[0]

@@ -144,7 +144,7 @@ def test_means_keep_their_digits_wherever_the_centre_is(centre):
 
 def test_columns_in_standard_units(implementation):
     columns, scores, slopes = problem(500, 4)
-    rows = Columns((columns.rows - columns.centre) / columns.scale)
+    rows = Columns((columns.rows - columns.centre[None]) / columns.scale[None])
     for function in functions(implementation):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6),

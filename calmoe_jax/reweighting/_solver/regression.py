@@ -15,6 +15,7 @@ _LEAST_DEVIATION = 1e-6
 def predicted_last(
     rows: Float[Array, "examples columns"],
     learnt: Bool[Array, " examples"],
+    sloped: Bool[Array, ""],
     *,
     ridge: float,
     axis_name: AxisName,
@@ -24,6 +25,7 @@ def predicted_last(
     Args:
         rows: the columns; of examples that do not count, any that are within reach of the others.
         learnt: examples to learn from; at least one on some device.
+        sloped: whether to use the others; otherwise the prediction is the mean.
         ridge: penalty on standardised coefficients, in units of an example's share.
         axis_name: device axis that the examples are sharded over.
     """
@@ -40,6 +42,6 @@ def predicted_last(
     assert second is not None
     size = len(mean) - 1
     normal = second[:size, :size] + ridge * jnp.eye(size, dtype=rows.dtype)
-    slopes = jnp.append(solve_semidefinite(normal, second[:size, size], jnp.ones(size, bool)), 0)
+    slopes = jnp.append(solve_semidefinite(normal, second[:size, size], jnp.full(size, sloped)), 0)
     standard = -dual.shifts(columns, slopes) - jnp.sum(mean * slopes)
     return found.pivot[-1] + (found.mean[-1] + found.deviation[-1] * standard)

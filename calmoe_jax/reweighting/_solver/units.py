@@ -2,15 +2,18 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._numerics import AxisName, pmax, psum
+from calmoe_jax._numerics import AxisName, pmax, pmin, psum
 from calmoe_kernels.xla.dual import weighted_sum
 
-# Squares of larger numbers could overflow; of columns that reach so far, or less far than the
-# inverse, no squares are used.
-_LARGEST, _MIDDLE = 1e18, 1e15
+# Squares of larger numbers would overflow, and of its inverse underflow; where they nearly do, the
+# distances of so many examples from the mean stand for the deviation.
+_LARGEST = 1e18
+_FEW, _NARROW = 64, 16
+_DEVICES = 2**30  # more than there are
 
 
 class Units(NamedTuple):
@@ -19,8 +22,8 @@ class Units(NamedTuple):
     Attributes:
         pivot: a value of each column, of an example that counts.
         mean: mean relative to it, with digits that the sum of both may not have.
-        deviation: standard deviation, or the largest distance from the pivot where squares would
-            under- or overflow; 0 for a constant column.
+        deviation: standard deviation, or where squares would under- or overflow the largest
+            distance of a few examples from the mean; 0 for a constant column.
     """
 
     pivot: Float[Array, " m"]
@@ -43,7 +46,7 @@ def units(
     """Weighted means and standard deviations.
 
     Everything is relative to the values of an example, so that rounding errors are small beside
-    the deviations, and not only beside the mean. One product gives both.
+    the deviations, and not only beside the mean.
 
     Args:
         rows: columns; finite also where they do not count.
@@ -58,18 +61,19 @@ def units(
     share = share / jnp.where(mass > 0, mass, 1)
     pivot = one_row(rows, share if masked else None, axis_name)
     off = rows - pivot[None]
-    size = jnp.abs(off)
-    size = jnp.where(share[:, None] > 0, size, 0) if masked else size
-    reach = pmax(jnp.max(size, axis=0, initial=0), axis_name)
-    powers = jnp.concatenate([off, jnp.clip(off, -_LARGEST, _LARGEST) ** 2], axis=1)
-    mean, square = jnp.split(mean_of(powers, share, axis_name), 2)
-    deviation = jnp.sqrt(jnp.maximum(square - mean**2, 0))
-    extreme = (reach < 1 / _MIDDLE) | (reach > _MIDDLE) | (deviation == 0)
-    deviation = jnp.where(extreme, reach, deviation)
-    # with several devices the pivot is a mean, and a constant column off it by its rounding
-    least = 4 * float(jnp.finfo(rows.dtype).eps) * jnp.abs(pivot)
-    equal = (reach <= least) & (jnp.abs(jnp.abs(mean) - reach) <= 1e-3 * reach)
-    return Units(pivot, mean, jnp.where(equal & (axis_name is not None), 0, deviation))
+    squares = jnp.clip(off, -_LARGEST, _LARGEST) ** 2
+    if rows.shape[1] <= _NARROW:  # one product is faster, but not of wide rows
+        powers = jnp.concatenate([off, squares], axis=1)
+        mean, square = jnp.split(mean_of(powers, share, axis_name), 2)
+    else:
+        mean, square = (mean_of(x, share, axis_name) for x in (off, squares))
+    variance = square - mean**2
+    some = slice(None, None, max(1, len(rows) // _FEW))
+    away = jnp.where(share[some, None] > 0, jnp.abs(off[some] - mean[None]), 0)
+    away = pmax(jnp.max(away, axis=0, initial=0), axis_name)
+    extreme = (square < _LARGEST**-1.5) | (square > _LARGEST**1.5) | (variance <= 0)
+    deviation = jnp.sqrt(jnp.where(extreme, 0, variance))
+    return Units(pivot, mean, jnp.where(extreme, away, deviation))
 
 
 def mean_of(
@@ -82,9 +86,9 @@ def mean_of(
 def one_row(
     rows: Float[Array, "examples m"], share: Float[Array, " examples"] | None, axis_name: AxisName
 ) -> Float[Array, " m"]:
-    """A row that counts: one of largest weight, or the first; their mean over several devices."""
+    """A row that counts: one of largest weight, or the first."""
     if rows.shape[0] == 0:
-        row, peak = jnp.zeros_like(rows, shape=rows.shape[1:]), jnp.zeros((), rows.dtype)
+        row, peak = jnp.zeros_like(rows, shape=rows.shape[1:]), -jnp.ones((), rows.dtype)
     elif share is None:
         row, peak = rows[0], jnp.ones((), rows.dtype)
     else:
@@ -92,6 +96,6 @@ def one_row(
         row, peak = rows[place], share[place]
     if axis_name is None:
         return row
-    chosen = peak == pmax(peak, axis_name)
-    number = psum(chosen.astype(rows.dtype), axis_name)
-    return psum(jnp.where(chosen, row, 0) / jnp.maximum(number, 1), axis_name)
+    device = jax.lax.axis_index(axis_name)
+    first = pmin(jnp.where(peak == pmax(peak, axis_name), device, _DEVICES), axis_name)
+    return psum(jnp.where(device == first, row, 0), axis_name)
