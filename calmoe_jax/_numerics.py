@@ -11,7 +11,12 @@ AxisName = str | Sequence[str] | None
 
 def at_least_float32(x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Promotes integers and coarser floats to float32, and leaves float64 as it is."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x.dtype))
+
+
+def wide_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
+    """float64 if one of the dtypes is, otherwise float32; `jnp.promote_types` may be strict."""
+    return jnp.dtype(jnp.float64 if jnp.float64 in dtypes else jnp.float32)
 
 
 def psum(x: Shaped[Array, "..."], axis_name: AxisName) -> Shaped[Array, "..."]:

@@ -82,14 +82,12 @@ def dct_filter(
     rows, columns = (size // _BLOCK * _BLOCK for size in images.shape[1:3])
     whole = images[:, :rows, :columns] * 255
     if channels == 3:
-        whole = jnp.einsum("nhwc,dc->nhwd", whole, _RGB_TO_YCBCR, precision="highest") + _channel(
-            _OFFSET
-        )
+        matrix, offset = _RGB_TO_YCBCR.astype(whole.dtype), _channel(_OFFSET).astype(whole.dtype)
+        whole = jnp.einsum("nhwc,dc->nhwd", whole, matrix, precision="highest") + offset
     filtered = _quantise_blocks(whole, quality.astype(images.dtype))
     if channels == 3:
-        filtered = jnp.einsum(
-            "nhwc,dc->nhwd", filtered - _channel(_OFFSET), _YCBCR_TO_RGB, precision="highest"
-        )
+        matrix = _YCBCR_TO_RGB.astype(whole.dtype)
+        filtered = jnp.einsum("nhwc,dc->nhwd", filtered - offset, matrix, precision="highest")
     return images.at[:, :rows, :columns].set(jnp.clip(filtered / 255, 0, 1))
 
 

@@ -226,7 +226,7 @@ def configuration(
     weights = at_least_float32(routing_weights)
     if log_probs is None:
         log_probs = mix_log_probs(expert_log_probs, weights)
-    probs = jnp.exp(log_probs)
+    probs = jnp.exp(at_least_float32(log_probs))
     expert_logs = _present(at_least_float32(expert_log_probs), weights[..., None], -jnp.inf)
     expert_probs = jnp.exp(expert_logs)
     squares = jnp.sum(jnp.square(expert_probs - probs[..., None, :]), axis=-1)
@@ -308,7 +308,7 @@ def mixture_losses(
     """
     if log_probs is None:
         log_probs = mix_log_probs(expert_log_probs, routing_weights)
-    loss = -pick_label(log_probs, labels)
+    loss = -pick_label(at_least_float32(log_probs), labels)
     experts = at_least_float32(expert_log_probs)
     expert_labels = jnp.broadcast_to(labels[..., None], experts.shape[:-1])
     expert_losses = -pick_label(experts, expert_labels)

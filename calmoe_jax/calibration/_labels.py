@@ -37,7 +37,7 @@ def chance_of(
 ) -> Bool[Array, " examples"] | Float[Array, " examples"]:
     """Whether a class is the example's label, or how probable that is under a soft label."""
     if labels.ndim == 1:
-        return index == labels
+        return index.astype(labels.dtype) == labels
     return pick_label(probabilities(labels), index)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_same_size
-from calmoe_jax._numerics import AxisName, example_weights, psum, two_sum
+from calmoe_jax._numerics import AxisName, example_weights, psum, two_sum, wide_dtype
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._sums import add_pairs, weighted_total
 from calmoe_jax.calibration.metrics.binning import (
@@ -112,7 +112,7 @@ def init_state(
     """
     check_at_least("num_classes", num_classes, 1)
     check_at_least("num_bins", num_bins, 1)
-    dtype = jnp.promote_types(dtype, jnp.float32)
+    dtype = wide_dtype(jnp.dtype(dtype))
     zeros = jnp.zeros(num_bins, dtype)
     zero = jnp.zeros((), dtype)
     sums = CalibrationSums(

@@ -50,7 +50,9 @@ def update_selection_bias(
     check_positive("rate", rate)
     load = jax.lax.stop_gradient(psum(load, axis_name))
     # the mean is `whole + rest / experts`: exact in integers
-    whole, rest = jnp.divmod(jnp.sum(load, axis=-1, keepdims=True), load.shape[-1])
+    whole, rest = jnp.divmod(
+        jnp.sum(load, axis=-1, keepdims=True, dtype=load.dtype), load.shape[-1]
+    )
     below = (load < whole) | ((load == whole) & (rest > 0))
     sign = below.astype(bias.dtype) - (load > whole).astype(bias.dtype)
     return bias + rate * sign

@@ -17,7 +17,7 @@ from calmoe_jax._checks import (
     check_range,
     check_where,
 )
-from calmoe_jax._numerics import AxisName, at_least_float32
+from calmoe_jax._numerics import AxisName, at_least_float32, wide_dtype
 from calmoe_jax.moe import (
     ExpertParams,
     SparseOutput,
@@ -166,7 +166,7 @@ class MoELayer(nnx.Module):
         kernel = nnx.initializers.lecun_normal()
         self.router = nnx.Linear(
             d, num_experts, use_bias=False, precision=router_precision, rngs=rngs,
-            param_dtype=jnp.promote_types(param_dtype, jnp.float32),
+            param_dtype=wide_dtype(jnp.dtype(param_dtype)),
             kernel_init=kernel if names is None else nnx.with_partitioning(
                 kernel, (names["d"], None)),
         )  # fmt: skip

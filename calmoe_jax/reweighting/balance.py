@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_non_negative, check_positive
-from calmoe_jax._numerics import AxisName, psum
+from calmoe_jax._numerics import AxisName, psum, wide_dtype
 from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting._solver import dual as _dual
 from calmoe_jax.reweighting._solver import problem as _problem
@@ -165,7 +165,7 @@ def _inputs(
 ) -> _problem.Inputs:
     """The problem in one dtype, at least float32."""
     floats = [x for x in (signal, constraints, targets, weights) if x is not None]
-    dtype = jnp.result_type(jnp.float32, *floats)
+    dtype = wide_dtype(*(x.dtype for x in floats))
     size = 0 if constraints is None else constraints.shape[1]
     columns = jnp.zeros((len(signal), 0)) if constraints is None else constraints
     return _problem.Inputs(

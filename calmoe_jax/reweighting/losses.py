@@ -199,7 +199,7 @@ def weighted_loss(
         >>> weighted_loss(jnp.log(jnp.array([0.25, 0.75])), jnp.array([4.0, 0.0]))
         Array(1., dtype=float32)
     """
-    log_weights = jax.lax.stop_gradient(log_weights)
+    log_weights = at_least_float32(jax.lax.stop_gradient(log_weights))
     counted = ~jnp.isneginf(log_weights)
     terms = jnp.where(counted, at_least_float32(losses), 0) * jnp.exp(log_weights)
     return psum(jnp.sum(terms), axis_name)

@@ -32,7 +32,7 @@ def brier_signal(
     """
     probs = jnp.exp(at_least_float32(log_probs))
     classes = probs.shape[-1]
-    scores = jnp.sum((probs - jax.nn.one_hot(labels, classes)) ** 2, axis=-1)
+    scores = jnp.sum((probs - jax.nn.one_hot(labels, classes, dtype=probs.dtype)) ** 2, axis=-1)
     return jnp.where((labels >= 0) & (labels < classes), scores, jnp.nan)
 
 

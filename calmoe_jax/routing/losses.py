@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_at_least
-from calmoe_jax._numerics import AxisName, psum, safe_divide
+from calmoe_jax._numerics import AxisName, psum, safe_divide, wide_dtype
 from calmoe_jax._signatures import checked
 from calmoe_jax.routing._top_k import routable_logits
 from calmoe_jax.routing.kinds import Routing
@@ -102,5 +102,6 @@ def _count_tokens(
     axis_name: AxisName,
 ) -> Float[Array, ""]:
     shape = per_token.shape[:-1]
-    counted = jnp.ones(shape, per_token.dtype) if where is None else where.astype(per_token.dtype)
+    dtype = wide_dtype(per_token.dtype)  # bfloat16 would round the number
+    counted = jnp.ones(shape, dtype) if where is None else where.astype(dtype)
     return psum(jnp.sum(counted), axis_name)

@@ -69,7 +69,8 @@ def chance_corrected_agreement(
     chosen = jnp.where(inside[:, :, None], chosen, jnp.nan)
     if where is not None:
         chosen = jnp.where(where[None, :, None], chosen, 0)
-    total = psum(jnp.asarray(num_examples) if where is None else jnp.sum(where), axis_name)
+    held = jnp.asarray(num_examples) if where is None else jnp.sum(where)
+    total = psum(held, axis_name).astype(chosen.dtype)
     shares = psum(jnp.sum(chosen, axis=1), axis_name) / total
     expected = jnp.matmul(shares, shares.T, precision=_HIGHEST)
     agreeing = psum(jnp.einsum("inc,jnc->ij", chosen, chosen, precision=_HIGHEST), axis_name)
@@ -78,7 +79,7 @@ def chance_corrected_agreement(
     scale = jnp.where(certain, 1, 1 - expected)
     kappa = jnp.where(certain, 0, agreeing - expected) / scale
     variance = jnp.where(certain, 0, agreeing * (1 - agreeing) / total) / jnp.square(scale)
-    others = 1 - jnp.eye(num_models)
+    others = 1 - jnp.eye(num_models, dtype=chosen.dtype)
 
     def over_others(values: Float[Array, "models models"]) -> Float[Array, " models"]:
         return jnp.sum(jnp.where(others > 0, values, 0), axis=1) / jnp.sum(others, axis=1)
@@ -138,4 +139,6 @@ def agreement_accuracy(
     ratio = (targets.kappa + margin * error) / jnp.where(informative, held_out.kappa, 1)
     rho = jnp.where(informative, jnp.clip(ratio, 0, 1), jnp.nan)
     kept = jnp.power(rho, 1 + growth * jnp.square(1 - rho))
-    return chance + (held_out_accuracy - chance) * kept
+    accuracy = at_least_float32(held_out_accuracy)
+    chance = jnp.asarray(chance, accuracy.dtype)
+    return chance + (accuracy - chance) * kept

@@ -263,6 +263,7 @@ def share_above(
         >>> share_above(jnp.array([0.5, 0.75, 1.0, 0.9]), jnp.array(0.75))
         Array(0.75, dtype=float32)
     """
+    confidence, threshold = at_least_float32(confidence), at_least_float32(threshold)
     dtype = threshold.dtype
     count = example_weights(confidence.shape, None, where, dtype)
     above = jnp.sum(jnp.where(count > 0, confidence >= threshold, False).astype(dtype))

@@ -139,18 +139,19 @@ def _support_of(
     axis_name: AxisName,
 ) -> NeighbourSupport:
     """Mean of the examples' shares, its expectation by chance, and its standard error."""
-    total = psum(jnp.sum(counted), axis_name)
+    total = psum(jnp.sum(counted), axis_name).astype(shares.dtype)
     value = psum(jnp.sum(jnp.where(counted, shares, 0)), axis_name) / total
     off = jnp.where(counted, shares - value, 0)
     sums = psum(jax.ops.segment_sum(off, clusters, num_clusters), axis_name)
     held = jax.ops.segment_max(counted.astype(jnp.int32), clusters, num_clusters)
     held = pmax(held, axis_name) > 0
-    number = jnp.sum(held)
+    number = jnp.sum(held).astype(shares.dtype)
     variance = jnp.sum(jnp.square(sums)) * number / jnp.where(number > 1, number - 1, 1)
     error = jnp.where(number > 1, jnp.sqrt(variance) / total, jnp.inf)
-    classes = jnp.arange(num_classes)
+    classes = jnp.arange(num_classes, dtype=labels.dtype)
+    predicted = predicted.astype(labels.dtype)
     chosen = jnp.sum((predicted[:, None] == classes[None]) & counted[:, None], axis=0)
-    chosen = psum(chosen, axis_name) / total
+    chosen = psum(chosen, axis_name).astype(shares.dtype) / total
     chance = chosen @ jnp.mean((labels[:, None] == classes[None]).astype(value.dtype), axis=0)
     outside = jnp.any((labels < 0) | (labels >= num_classes))
     value = jnp.where(outside, jnp.nan, value)

@@ -102,7 +102,7 @@ def separability(
         counts = counts.at[len(held_out) :].set(target_where)
     even = jnp.concatenate([jnp.arange(len(held_out)), jnp.arange(len(targets))]) % 2 == 0
     rows = jnp.where(counts[:, None], rows, 0)
-    total = jnp.maximum(jnp.sum(counts), 1)
+    total = jnp.maximum(jnp.sum(counts), 1).astype(rows.dtype)
     mean = jnp.sum(rows, axis=0) / total
     off = jnp.where(counts[:, None], rows - mean[None, :], 0)
     deviation = jnp.sqrt(jnp.sum(jnp.square(off), axis=0) / total)
@@ -180,7 +180,7 @@ def _ridge_logistic(
     share = jnp.where(
         is_target, jnp.sum(counts & is_target), jnp.sum(counts & ~is_target)
     )  # examples of the row's own sample
-    total = jnp.sum(counts)
+    total, share = (x.astype(rows.dtype) for x in (jnp.sum(counts), share))
     weight = jnp.where(counts, 0.5 * total / jnp.maximum(share, 1), 0)
     design = jnp.concatenate([rows, jnp.ones((len(rows), 1), rows.dtype)], axis=1)
     ridge = jnp.full(design.shape[1], penalty, rows.dtype).at[-1].set(1e-3)
@@ -212,9 +212,10 @@ def _area_under_curve(
     high = counts & is_target
     ranked = jnp.sort(jnp.where(low, scores, jnp.inf))
     below = jnp.searchsorted(ranked, scores, side="left")
-    up_to = jnp.minimum(jnp.searchsorted(ranked, scores, side="right"), jnp.sum(low))
+    up_to = jnp.searchsorted(ranked, scores, side="right")
+    up_to = jnp.minimum(up_to, jnp.sum(low, dtype=up_to.dtype))
     wins = 0.5 * (below + up_to).astype(scores.dtype)
-    pairs = jnp.sum(low).astype(scores.dtype) * jnp.sum(high)
+    pairs = jnp.sum(low).astype(scores.dtype) * jnp.sum(high).astype(scores.dtype)
     area = jnp.sum(jnp.where(high, wins, 0)) / jnp.where(pairs > 0, pairs, 1)
     unknown = jnp.any(jnp.isnan(scores) & counts)
     return jnp.where(unknown, jnp.nan, jnp.where(pairs > 0, area, 0.5))

@@ -202,7 +202,7 @@ def _product(a: Float[Array, "rows inner"], b: Float[Array, "inner ..."]) -> Flo
 def _whiten(rows: Float[Array, "n d"], counted: Bool[Array, " n"]) -> Float[Array, "n d"]:
     """Rows with mean 0 and covariance 1 along every direction in which they vary."""
     rows = jnp.where(counted[:, None], rows, 0)
-    total = jnp.maximum(jnp.sum(counted), 1)
+    total = jnp.maximum(jnp.sum(counted), 1).astype(rows.dtype)
     off = jnp.where(counted[:, None], rows - (jnp.sum(rows, axis=0) / total)[None, :], 0)
     deviation = jnp.sqrt(jnp.sum(jnp.square(off), axis=0) / total)
     # by more than rounding

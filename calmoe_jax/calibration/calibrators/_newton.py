@@ -168,7 +168,8 @@ def _loss(
     precondition: Precondition,
     penalise: Linear,
 ) -> _Loss:
-    is_true = jnp.arange(given.possible.shape[1])[None] == given.labels[:, None]
+    classes = jnp.arange(given.possible.shape[1], dtype=given.labels.dtype)
+    is_true = classes[None] == given.labels[:, None]
 
     def relative(parameters: jax.Array) -> jax.Array:
         values = scores(parameters)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._numerics import at_least_float32, example_weights, pick_label
+from calmoe_jax._numerics import at_least_float32, example_weights, pick_label, wide_dtype
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators._masks import margin_of, reach_of, without_impossible
 from calmoe_jax.calibration.calibrators._root import Slope, search_root
@@ -162,7 +162,7 @@ def _given(
 ) -> _Given:
     gate = jax.lax.stop_gradient(at_least_float32(gate_logits))
     experts = jax.nn.log_softmax(jax.lax.stop_gradient(at_least_float32(expert_logits)), axis=-1)
-    dtype = jnp.promote_types(gate.dtype, experts.dtype)
+    dtype = wide_dtype(gate.dtype, experts.dtype)
     weight = jax.lax.stop_gradient(example_weights(labels.shape, weights, where, dtype))
     gate, experts = gate.astype(dtype), experts.astype(dtype)
     reach = reach_of(margin_of(gate, weight > 0))

@@ -124,11 +124,12 @@ def _solve(
     distance = distances(logits)
     true = -jnp.where(sound, at_label(distance, labels), 0)
     margin = margin_of(logits, sound)
-    reach = reach_of(margin, jnp.max(_farthest(distance, labels) * sound, initial=0))
+    farthest = _farthest(distance, labels) * sound.astype(distance.dtype)
+    reach = reach_of(margin, jnp.max(farthest, initial=0))
     possible = ~jnp.isneginf(logits) & (distance <= reach) & sound[:, None]
     below = jnp.where(possible, -distance, 0)
     farthest = jnp.maximum(-true, true - jnp.min(below, axis=-1, initial=0))
-    largest = jnp.max(farthest * counted, initial=0)
+    largest = jnp.max(farthest * counted.astype(farthest.dtype), initial=0)
     share = farthest / jnp.where(largest > 0, largest, 1)  # whose squares do not overflow
     spread = largest * jnp.sqrt(jnp.sum(weight * jnp.square(share)))
     trivial = ~(spread > 0)
@@ -138,7 +139,8 @@ def _solve(
 
     # The slope's limits decide whether an optimum exists: at T = 0 it is the mean of the largest
     # relative logit (0 if every example is right), at T = infinity that of the mean one.
-    mean = jnp.sum(below / unit, axis=-1) / jnp.maximum(jnp.sum(possible, axis=-1), 1)
+    number = jnp.maximum(jnp.sum(possible, axis=-1), 1).astype(below.dtype)
+    mean = jnp.sum(below / unit, axis=-1) / number
     too_right = jnp.sum(weight * true) >= 0
     too_wrong = jnp.sum(weight * (mean - true)) >= 0
     low = jnp.full((), -_LOG_RANGE, dtype)
@@ -323,7 +325,9 @@ def scale_log_probs(
         >>> scale_log_probs(jnp.array([[0.0, 2.0]]), jnp.array([1e6])).round(3)
         Array([[-0.693, -0.693]], dtype=float32)
     """
-    return jax.nn.log_softmax(at_least_float32(logits) / temperature[..., None], axis=-1)
+    return jax.nn.log_softmax(
+        at_least_float32(logits) / at_least_float32(temperature)[..., None], axis=-1
+    )
 
 
 @checked

@@ -35,7 +35,9 @@ def corrected(
     level: float,
 ) -> Interval:
     """Quantiles of the replicates at levels corrected for bias, skewness and few clusters."""
-    below = jnp.mean(replicates < value) + jnp.mean(replicates == value) / 2
+    dtype = replicates.dtype
+    below = jnp.mean(replicates < value, dtype=dtype)
+    below += jnp.mean(replicates == value, dtype=dtype) / 2
     bias = jax.scipy.special.ndtri(below)
     acceleration = skewness / 6
     ends = jax.scipy.special.ndtri(jnp.array([(1 - level) / 2, (1 + level) / 2], value.dtype))

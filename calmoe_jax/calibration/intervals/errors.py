@@ -247,7 +247,7 @@ def _differences(
                 jnp.square(_observable(problem, root * shape, "l2"))
                 for problem, root, shape in zip(problems, roots, shapes, strict=True)
             )
-            return jnp.mean(ours - theirs >= observed) >= chance
+            return jnp.mean(ours - theirs >= observed, dtype=chance.dtype) >= chance
 
         return _smallest(enough, zero - 1, zero + 1)
 
@@ -358,7 +358,7 @@ def _inverted(problem: _Problem, norm: _Norm, level: float) -> Interval:
 
         def enough(error: Float[Array, ""]) -> Bool[Array, ""]:
             reached = _observable(problem, error * shape, norm) >= observed
-            return jnp.mean(reached) >= chance
+            return jnp.mean(reached, dtype=chance.dtype) >= chance
 
         return jnp.where(enough(zero), zero, _smallest(enough, zero, zero + 1))
 

@@ -205,7 +205,7 @@ def equal_width_index(level: Float[Array, " examples"], num_bins: int) -> Int[Ar
     edges = jnp.asarray(quotients, level.dtype)
     # the product is rounded; only the nearest edge can be on the wrong side of it
     nearest = jnp.round(level * num_bins).astype(jnp.int32)
-    return nearest - (level < edges[nearest])
+    return nearest - (level < edges[nearest]).astype(jnp.int32)
 
 
 def sums_by_bin(

@@ -73,7 +73,8 @@ def mass_index(
     scaled = middle * num_bins
     guess = jnp.nan_to_num(jnp.floor(scaled / jnp.where(total == 0, 1, total)))
     # the quotient is rounded (XLA multiplies by a reciprocal); the products decide
-    exact = guess + (scaled >= (guess + 1) * total) - (scaled < guess * total)
+    above, below = scaled >= (guess + 1) * total, scaled < guess * total
+    exact = guess + above.astype(guess.dtype) - below.astype(guess.dtype)
     return jnp.clip(exact, 0, num_bins - 1).astype(jnp.int32)
 
 

@@ -18,6 +18,7 @@ from calmoe_jax._numerics import (
     largest_or_nan,
     safe_divide,
     weighted_sum,
+    wide_dtype,
 )
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import probabilities
@@ -325,7 +326,7 @@ def _view_weights(
     expert_probs: _ExpertProbs, routing_weights: _Routing, weights: _Weights, where: _Where
 ) -> _Routing:
     """Weight of each example for each expert; negative ones become NaN."""
-    dtype = jnp.promote_types(at_least_float32(expert_probs).dtype, routing_weights.dtype)
+    dtype = wide_dtype(expert_probs.dtype, routing_weights.dtype)
     weight = example_weights(expert_probs.shape[:1], weights, where, dtype)
     view = routing_weights.astype(dtype)
     view = jnp.where(view < 0, jnp.nan, view)

@@ -213,7 +213,7 @@ def squared_distances(
     probs = probabilities(probs, from_logits=from_logits)
     if labels.ndim == 2:
         return 1 + jnp.sum(jnp.square(probs), axis=-1) - 2 * at_label(probs, labels)
-    true = jnp.arange(probs.shape[-1])[None, :] == labels[:, None]
+    true = jnp.arange(probs.shape[-1], dtype=labels.dtype)[None, :] == labels[:, None]
     distance = jnp.sum(jnp.square(probs - true.astype(probs.dtype)), axis=-1)
     return jnp.where(jnp.any(true, axis=-1), distance, jnp.nan)
 

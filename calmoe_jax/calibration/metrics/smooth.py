@@ -149,7 +149,9 @@ def smooth_null_level(
 
     def replicate(key: jax.Array) -> Float[Array, ""]:
         happened = jax.random.uniform(key, level.shape, level.dtype) < level
-        return _smoothed(level, (level - happened) * weight, held, bandwidth).value
+        return _smoothed(
+            level, (level - happened.astype(level.dtype)) * weight, held, bandwidth
+        ).value
 
     errors = jax.lax.map(replicate, jax.random.split(key, num_replicates))
     return SmoothNullLevel(jnp.mean(errors), jnp.quantile(errors, probability))

@@ -101,7 +101,7 @@ def worst_group(
         return calibration_error(bins), jnp.sum(jnp.where(groups == group, weight, 0))
 
     # one by one: all masks at once would take memory of examples times groups
-    errors, held = jax.lax.map(one_group, jnp.arange(num_groups))
+    errors, held = jax.lax.map(one_group, jnp.arange(num_groups, dtype=groups.dtype))
     outside = jnp.any((weight != 0) & ((groups < 0) | (groups >= num_groups)))
     holding = held != 0
     invalid = outside | jnp.any(holding & jnp.isnan(errors)) | ~jnp.any(holding)

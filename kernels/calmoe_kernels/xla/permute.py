@@ -21,7 +21,7 @@ def _take(rows: jax.Array, indices: jax.Array) -> jax.Array:
 
 
 def _coarse(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 def scatter_rows(x: jax.Array, positions: jax.Array, slot_indices: jax.Array) -> jax.Array:
