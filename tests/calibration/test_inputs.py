@@ -169,7 +169,12 @@ def test_largest_class_is_max_argmax_and_validity():
 
 @pytest.mark.parametrize(
     "classes",
-    [64, 103, 1000, *(pytest.param(x, marks=pytest.mark.exhaustive) for x in (1, 2, 33, 100, 5003))],
+    [
+        64,
+        103,
+        1000,
+        *(pytest.param(x, marks=pytest.mark.exhaustive) for x in (1, 33, 100, 5003)),
+    ],
 )
 def test_the_first_of_ties_in_rows_of_any_length(classes):
     """Long rows are reduced in lanes: values that occur often, in every place."""

@@ -140,9 +140,7 @@ def minimise(
         kept = (old[1] <= new[1]) | jnp.isnan(new[1])
         return tuple(jnp.where(kept, x, y) for x, y in zip(old, new, strict=True))
 
-    end = once(
-        fitted & ~converged, or_identity, (found.parameters, found.loss, found.residual)
-    )
+    end = once(fitted & ~converged, or_identity, (found.parameters, found.loss, found.residual))
     return Minimum(
         parameters=jnp.where(given.invalid, jnp.nan, end[0]),
         loss=end[1],

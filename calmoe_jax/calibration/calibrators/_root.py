@@ -68,9 +68,7 @@ def search_root(
     return jax.lax.while_loop(unfinished, step, begin)
 
 
-def once(
-    needed: Bool[Array, ""], function: Callable[[Values], Values], values: Values
-) -> Values:
+def once(needed: Bool[Array, ""], function: Callable[[Values], Values], values: Values) -> Values:
     """`function(values)` where that is needed, else the values.
 
     A loop of at most one step: unlike both sides of `lax.cond`, it costs nothing under `vmap` where

@@ -73,7 +73,8 @@ def fit_matrix_scaling(
 
     Returns:
         A `MatrixFit`. `W` is the identity and `b` 0, unconverged, if there is nothing to fit: no
-        weight, or one class; or if the search ends above the penalised loss of that. Labels outside the classes, true classes with logit `-inf`, logits
+        weight, or one class; or if the search ends above the penalised loss of that.
+        Labels outside the classes, true classes with logit `-inf`, logits
         `inf` and NaN make every parameter NaN.
 
     Raises:

@@ -61,7 +61,8 @@ def fit_vector_scaling(
 
     Returns:
         A `VectorFit`. Factors are 1 and offsets 0, unconverged, if there is nothing to fit: no
-        weight, or one class; or if the search ends above the loss of the logits as they are. Labels outside the classes, true classes with logit `-inf`, logits
+        weight, or one class; or if the search ends above the loss of the logits as they are.
+        Labels outside the classes, true classes with logit `-inf`, logits
         `inf` and NaN make every parameter NaN.
 
     Example:
