@@ -23,6 +23,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from statistics import median
 from typing import Any, NamedTuple
@@ -52,11 +53,10 @@ WIDE = ((50_000, 1_000), (200_000, 100))
 # Replicates of the examples that the spread of ours is held against; it is good to 10 %.
 _NUM_ORACLES = 50
 
-# Least time of a peer in units of ours, and most time of ours in units of another. torchmetrics
-# gets its own tensors, netcal float64 arrays, and neither checks: on idle machines the first
-# takes 4 to 30 times as long as ours, the second 18 to 45 times, depending on the cores and on
-# BLAS. The fastest of JAX checks no row; ours reads each number for that, so that an invalid row
-# cannot pass.
+# Least time of a peer in units of ours, and most time of ours in units of another. By the number of
+# cores and what they share, torchmetrics (its own tensors, no validation) takes from 4 times as long
+# as ours, netcal (float64) from 18 times. The fastest of JAX checks no row; ours reads every number
+# for that, so that an invalid row cannot pass.
 LEAST = {
     "expected: netcal / ours": 18.0,
     "expected: torchmetrics / ours": 4.0,
@@ -217,14 +217,14 @@ def measure_wide(_: Given, rounds: int) -> Found:
         off = abs(float(jitted(probs, labels)) - value)
         figures.append(Figure(f"wide: numpy differs by, {name}", off, 1e-5))
         calls: dict[str, Callable[[], Any]] = {
-            "ours": lambda p=probs, y=labels: jitted(p, y),
-            "numpy": lambda g=given: expected_by_numpy(g.probs, g.labels),
+            "ours": partial(jitted, probs, labels),
+            "numpy": partial(expected_by_numpy, given.probs, given.labels),
         }
         if i == 0:
             logits, fit = jnp.asarray(given.logits), jax.jit(fit_temperature)
             once = jax.jit(lambda z: jax.nn.logsumexp(z, axis=-1))
-            calls["fit"] = lambda z=logits, y=labels, f=fit: f(z, y)
-            calls["pass"] = lambda z=logits, f=once: f(z)
+            calls["fit"] = partial(fit, logits, labels)
+            calls["pass"] = partial(once, logits)
         seconds = time_in_turns(calls, rounds=rounds)
         show("wide " + name, seconds)
         label = f"wide: numpy / ours, {name}"

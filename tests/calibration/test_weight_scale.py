@@ -1,6 +1,7 @@
-"""Weights are relative: multiplying all changes nothing but what is called a sum of them."""
+"""Weights are relative: multiplying all of them changes nothing but what is called their sum."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -214,12 +215,9 @@ def test_the_scale_of_weights_does_not_matter(name):
 
 
 def test_all_public_functions_with_weights_are_here():
-    import inspect
-
-    public = [
-        f for module in (cal, calibrators, intervals)
-        for _, f in inspect.getmembers(module, callable) if not isinstance(f, type)
-    ]  # fmt: skip
+    modules = cal, calibrators, intervals
+    found = [f for module in modules for _, f in inspect.getmembers(module, callable)]
+    public = [f for f in found if not isinstance(f, type)]
     weighted = [f.__name__ for f in public if "weights" in inspect.signature(f).parameters]
     source = inspect.getsource(inspect.getmodule(test_the_scale_of_weights_does_not_matter))
     # smoothed by counts; of a user's own statistic; without a result; made of others here

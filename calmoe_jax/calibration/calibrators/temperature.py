@@ -26,6 +26,8 @@ _IMPOSSIBLE = -1e15
 # sixteenth example: it then needs about three passes over all examples instead of ten.
 _MANY, _MANY_LOGITS, _ENOUGH = 2**16, 2**20, 2**14
 _STRIDE = 16
+# Up to this many examples are added plainly.
+_PLAIN = 2**14
 # Tolerance of the start, in log T.
 _NEAR = 0.01
 
@@ -232,8 +234,10 @@ def _moments(
         mean = first / total
         # no cancellation: the largest is at 0, so the variance is at least mean^2 / classes
         variance = jnp.maximum(second / total - jnp.square(mean), 0)
-        # apart: the pass over the logits is done, and the sum of several arrays is not pairwise
-        slope, spread = jnp.sum(weight * (mean - true)), jnp.sum(weight * variance)
+        terms = weight * (mean - true), weight * variance
+        # of many examples apart: pairwise, at the cost of more and smaller programs
+        few = weight.shape[0] <= _PLAIN
+        slope, spread = sums(*terms, axis=0) if few else map(jnp.sum, terms)
         return beta * slope, jnp.square(beta) * spread + beta * slope
 
     return at
