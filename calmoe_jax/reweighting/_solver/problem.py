@@ -192,6 +192,9 @@ def log_weights_at(
 ) -> Float[Array, " examples"]:
     """Log weights for an inverse temperature and potentials, both in standard units."""
     logits = scores(problem, eta) + dual.shifts(problem.columns, potentials)
+    # the sum is then of the size of the weights' logarithms, not of large potentials
+    peak = pmax(jax.lax.stop_gradient(jnp.max(logits, initial=-jnp.inf)), axis_name)
+    logits -= jnp.where(jnp.isfinite(peak), peak, 0)
     total = _dual.log_sum(logits, axis_name)
     return logits - jnp.where(jnp.isneginf(total), 0, total)
 
