@@ -54,9 +54,9 @@ WIDE = ((50_000, 1_000), (200_000, 100))
 _NUM_ORACLES = 50
 
 # Least time of a peer in units of ours, and most time of ours in units of another. By the number of
-# cores and what they share, torchmetrics (its own tensors, no validation) takes from 4 times as long
-# as ours, netcal (float64) from 18 times. The fastest of JAX checks no row; ours reads every number
-# for that, so that an invalid row cannot pass.
+# cores and what they share, torchmetrics (its own tensors, no validation) takes from 4 times as
+# long as ours, netcal (float64) from 18 times. The fastest of JAX checks no row; ours reads every
+# number for that, so that an invalid row cannot pass.
 LEAST = {
     "expected: netcal / ours": 18.0,
     "expected: torchmetrics / ours": 4.0,

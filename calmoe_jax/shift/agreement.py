@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_non_negative
-from calmoe_jax._numerics import AxisName, psum
+from calmoe_jax._numerics import AxisName, at_least_float32, psum
 from calmoe_jax._signatures import checked
 
 _HIGHEST = jax.lax.Precision.HIGHEST
