@@ -103,10 +103,11 @@ def _quantise_blocks(
     shape = (count, height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, channels)
     tables = np.stack([_LUMINANCE, _CHROMINANCE, _CHROMINANCE][:channels], axis=-1)
     scale = (101 - quality) / 50
-    steps = jnp.maximum(1, jnp.asarray(tables)[None] * scale[:, None, None, None])
+    steps = jnp.maximum(1, jnp.asarray(tables, images.dtype)[None] * scale[:, None, None, None])
     steps = steps[:, None, :, None, :, :]
+    basis = _DCT.astype(images.dtype)
     forward, inverse = "nrhcwk,uh,vw->nrucvk", "nrucvk,uh,vw->nrhcwk"
-    spectrum = jnp.einsum(forward, images.reshape(shape), _DCT, _DCT, precision="highest")
+    spectrum = jnp.einsum(forward, images.reshape(shape), basis, basis, precision="highest")
     quantised = jnp.round(spectrum / steps) * steps
     blocks = jnp.einsum(inverse, quantised, _DCT, _DCT, precision="highest")
     return blocks.reshape(images.shape)

@@ -23,6 +23,8 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("CALMOE_TEST_DEVICES", "4")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# `strict` finds dtypes that are mixed silently; JAX_ENABLE_X64=1 is JAX's own.
+jax.config.update("jax_numpy_dtype_promotion", os.environ.get("CALMOE_TEST_PROMOTION", "standard"))
 os.environ["MPLBACKEND"] = "agg"
 
 # What one worker or command has compiled, the others need not compile again.

@@ -31,6 +31,7 @@ def cast(tree, floats, integers):
     """The arrays in other dtypes."""
 
     def one(x):
+        x = x if hasattr(x, "dtype") else np.asarray(x)
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             return x
         kinds = {"f": floats, "i": integers}
