@@ -16,6 +16,7 @@ import typing as _typing
 from calmoe_jax import fgr as fgr
 from calmoe_jax import moe as moe
 from calmoe_jax import reweighting as reweighting
+from calmoe_jax._export import register_named_tuples as _register_named_tuples
 from calmoe_jax.mixture import Configuration as Configuration
 from calmoe_jax.mixture import MixtureLosses as MixtureLosses
 from calmoe_jax.mixture import configuration as configuration
@@ -50,6 +51,10 @@ from calmoe_jax.routing import top_k_routing as top_k_routing
 if _typing.TYPE_CHECKING:
     from calmoe_jax import calibration as calibration
     from calmoe_jax import shift as shift
+
+_register_named_tuples(
+    *(f"calmoe_jax.{name}" for name in ("routing", "mixture", "moe", "reweighting"))
+)
 
 # The two largest namespaces are imported when they are first used.
 _LATER = ("calibration", "shift")

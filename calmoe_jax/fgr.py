@@ -109,7 +109,7 @@ def _quantise_blocks(
     forward, inverse = "nrhcwk,uh,vw->nrucvk", "nrucvk,uh,vw->nrhcwk"
     spectrum = jnp.einsum(forward, images.reshape(shape), basis, basis, precision="highest")
     quantised = jnp.round(spectrum / steps) * steps
-    blocks = jnp.einsum(inverse, quantised, _DCT, _DCT, precision="highest")
+    blocks = jnp.einsum(inverse, quantised, basis, basis, precision="highest")
     return blocks.reshape(images.shape)
 
 

@@ -16,7 +16,7 @@ MODES = {
     "64 bits, strict": (True, "strict", jnp.float64),
     "64 bits, strict float32": (True, "strict", jnp.float32),
 }
-BY_DEFAULT = ("strict", "strict bfloat16", "64 bits, strict float32")
+BY_DEFAULT = ("strict bfloat16",)
 
 
 def cast(arrays, dtype):

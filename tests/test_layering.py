@@ -18,6 +18,7 @@ LAYERS = [
         "_checks",
         "_compilation_cache",
         "_environment",
+        "_export",
         "_errors",
         "_files",
         "_mapping",

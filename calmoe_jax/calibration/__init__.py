@@ -18,6 +18,7 @@ cannot be scored give NaN. Results are NamedTuples, defined in the modules whose
 them.
 """
 
+from calmoe_jax._export import register_named_tuples as _register_named_tuples
 from calmoe_jax.calibration import calibrators as calibrators
 from calmoe_jax.calibration import intervals as intervals
 from calmoe_jax.calibration._inputs import check_predictions as check_predictions
@@ -79,3 +80,5 @@ from calmoe_jax.calibration.states import merge_states as merge_states
 from calmoe_jax.calibration.states import psum_state as psum_state
 from calmoe_jax.calibration.states import summarise as summarise
 from calmoe_jax.calibration.states import update_state as update_state
+
+_register_named_tuples(__name__)

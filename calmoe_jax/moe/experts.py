@@ -96,7 +96,7 @@ def expert_linear(
             f"bias.shape={bias.shape}."
         )
     # a product too: its gradient sums an expert's rows in a fixed order, and in float32
-    return result + product(jnp.ones((len(rows), 1), rows.dtype), bias[:, None])
+    return result + product(jnp.ones((rows.shape[0], 1), rows.dtype), bias[:, None])
 
 
 @checked
@@ -189,7 +189,7 @@ def shared_mlp(
     if params.b_in is not None:
         inner += params.b_in[None]
     inner = checkpoint_name(inner.reshape(-1, columns), HIDDEN_NAME)
-    hidden = function_of(activation)(inner).reshape(len(x), experts, -1)
+    hidden = function_of(activation)(inner).reshape(x.shape[0], experts, -1)
     result = jnp.einsum("tef,efd->td", hidden, params.w_out, preferred_element_type=wide)
     if params.b_out is not None:
         result += at_least_float32(params.b_out).sum(axis=0)[None]

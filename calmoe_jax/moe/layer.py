@@ -140,9 +140,9 @@ def _shared(
 
 
 def _check(x: jax.Array, gate_logits: jax.Array, params: ExpertParams) -> None:
-    if len(x) != len(gate_logits):
+    if x.shape[0] != gate_logits.shape[0]:
         raise ValueError(
-            f"gate_logits must have the {len(x)} tokens of x, got "
+            f"gate_logits must have the {x.shape[0]} tokens of x, got "
             f"gate_logits.shape={gate_logits.shape}."
         )
     if params.w_in.shape[0] != gate_logits.shape[1]:

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def _pick(
 
 
 def _picks(
-    shape: tuple[int, ...], indices: jax.Array, arrays: Arrays, wanted: tuple[int, ...]
+    shape: tuple[Any, ...], indices: jax.Array, arrays: Arrays, wanted: tuple[int, ...]
 ) -> Arrays:
     """Gradients of `sum_tj top_tj values[t, indices[t, j]]` to values or to top."""
     values, top = arrays

@@ -1,6 +1,6 @@
 """Statistics of a gate: mean probabilities, load, importance."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def gate_statistics(
         probs = jnp.where(where[:, None], probs, 0)
         log_sums = jnp.where(where, log_sums, 0)
         unroutable &= where
-    num_tokens = count_tokens(len(logits), where)
+    num_tokens = count_tokens(logits.shape[0], where)
     count = jnp.maximum(psum(num_tokens, axis_name), 1).astype(probs.dtype)
     return GateStatistics(
         mean_gate_probs=psum(jnp.sum(probs, axis=0), axis_name) / count,
@@ -83,9 +83,9 @@ def gate_statistics(
     )
 
 
-def count_tokens(tokens: int, where: Bool[Array, " tokens"] | None) -> Int[Array, ""]:
+def count_tokens(tokens: Any, where: Bool[Array, " tokens"] | None) -> Int[Array, ""]:
     """Number of tokens that count, of all or of those in a mask."""
-    return jnp.int32(tokens) if where is None else jnp.sum(where, dtype=jnp.int32)
+    return jnp.asarray(tokens, jnp.int32) if where is None else jnp.sum(where, dtype=jnp.int32)
 
 
 @checked

@@ -1,5 +1,6 @@
 """Unlabelled targets: tests for shift of the configuration, estimated accuracy, repair."""
 
+from calmoe_jax._export import register_named_tuples as _register_named_tuples
 from calmoe_jax.shift.agreement import Agreement as Agreement
 from calmoe_jax.shift.agreement import agreement_accuracy as agreement_accuracy
 from calmoe_jax.shift.agreement import chance_corrected_agreement as chance_corrected_agreement
@@ -22,3 +23,5 @@ from calmoe_jax.shift.two_sample import configuration_shift_test as configuratio
 from calmoe_jax.shift.two_sample import smallest_p_value as smallest_p_value
 from calmoe_jax.shift.verdict import RepairVerdict as RepairVerdict
 from calmoe_jax.shift.verdict import repair_verdict as repair_verdict
+
+_register_named_tuples(__name__)

@@ -239,7 +239,8 @@ def _statistics(
 ) -> Float[Array, "labellings d"]:
     """Squared differences of the sides' means, for every labelling."""
     on_target = _product(sides.astype(sums.dtype), sums)
-    weight = _product(sides.astype(sizes.dtype), sizes)
+    sizes = sizes.astype(sums.dtype)
+    weight = _product(sides.astype(sums.dtype), sizes)
     rest = jnp.sum(sums, axis=0)[None, :] - on_target
     means = on_target / weight[:, None] - rest / (jnp.sum(sizes) - weight)[:, None]
     return jnp.square(means)

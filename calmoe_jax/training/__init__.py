@@ -4,6 +4,7 @@
 `train` is a driver for data in memory: all seeds in one program, with checkpoints.
 """
 
+from calmoe_jax._export import register_named_tuples as _register_named_tuples
 from calmoe_jax.training import objectives as objectives
 from calmoe_jax.training.batch import Batch as Batch
 from calmoe_jax.training.checkpoints import Checkpoints as Checkpoints
@@ -21,3 +22,5 @@ from calmoe_jax.training.trainer import NonFiniteLossError as NonFiniteLossError
 from calmoe_jax.training.trainer import TrainedSeeds as TrainedSeeds
 from calmoe_jax.training.trainer import Training as Training
 from calmoe_jax.training.trainer import train as train
+
+_register_named_tuples(__name__)

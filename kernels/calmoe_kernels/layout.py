@@ -24,7 +24,8 @@ def check_layout(
             f"multiple of the block), got capacity={capacity} and block_size={block_size}."
         )
     rows = num_rows(tokens, k, num_experts, capacity, block_size)
-    if max(rows, tokens * k) >= 2**31:
+    # in an export for any number of tokens they cannot be compared
+    if isinstance(tokens, int) and max(rows, tokens * k) >= 2**31:
         raise ValueError(
             "positions are int32: tokens * k and the rows of a plan must be less than 2**31, got "
             f"tokens={tokens}, k={k} and {rows} rows."
@@ -43,7 +44,8 @@ def num_rows(
     if capacity is not None:
         return num_experts * capacity
     if block_size is not None:
-        worst = slots + min(num_experts, slots) * (block_size - 1)
+        with_slots = min(num_experts, slots) if isinstance(slots, int) else num_experts
+        worst = slots + with_slots * (block_size - 1)
         return worst // block_size * block_size
     return slots
 

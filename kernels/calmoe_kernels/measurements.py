@@ -71,7 +71,7 @@ def size_class(*operands: Any) -> int:
         *operands: pytrees of arrays.
 
     Returns:
-        The class, at least 0.
+        The class, at least 0; -1 for sizes that an export leaves open.
 
     Example:
         >>> size_class(jnp.zeros((1024, 4))), size_class(jnp.zeros((4096, 4))), size_class(None)
@@ -79,7 +79,7 @@ def size_class(*operands: Any) -> int:
     """
     kinds: list[Any] = [jax.typeof(leaf) for leaf in jax.tree.leaves(operands)]
     total = sum(kind.size * kind.dtype.itemsize for kind in kinds)
-    return max(total.bit_length() - 1, 0) // 2 * 2
+    return max(total.bit_length() - 1, 0) // 2 * 2 if isinstance(total, int) else -1
 
 
 def slug(device_kind: str) -> str:

@@ -133,7 +133,7 @@ def call_of(function):
 
 
 def _weighted_mean(weights):
-    return (weights * np.arange(len(weights), dtype=np.float32)).sum() / weights.sum()
+    return (weights * np.arange(len(weights), dtype=weights.dtype)).sum() / weights.sum()
 
 
 def bound(function, statics):

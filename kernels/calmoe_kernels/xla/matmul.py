@@ -128,7 +128,7 @@ class _Blocks:
         """`[rows, d]` to `[blocks, block, d]`."""
         if self._taken is not None:
             x = x.at[self._taken].get(mode="fill", fill_value=0)
-        return x.reshape(len(self.experts), self._shape[1], x.shape[1])
+        return x.reshape(self.experts.shape[0], self._shape[1], x.shape[1])
 
     def join(self, products: jax.Array) -> jax.Array:
         """`[blocks, block, f]` to `[rows, f]`."""

@@ -46,7 +46,7 @@ def plan(
 def _stable_order(expert: jax.Array, num_groups: int) -> jax.Array:
     """Slots in the order of their expert, and of their number within an expert."""
     slots = expert.shape[0]
-    if num_groups * slots > 2**32:
+    if not isinstance(slots, int) or num_groups * slots > 2**32:
         return jnp.argsort(expert, stable=True).astype(jnp.int32)
     # expert and slot in one integer: they are distinct, and a sort of one array is the fastest
     key = expert.astype(jnp.uint32) * slots + jnp.arange(slots, dtype=jnp.uint32)
