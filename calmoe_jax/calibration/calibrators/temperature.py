@@ -143,16 +143,8 @@ def _solve(
     boundless = too_right | too_wrong
     fitted = ~(trivial | invalid)
 
-    start, idle = jnp.zeros((), dtype), boundless | ~fitted
-    size = logits.shape[0]
-    if size >= _MANY or (size >= _ENOUGH and logits.size >= _MANY_LOGITS):
-        some = slice(None, None, _STRIDE)
-        few = search_root(
-            _moments(scaled[some], true[some], weight[some]), start, low, high, idle, _NEAR
-        )
-        # all examples may have an optimum even if the subset has none
-        inside = (few.at > low + _LOG_RANGE / 2) & (few.at < high - _LOG_RANGE / 2)
-        start = jnp.where(inside, few.at, 0)
+    idle = boundless | ~fitted
+    start = _start(scaled, true, weight, low, high, idle)
     moments = _moments(scaled, true, weight)
     # after a Newton step of size h the error is of order h^2
     near = float(jnp.finfo(dtype).eps) ** 0.5
@@ -181,6 +173,26 @@ def _solve(
         num_steps=found.num_steps,
     )
     return fit, reach
+
+
+def _start(
+    scaled: Float[Array, "examples classes"],
+    true: Float[Array, " examples"],
+    weight: Float[Array, " examples"],
+    low: Float[Array, ""],
+    high: Float[Array, ""],
+    idle: Bool[Array, ""],
+) -> Float[Array, ""]:
+    """Where the search begins: at the scale, or of many examples near the optimum of some."""
+    scale, size = jnp.zeros((), scaled.dtype), scaled.shape[0]
+    if size < _MANY and (size < _ENOUGH or scaled.size < _MANY_LOGITS):
+        return scale
+    some = slice(None, None, _STRIDE)
+    moments = _moments(scaled[some], true[some], weight[some])
+    few = search_root(moments, scale, low, high, idle, _NEAR)
+    # all examples may have an optimum even if the subset has none
+    inside = (few.at > low + _LOG_RANGE / 2) & (few.at < high - _LOG_RANGE / 2)
+    return jnp.where(inside, few.at, scale)
 
 
 def _loss(
