@@ -53,10 +53,8 @@ WIDE = ((50_000, 1_000), (200_000, 100))
 # Replicates of the examples that the spread of ours is held against; it is good to 10 %.
 _NUM_ORACLES = 50
 
-# Least time of a peer in units of ours, and most time of ours in units of another. By the number of
-# cores and what they share, torchmetrics (its own tensors, no validation) takes from 4 times as
-# long as ours, netcal (float64) from 18 times. The fastest of JAX checks no row; ours reads every
-# number for that, so that an invalid row cannot pass.
+# Least time of a peer in units of ours, and most time of ours in units of another; libraries are
+# farther behind on more than two cores, and the fastest of JAX checks no row.
 LEAST = {
     "expected: netcal / ours": 18.0,
     "expected: torchmetrics / ours": 4.0,
@@ -185,54 +183,46 @@ def jax_peers(probs: jax.Array, labels: jax.Array) -> dict[str, Peer]:
 def measure_expected(given: Given, rounds: int) -> Found:
     """Expected error: against libraries of other arrays, then against JAX."""
     probs, labels = jnp.asarray(given.probs), jnp.asarray(given.labels)
-    jitted = jax.jit(lambda p, y: expected_calibration_error(p, y, num_bins=_NUM_BINS))
-
-    def ours() -> jax.Array:
-        return jitted(probs, labels)
-
+    jitted = jax.jit(partial(expected_calibration_error, num_bins=_NUM_BINS))
+    ours = partial(jitted, probs, labels)
     figures, details = compare("expected", ours, expected_peers(given), rounds)
     found, alike = compare("expected", ours, jax_peers(probs, labels), rounds)
     seconds = alike["seconds"]
     rivals = [name for name in seconds if name == "bayes-hdc"] or ["plain JAX"]
     fastest = min(rivals, key=lambda name: median(seconds[name]))
     print(f"fastest of JAX: {fastest}", flush=True)
-    name = "expected: ours / fastest of JAX"
-    found.append(Figure(name, ratio(seconds, "ours", fastest), MOST[name]))
-    name = "plain JAX with the same checks"
-    label = f"expected: ours / {name}"
-    found.append(Figure(label, ratio(seconds, "ours", name), MOST[label]))
+    for label, rival in (("fastest of JAX", fastest), ("plain JAX with the same checks",) * 2):
+        name = f"expected: ours / {label}"
+        found.append(Figure(name, ratio(seconds, "ours", rival), MOST[name]))
     return figures + found, {"numpy": details, "jax": alike | {"fastest": fastest}}
 
 
 def measure_wide(_: Given, rounds: int) -> Found:
     """Expected error of many classes against NumPy, and the fit of a temperature to them."""
     figures, details = [], {}
-    jitted = jax.jit(lambda p, y: expected_calibration_error(p, y, num_bins=_NUM_BINS))
+    jitted = jax.jit(partial(expected_calibration_error, num_bins=_NUM_BINS))
     for i, (size, classes) in enumerate(WIDE):
         given = make(size, classes)
         name = f"{size} x {classes}"
         probs, labels = jnp.asarray(given.probs), jnp.asarray(given.labels)
-        # in float32, which is faster for NumPy too
-        value = expected_by_numpy(given.probs, given.labels)
-        off = abs(float(jitted(probs, labels)) - value)
+        off = abs(float(jitted(probs, labels)) - expected_by_numpy(given.probs, given.labels))
         figures.append(Figure(f"wide: numpy differs by, {name}", off, 1e-5))
         calls: dict[str, Callable[[], Any]] = {
             "ours": partial(jitted, probs, labels),
             "numpy": partial(expected_by_numpy, given.probs, given.labels),
         }
         if i == 0:
-            logits, fit = jnp.asarray(given.logits), jax.jit(fit_temperature)
-            once = jax.jit(lambda z: jax.nn.logsumexp(z, axis=-1))
-            calls["fit"] = partial(fit, logits, labels)
-            calls["pass"] = partial(once, logits)
+            logits = jnp.asarray(given.logits)
+            calls["fit"] = partial(jax.jit(fit_temperature), logits, labels)
+            calls["pass"] = partial(jax.jit(partial(jax.nn.logsumexp, axis=-1)), logits)
         seconds = time_in_turns(calls, rounds=rounds)
-        show("wide " + name, seconds)
-        label = f"wide: numpy / ours, {name}"
-        figures.append(Figure(label, ratio(seconds, "numpy", "ours"), least=LEAST.get(label)))
-        if i == 0:
-            label = f"wide: fit of a temperature / pass, {name}"
-            figures.append(Figure(label, ratio(seconds, "fit", "pass"), MOST.get(label)))
-        details[name] = {"value": value, "seconds": seconds}
+        show("wide", seconds)
+        for over, under, what in (("numpy", "ours", "numpy / ours"),
+                                  ("fit", "pass", "fit of a temperature / pass")):  # fmt: skip
+            if over in seconds:
+                label, value = f"wide: {what}, {name}", ratio(seconds, over, under)
+                figures.append(Figure(label, value, MOST.get(label), least=LEAST.get(label)))
+        details[name] = {"seconds": seconds}
     return figures, details
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration._labels import Labels, at_label, not_ignored
+from calmoe_jax.calibration._labels import Labels, at_label, farthest_label, not_ignored
 from calmoe_jax.calibration.calibrators._masks import distances, margin_of, reach_of
 from calmoe_jax.calibration.calibrators._root import Slope, once, search_root, sums
 
@@ -126,7 +126,7 @@ def _solve(
     distance = distances(logits)
     true = -jnp.where(sound, at_label(distance, labels), 0)
     margin = margin_of(logits, sound)
-    farthest = _farthest(distance, labels) * sound.astype(distance.dtype)
+    farthest = farthest_label(distance, labels) * sound.astype(distance.dtype)
     reach = reach_of(margin, jnp.max(farthest, initial=0))
     possible = ~jnp.isneginf(logits) & (distance <= reach) & sound[:, None]
     below = jnp.where(possible, -distance, 0)
@@ -152,16 +152,8 @@ def _solve(
     boundless = too_right | too_wrong
     fitted = ~(trivial | invalid)
 
-    start, idle = jnp.zeros((), dtype), boundless | ~fitted
-    size = logits.shape[0]
-    if size >= _MANY or (size >= _ENOUGH and logits.size >= _MANY_LOGITS):
-        some = slice(None, None, _STRIDE)
-        few = search_root(
-            _moments(scaled[some], true[some], weight[some]), start, low, high, idle, _NEAR
-        )
-        # all examples may have an optimum even if the subset has none
-        inside = (few.at > low + _LOG_RANGE / 2) & (few.at < high - _LOG_RANGE / 2)
-        start = jnp.where(inside, few.at, 0)
+    idle = boundless | ~fitted
+    start = _start(scaled, true, weight, low, high, idle)
     moments = _moments(scaled, true, weight)
     # after a Newton step of size h the error is of order h^2
     near = float(jnp.finfo(dtype).eps) ** 0.5
@@ -192,15 +184,24 @@ def _solve(
     return fit, reach
 
 
-def _farthest(
-    distance: Float[Array, "examples classes"], labels: Labels
-) -> Float[Array, " examples"]:
-    """Distance of the least likely class that an example may be of; 0 where that is not finite."""
-    if labels.ndim == 1:
-        found = at_label(distance, labels)
-    else:
-        found = jnp.max(jnp.where(labels > 0, distance, 0), axis=-1)
-    return jnp.where(jnp.isfinite(found), found, 0)
+def _start(
+    scaled: Float[Array, "examples classes"],
+    true: Float[Array, " examples"],
+    weight: Float[Array, " examples"],
+    low: Float[Array, ""],
+    high: Float[Array, ""],
+    idle: Bool[Array, ""],
+) -> Float[Array, ""]:
+    """Where the search begins: at the scale, or of many examples near the optimum of some."""
+    scale, size = jnp.zeros((), scaled.dtype), scaled.shape[0]
+    if size < _MANY and (size < _ENOUGH or scaled.size < _MANY_LOGITS):
+        return scale
+    some = slice(None, None, _STRIDE)
+    moments = _moments(scaled[some], true[some], weight[some])
+    few = search_root(moments, scale, low, high, idle, _NEAR)
+    # all examples may have an optimum even if the subset has none
+    inside = (few.at > low + _LOG_RANGE / 2) & (few.at < high - _LOG_RANGE / 2)
+    return jnp.where(inside, few.at, scale)
 
 
 def _loss(
