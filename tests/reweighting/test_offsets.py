@@ -61,6 +61,30 @@ def test_many_columns_far_from_0_are_balanced():
     assert np.abs(w @ (exact - exact.mean(0)) / exact.std(0)).max() <= 1e-5
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e30])
+def test_examples_that_do_not_count_come_first(scale):
+    columns, near = far_and_near((SIZE, 2))
+    where = jnp.arange(SIZE) >= 3
+    spoilt = jnp.where(where[:, None], columns if scale == 1 else near * scale, jnp.nan)
+    solution = jax.jit(rw.entropy_balance)(near[:, 0], spoilt, eta=1.0, where=where)
+    assert solution.converged
+    wanted = references.balancing_dual(near[3:, 0], near[3:], None, 1.0)
+    np.testing.assert_allclose(solution.log_weights[3:], wanted, atol=5e-5)
+
+
+def test_an_outlier_comes_first():
+    """Everything is relative to the first example, here 245 standard deviations from the mean."""
+    size = 60_000
+    column = np.random.RandomState(0).randn(size, 1).astype(np.float32)
+    column[0] = 1e6
+    signal = jnp.asarray(np.random.RandomState(1).randn(size), jnp.float32)
+    solution = balance(signal, jnp.asarray(column), eta=1.0)
+    exact = column.astype(np.float64)
+    w = np.exp(np.asarray(solution.log_weights, np.float64))
+    miss = w @ (exact - exact.mean(0)) / exact.std(0)
+    np.testing.assert_allclose(miss, 0, atol=2e-6)
+
+
 def test_derivatives_at_columns_far_from_0():
     columns, near = far_and_near((40, 2), seed=3)
     signal = jnp.linspace(0, 2, 40)
