@@ -47,6 +47,7 @@ def cast(arrays, floats, integers):
     return {n: v if kept(v) else jax.tree.map(one, v) for n, v in arrays.items()}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", TRACED)
 @pytest.mark.parametrize(
     "mode",

@@ -42,6 +42,7 @@ def test_its_own_formulations_equal_a_loop():
     assert abs(drawn.mean() - expected) < 5 * drawn.std()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("most", "code"), [(1e9, 0), (1e-9, 1)])
 def test_it_runs_writes_and_checks(tmp_path, monkeypatch, capsys, most, code):
     without(monkeypatch, *PEERS)

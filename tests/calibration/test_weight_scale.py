@@ -197,6 +197,7 @@ def compiled(name):
     return METRICS[name] if name in ON_HOST else jax.jit(METRICS[name])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name",
     [

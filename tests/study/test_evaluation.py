@@ -173,6 +173,7 @@ def test_each_expert_gets_its_own_temperature(order):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("routing", ["top_k", "hard"])
 def test_records_do_not_depend_on_how_experts_are_computed(routing, monkeypatch):
     task, methods = small_task(), (VANILLA, MOCAE)
@@ -203,6 +204,7 @@ def test_records_do_not_depend_on_how_experts_are_computed(routing, monkeypatch)
                 assert one == pytest.approx(other, abs=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_single_classifier_has_no_disagreement_to_report():
     (result,) = evaluation.evaluate(
         small_task(), fake_network(1), (SINGLE,), SEEDS, routing="dense"
