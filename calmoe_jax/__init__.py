@@ -5,6 +5,9 @@ The pure core: arrays in, arrays and NamedTuples out, under `jit`, `vmap`, `grad
 in namespaces: `calibration`, `reweighting`, `shift`, `fgr`, `moe`. Models are in `calmoe_jax.nn`,
 data in `calmoe_jax.data`, training in `calmoe_jax.training`; importing this package imports none
 of them.
+
+Every function holds its arrays to the axes and kinds of numbers of its signature, also under `jit`:
+`ValueError` for another shape, `TypeError` for another kind. It takes NumPy arrays and lists too.
 """
 
 import importlib as _importlib

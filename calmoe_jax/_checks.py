@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 
 def is_concrete_number(value: Any) -> bool:
@@ -58,25 +57,4 @@ def check_where(name: str, where: jax.Array | None, shape: tuple[int, ...]) -> N
     if where is not None and where.shape != shape:
         raise ValueError(
             f"{name} must have the shape {shape} of what it masks, got {name}.shape={where.shape}."
-        )
-
-
-def check_floats(name: str, array: jax.Array) -> None:
-    """Raises `TypeError` unless an array has a floating dtype."""
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} must be of floats, got {name}.dtype={array.dtype}.")
-
-
-def check_integers(name: str, array: jax.Array) -> None:
-    """Raises `TypeError` unless an array has an integer dtype."""
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} must be of integers, got {name}.dtype={array.dtype}.")
-
-
-def check_axes(name: str, array: jax.Array, number: int, axes: str) -> None:
-    """Raises `ValueError` unless an array has `number` axes; `axes` are their names."""
-    if array.ndim != number:
-        raise ValueError(
-            f"{name} must have the axes [{axes}] (reshape and vmap others), got "
-            f"{name}.shape={array.shape}."
         )

@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from calmoe_jax._checks import check_where
-
 AxisName = str | Sequence[str] | None
 
 
@@ -113,16 +111,7 @@ def example_weights(
     """Weights of examples after masking: `weights` (default 1), and 0 outside `where`.
 
     A negative one that counts is NaN, and so makes NaN of what is made of it.
-
-    Raises:
-        ValueError: if weights or mask have not exactly the shape, which would broadcast.
     """
-    check_where("where", where, shape)
-    if weights is not None and weights.shape != shape:
-        raise ValueError(
-            f"weights must have the shape {shape}, one for each example, got "
-            f"weights.shape={weights.shape}."
-        )
     if weights is None:
         result = jnp.ones(shape, dtype)
     else:

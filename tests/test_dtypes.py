@@ -72,6 +72,7 @@ def every_call():
     }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "mode",
     [pytest.param(m, marks=() if m in BY_DEFAULT else pytest.mark.exhaustive) for m in MODES],
@@ -91,6 +92,7 @@ def test_public_functions(mode, every_call):
     assert not failed
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("promotion", ["standard", "strict"])
 def test_many_slots_with_64_bits(promotion):
     with jax.enable_x64(True), jax.numpy_dtype_promotion(promotion):

@@ -16,6 +16,7 @@ TABLE = TEXT.split("## API")[1].split("## Symbols")[0]
 ROWS = re.findall(r"^\| (`[^|]*) \|[^|]*\| (`[^|]*) \|$", TABLE, re.MULTILINE)
 
 
+@pytest.mark.exhaustive
 def test_the_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}

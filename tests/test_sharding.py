@@ -100,6 +100,7 @@ def test_the_layer_and_its_derivatives(context, explicit):
         assert not any(spec(whole))
 
 
+@pytest.mark.exhaustive
 def test_without_jit(explicit):
     x, gate_logits, params = over(explicit, layer_inputs())
     with jax.set_mesh(explicit):

@@ -32,6 +32,17 @@ def at_label(values: Float[Array, "examples classes"], labels: Labels) -> Float[
     return jnp.sum(jnp.where(share == 0, 0, share * values), axis=-1)
 
 
+def farthest_label(
+    distance: Float[Array, "examples classes"], labels: Labels
+) -> Float[Array, " examples"]:
+    """Distance of the least likely class that an example may be of; 0 where that is not finite."""
+    if labels.ndim == 1:
+        found = at_label(distance, labels)
+    else:
+        found = jnp.max(jnp.where(labels > 0, distance, 0), axis=-1)
+    return jnp.where(jnp.isfinite(found), found, 0)
+
+
 def chance_of(
     index: Int[Array, " examples"], labels: Labels
 ) -> Bool[Array, " examples"] | Float[Array, " examples"]:

@@ -30,7 +30,7 @@ from calmoe_jax.reweighting._solver.problem import divergence_of_ratio
 from calmoe_jax.reweighting.balance import entropy_balance
 from calmoe_jax.reweighting.tilt import tilted_log_weights
 
-_BISECTIONS = 64
+_BISECTIONS = {jnp.dtype(jnp.float32): 48, jnp.dtype(jnp.float64): 64}
 
 
 class WorstCase(NamedTuple):
@@ -190,7 +190,7 @@ def chi_square_ball(
 
     def too_low(nu: jax.Array) -> jax.Array:
         first, second = case.sum(case.base * above(nu)), case.sum(case.base * above(nu) ** 2)
-        return second / first - first < excess * first
+        return second < (1 + excess) * first**2
 
     def halve(
         _: int | jax.Array, bounds: tuple[jax.Array, jax.Array]
@@ -204,7 +204,8 @@ def chi_square_ball(
     even = 1 + slope * (depth - mean)
     plain = jnp.min(jnp.where(case.base > 0, even, jnp.inf), initial=jnp.inf)
     plain = (pmin(plain, case.axis_name) >= 0) | (spread <= 0)
-    nu, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (-jnp.ones_like(mean), jnp.zeros_like(mean)))
+    bounds = -jnp.ones_like(mean), jnp.zeros_like(mean)
+    nu, _ = jax.lax.fori_loop(0, _BISECTIONS[mean.dtype], halve, bounds)
     mass = case.sum(case.base * above(nu))
     highest = depth == 0
     at_top = case.sum(jnp.where(highest, case.base, 0))

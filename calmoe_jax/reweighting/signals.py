@@ -8,6 +8,7 @@ from calmoe_jax._checks import check_at_least, check_positive
 from calmoe_jax._numerics import AxisName, all_rows, at_least_float32, entropy, psum, row_positions
 from calmoe_jax._signatures import checked
 from calmoe_jax.reweighting._solver.regression import predicted_last
+from calmoe_jax.reweighting._solver.units import one_row
 
 
 @checked
@@ -157,26 +158,18 @@ def configuration_signal(
     losses = jax.lax.stop_gradient(at_least_float32(losses))
     features = jax.lax.stop_gradient(at_least_float32(features))
     counted = jnp.ones(losses.shape, bool) if where is None else where
-    losses, features = (
-        jnp.where(counted, losses, 0),
-        jnp.where(counted[:, None], features, 0),
-    )
-    fold = row_positions(len(losses), axis_name) % num_folds
-
     rows = jnp.concatenate([features, losses[:, None]], axis=1)
+    if where is not None:
+        one = one_row(jnp.where(where[:, None], rows, 0), where.astype(rows.dtype), axis_name)
+        rows = jnp.where(where[:, None], rows, one[None])
+    fold = row_positions(len(losses), axis_name) % num_folds
 
     def predict(number: jax.Array) -> Float[Array, " examples"]:
         others = counted & (fold != number)
         # without others to learn from, the mean loss of all
         alone = psum(jnp.sum(others), axis_name) == 0
-        of_features = jnp.arange(rows.shape[1]) < features.shape[1]
-        return predicted_last(
-            jnp.where(alone & of_features[None], 0, rows),
-            jnp.where(alone, counted, others),
-            counted,
-            ridge=ridge,
-            axis_name=axis_name,
-        )
+        learnt = jnp.where(alone, counted, others)
+        return predicted_last(rows, learnt, ~alone, ridge=ridge, axis_name=axis_name)
 
-    every = jax.vmap(predict)(jnp.arange(num_folds))
+    every = jax.lax.map(predict, jnp.arange(num_folds))
     return jnp.take_along_axis(every, fold[None], axis=0)[0]

@@ -115,7 +115,8 @@ def neighbour_support(
             cosines = jnp.where(reference_clusters == cluster, -jnp.inf, cosines)
         nearest, index = jax.lax.top_k(cosines, count)
         near = nearest > -jnp.inf
-        share = jnp.sum(near & (labels[index] == choice)) / jnp.sum(near)
+        agreeing = jnp.sum(near & (labels[index] == choice), dtype=cosines.dtype)
+        share = agreeing / jnp.sum(near, dtype=cosines.dtype)
         return jnp.where(unknown, jnp.nan, share)
 
     shares = jax.lax.map(

@@ -203,9 +203,7 @@ def _whiten(rows: Float[Array, "n d"], counted: Bool[Array, " n"]) -> Float[Arra
     """Rows with mean 0 and covariance 1 along every direction in which they vary."""
     rows = jnp.where(counted[:, None], rows, 0)
     total = jnp.maximum(jnp.sum(counted), 1).astype(rows.dtype)
-    off = rows
-    for _ in range(2):  # the second mean is relative to the first, and so keeps its digits
-        off = jnp.where(counted[:, None], off - (jnp.sum(off, axis=0) / total)[None, :], 0)
+    off = jnp.where(counted[:, None], rows - (jnp.sum(rows, axis=0) / total)[None, :], 0)
     deviation = jnp.sqrt(jnp.sum(jnp.square(off), axis=0) / total)
     # by more than rounding
     least = 4 * jnp.finfo(rows.dtype).eps * jnp.max(jnp.abs(rows), axis=0, initial=0)
@@ -241,7 +239,8 @@ def _statistics(
 ) -> Float[Array, "labellings d"]:
     """Squared differences of the sides' means, for every labelling."""
     on_target = _product(sides.astype(sums.dtype), sums)
-    weight = _product(sides.astype(sizes.dtype), sizes)
+    sizes = sizes.astype(sums.dtype)
+    weight = _product(sides.astype(sums.dtype), sizes)
     rest = jnp.sum(sums, axis=0)[None, :] - on_target
     means = on_target / weight[:, None] - rest / (jnp.sum(sizes) - weight)[:, None]
     return jnp.square(means)

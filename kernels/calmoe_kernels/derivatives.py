@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax._src.dispatch import prim_requires_devices_during_lowering as _needs_devices
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -194,6 +195,8 @@ def _eager(*leaves: Any, given: _Operation) -> Arrays:
 
 for _primitive, _jvp in ((_call, _call_jvp), (_derivative, _derivative_jvp)):
     _primitive.multiple_results = True
+    # a kernel inside may be partitioned by its own rule, which JAX cannot see from outside
+    _needs_devices.add(_primitive)
     _primitive.def_impl(_eager)
     _primitive.def_abstract_eval(lambda *_, given: list(given.types))
     mlir.register_lowering(_primitive, mlir.lower_fun(_flat))

@@ -33,6 +33,7 @@ def found(folder):
     return arrays, judged, judged.to_json()
 
 
+@pytest.mark.exhaustive
 def test_scores_are_those_of_the_library(found):
     arrays, _, result = found
     for rows, scores in (
@@ -182,6 +183,7 @@ def test_the_verdict_counts_clusters(folder):
     assert f"labelled examples in {SIZE // 6} clusters" in describe_audit(judged)
 
 
+@pytest.mark.exhaustive
 def test_the_command_writes_json_and_pictures(folder, capsys):
     arrays = make()
     arrays["labels"][SIZE:] = -1
@@ -228,6 +230,7 @@ def test_logs_that_tell_little_are_described(folder):
     json.dumps(judged.to_json(), allow_nan=False)
 
 
+@pytest.mark.exhaustive
 def test_plots_show_held_out_examples(folder):
     logs = read_logs(write(folder, make(sharper=3.0)))
     held_out = take(logs, ~logs.targets)

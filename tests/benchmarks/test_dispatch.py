@@ -52,6 +52,7 @@ def test_a_loop_that_leaves_work_out_is_refused(monkeypatch, share):
         assert benchmark.measured.bandwidth == pytest.approx(2 * 2**27 / share)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_everything_is_measured_reported_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dispatch.roofline, "copied_array", lambda platform: jnp.ones(2**12))

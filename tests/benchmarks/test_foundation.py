@@ -29,12 +29,14 @@ def test_steps_keep_their_bounds():
     }  # fmt: skip
 
 
+@pytest.mark.exhaustive
 def test_steps_are_measured(monkeypatch):
     monkeypatch.setattr(foundation, "STEPS", {"fgr": foundation.STEPS["fgr"]})
     found = bounds(foundation.measure_steps(size=4, backbone="mlp"))
     assert found == {"ERM step": None, "FGR step / ERM step": 2.2}
 
 
+@pytest.mark.exhaustive
 def test_seeds_are_measured(monkeypatch):
     monkeypatch.setattr(data, "load_task", lambda name: small_task())
     found = bounds(foundation.measure_seeds())

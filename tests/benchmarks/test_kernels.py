@@ -18,6 +18,7 @@ def timed(monkeypatch):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "layer", ["8 experts", pytest.param("128 experts", marks=pytest.mark.exhaustive)]
 )

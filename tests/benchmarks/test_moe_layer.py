@@ -20,6 +20,7 @@ def test_groups_sum_to_the_rows(load):
     assert ((sizes == 0).sum() == 4) == (load == "empty")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "load", [pytest.param("balanced", marks=pytest.mark.exhaustive), "zipf", "one_expert"]
 )
@@ -39,12 +40,14 @@ def test_a_layer_that_is_wrong_or_nan_is_found():
     assert nan == float("inf")
 
 
+@pytest.mark.exhaustive
 def test_the_backward_pass_keeps_no_factors_of_the_activation():
     problem = moe_layer.LAYERS["small"]
     # kept, they made it 1.44
     assert moe_layer.memory_ratio(problem, moe_layer.make_arrays(problem)) < 1.15
 
 
+@pytest.mark.exhaustive
 def test_it_runs_and_writes(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setitem(moe_layer.LAYERS, "small", TINY)
     out = tmp_path / "layers.json"

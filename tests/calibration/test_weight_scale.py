@@ -1,6 +1,7 @@
-"""Weights are relative: multiplying all changes nothing but what is called a sum of them."""
+"""Weights are relative: multiplying all of them changes nothing but what is called their sum."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +113,11 @@ METRICS = {
     "nll": of_logits(cal.negative_log_likelihood),
     "brier": of_logits(cal.brier_score),
     "gap": of_logits(cal.confidence_gap),
+    "binary nll": of_pairs(cal.binary_log_loss),
+    "binary brier": of_pairs(cal.binary_brier_score),
+    "multilabel": lambda w: cal.calibration_error(
+        cal.multilabel_bins(pairs()[0][:, None], pairs()[1][:, None], weights=w)
+    ),
     "ece": lambda w: cal.expected_calibration_error(
         jax.nn.softmax(arrays()[0]), arrays()[1], weights=w
     ),
@@ -191,6 +197,7 @@ def compiled(name):
     return METRICS[name] if name in ON_HOST else jax.jit(METRICS[name])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name",
     [
@@ -209,12 +216,9 @@ def test_the_scale_of_weights_does_not_matter(name):
 
 
 def test_all_public_functions_with_weights_are_here():
-    import inspect
-
-    public = [
-        f for module in (cal, calibrators, intervals)
-        for _, f in inspect.getmembers(module, callable) if not isinstance(f, type)
-    ]  # fmt: skip
+    modules = cal, calibrators, intervals
+    found = [f for module in modules for _, f in inspect.getmembers(module, callable)]
+    public = [f for f in found if not isinstance(f, type)]
     weighted = [f.__name__ for f in public if "weights" in inspect.signature(f).parameters]
     source = inspect.getsource(inspect.getmodule(test_the_scale_of_weights_does_not_matter))
     # smoothed by counts; of a user's own statistic; without a result; made of others here

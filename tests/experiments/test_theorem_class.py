@@ -41,6 +41,7 @@ def test_every_partition_is_compared_under_every_tilt():
         assert abs(line["rebalanced"]) < 5 * line["rebalanced_error"] < 5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_small_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(theorem_class, "NUM_REPLICATES", 3)

@@ -137,6 +137,7 @@ def test_shared_experts_are_a_loop_and_are_added():
     close(coarse, want, rtol=0.05, atol=0.5)
 
 
+@pytest.mark.exhaustive
 def test_names_for_checkpoints_are_found_and_save_the_products():
     (x, logits, params, *_), _ = problem(6, "gelu")
 

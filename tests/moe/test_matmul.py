@@ -196,6 +196,7 @@ def test_jit_equals_eager(product):
     )  # fmt: skip
 
 
+@pytest.mark.exhaustive
 def test_vmap_and_scan_are_loops(product):
     x, w = normal(8, 3, 10, 4), normal(9, 2, 4, 5)
     sizes = jnp.array([[3, 4], [0, 10], [10, 0]])

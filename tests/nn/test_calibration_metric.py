@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from calmoe_jax.calibration import init_state, summarise, update_state
@@ -36,6 +37,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.exhaustive
 def test_equals_the_state():
     metric = CalibrationMetric(num_classes=3)
     for seed in (0, 1):

@@ -147,6 +147,7 @@ def test_dtypes_of_parameters_and_precision_of_the_router():
     assert "Precision.HIGHEST" not in str(jax.make_jaxpr(lambda x: coarse(x).output)(x))
 
 
+@pytest.mark.exhaustive
 def test_parameters_are_placed_by_the_names_of_their_axes():
     mesh = jax.make_mesh((2, 2), ("expert", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     options = {"use_bias": True, "num_shared": 2}
@@ -166,6 +167,7 @@ def test_parameters_are_placed_by_the_names_of_their_axes():
     assert "out_sharding" not in build().experts.w_in.get_metadata()
 
 
+@pytest.mark.exhaustive
 def test_capacity_and_dtype():
     layer = build(capacity_factor=0.5, dtype=jnp.bfloat16)
     result = layer(tokens(32))

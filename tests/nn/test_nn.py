@@ -43,6 +43,7 @@ def test_counts_follow_the_formulas():
     assert nn.count_parameters(single) == 11 * 16 + 17 * 12 + 13 * 5
 
 
+@pytest.mark.exhaustive
 def test_initial_weights_follow_their_laws():
     rngs = nnx.Rngs(3)
     experts = nn.Experts(400, 50, 4, hidden=300, rngs=rngs)
@@ -97,6 +98,7 @@ def test_what_the_router_learns_with_one_expert_a_token(kind, learns):
     assert (size > 1e-4) == learns
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("hidden", [0, 7])
 @pytest.mark.parametrize(("kind", "k", "train"), [
     ("top_k", 1, True), ("top_k", 2, True), ("top_k", 4, False), ("hard", 1, False),

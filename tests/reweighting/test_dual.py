@@ -123,7 +123,7 @@ def test_sums_of_many_examples_lose_no_digits():
         np.testing.assert_allclose(total[0], exact, rtol=1e-6)
 
 
-@pytest.mark.parametrize("centre", [0.0, 1.9, 2.1, 300.0])
+@pytest.mark.parametrize("centre", [0.0, 1.9, 2.1, 15.0, 300.0, 1e6])
 def test_means_keep_their_digits_wherever_the_centre_is(centre):
     size = 100_000
     rng = np.random.RandomState(0)
@@ -133,9 +133,35 @@ def test_means_keep_their_digits_wherever_the_centre_is(centre):
     weights = np.exp(scores.astype(np.float64))
     off = rows.astype(np.float64) - np.float64(np.float32(centre))
     got = jax.jit(dual.means)(columns, jnp.asarray(scores), jnp.zeros(3)).mean
-    # 1e-6 is the residual that a solve aims at; rows far from 0 have lost more themselves
-    far = centre > 100
-    np.testing.assert_allclose(got, weights @ off / weights.sum(), atol=5e-6 if far else 1e-6)
+    # 1e-6 is the residual that a solve aims at
+    np.testing.assert_allclose(got, weights @ off / weights.sum(), atol=1e-6)
+    total = jax.jit(dual.standard_sum)(jnp.asarray(weights / weights.sum(), jnp.float32), columns)
+    np.testing.assert_allclose(total, weights @ off / weights.sum(), atol=1e-6)
+    slopes = jnp.array([1.0, -0.5, 0.25])
+    moved = jax.jit(dual.shifts)(columns, slopes)
+    np.testing.assert_allclose(moved, -off @ np.asarray(slopes, np.float64), atol=1e-5)
+
+
+def test_columns_in_standard_units(implementation):
+    columns, scores, slopes = problem(500, 4)
+    rows = Columns((columns.rows - columns.centre[None]) / columns.scale[None])
+    for function in functions(implementation):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6),
+            function(rows, scores, slopes), function(columns, scores, slopes),
+        )  # fmt: skip
+
+
+def test_recentred_moments_are_those_of_moved_columns(implementation):
+    columns, scores, slopes = problem(500, 4)
+    shift = jnp.array([0.3, -0.2, 0.0, 1.0])
+    moved = columns._replace(centre=columns.centre + shift * columns.scale)
+    for function in functions(implementation):
+        got = dual.recentre(function(columns, scores, slopes), shift, slopes)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6),
+            got, function(moved, scores, slopes),
+        )  # fmt: skip
 
 
 def test_triton_declines_what_it_has_no_kernel_for(implementation):

@@ -133,6 +133,7 @@ def test_what_k_1_teaches_the_router():
     assert (r.straight_through_weights(logits) == dense(r.hard_routing(logits))).all()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("experts", "k"), [(2, 1), (4, 1), (4, 2), (6, 3), (5, 5)])
 def test_load_balancing_loss_is_one_at_perfect_balance(experts, k):
     # every cyclic shift once: each expert is chosen equally often, with equal mean probability

@@ -189,6 +189,7 @@ def test_neighbours_are_looked_for_evenly(count, size):
     assert (rows < max(count, 1)).all()
 
 
+@pytest.mark.exhaustive
 def test_agreement_is_the_more_cautious_of_two():
     """Seeds that never differ, and neighbours that do; many examples, so that it shows."""
     held_out, targets = (

@@ -31,6 +31,18 @@ def test_kappa_equals_an_independent_one():
         np.testing.assert_allclose(found[i], np.mean(expected), atol=1e-6)
 
 
+@pytest.mark.parametrize("outside", [-1, 3])
+def test_a_class_out_of_range_gives_no_agreement(outside):
+    predicted = jnp.asarray(np.random.RandomState(1).randint(3, size=(3, 40)))
+    agreement = cm.shift.chance_corrected_agreement
+    bad, others = predicted.at[1, 5].set(outside), jnp.arange(40) != 5
+    found = agreement(bad, num_classes=3)
+    assert jnp.isnan(found.kappa).all()
+    assert jnp.isnan(found.standard_error).all()
+    masked, clean = (agreement(x, num_classes=3, where=others) for x in (bad, predicted))
+    np.testing.assert_array_equal(masked.kappa, clean.kappa)
+
+
 def test_masked_examples_do_not_agree():
     rng = np.random.RandomState(1)
     predicted = jnp.asarray(rng.randint(3, size=(3, 40)))
@@ -485,3 +497,13 @@ def test_too_few_clusters_give_no_verdict():
 def test_bad_input_is_named(call, message, unchecked):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_threshold_from_unknown_numbers_is_unknown():
+    confidence, correct = jnp.array([0.5, 0.6, 0.8]), jnp.array([0.0, 1.0, 1.0])
+    threshold, weights = cm.shift.error_threshold, jnp.array([1.0, 1.0, 1.0])
+    for bad in (jnp.nan, -1.0):
+        assert jnp.isnan(threshold(confidence, correct, weights=weights.at[1].set(bad)))
+    assert jnp.isnan(threshold(confidence, correct.at[0].set(jnp.nan)))
+    left_out = threshold(confidence, correct.at[0].set(jnp.nan), weights=weights.at[0].set(0))
+    assert left_out == threshold(confidence[1:], correct[1:])

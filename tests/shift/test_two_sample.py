@@ -196,3 +196,40 @@ def test_bad_input_is_named():
         cm.shift.configuration_shift_test(
             jax.random.key(0), *sides, clusters=jnp.zeros(2 * SIZE, jnp.int32)
         )
+
+
+@pytest.mark.parametrize("outside", [-1, 10, 2**31 - 1])
+def test_a_cluster_out_of_range_gives_nan_where_it_counts(outside):
+    held_out, targets = (draw(key, 40) for key in jax.random.split(jax.random.key(5)))
+    clusters = jnp.arange(80) // 8
+    options = {"num_clusters": 10, "num_permutations": 99}
+    others = jnp.arange(40) != 39
+    key = jax.random.key(6)
+    bad = clusters.at[79].set(outside)
+    found = shift_test(key, held_out, targets, clusters=bad, **options)
+    assert all(jnp.isnan(x) for x in found)
+    masked, clean = (
+        shift_test(key, held_out, targets, clusters=x, target_where=others, **options)
+        for x in (bad, clusters)
+    )
+    np.testing.assert_array_equal(masked, clean)
+    assert not jnp.isnan(clean.p_value)
+
+
+def test_statistics_far_from_0_are_tested_as_the_near():
+    held_out, targets = (
+        draw(key, 40, sharpness=s)
+        for key, s in zip(jax.random.split(KEYS[0, 0]), (1.0, 1.6), strict=True)
+    )
+    key = jax.random.key(7)
+
+    def moved(config, far):
+        # the differences of the far numbers are exactly those of the near
+        rough = (config.routing_weights * 16).round() / 16
+        return config._replace(routing_weights=rough + far)
+
+    near, far = (
+        shift_test(key, moved(held_out, x), moved(targets, x), num_permutations=99)
+        for x in (0.0, 2.0**17)
+    )
+    np.testing.assert_allclose(far, near, atol=1e-6)

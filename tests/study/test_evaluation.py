@@ -173,6 +173,7 @@ def test_each_expert_gets_its_own_temperature(order):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("routing", ["top_k", "hard"])
 def test_records_do_not_depend_on_how_experts_are_computed(routing, monkeypatch):
     task, methods = small_task(), (VANILLA, MOCAE)
@@ -195,9 +196,15 @@ def test_records_do_not_depend_on_how_experts_are_computed(routing, monkeypatch)
             assert one.p_value == other.p_value
         for a, b in zip(left, right, strict=True):
             for one, other in zip(a.records, b.records, strict=True):
-                assert dataclasses.asdict(one) == pytest.approx(dataclasses.asdict(other), abs=1e-5)
+                one, other = dataclasses.asdict(one), dataclasses.asdict(other)
+                # a repair's temperature differs in its last digits: an example may change its bin
+                binned = {name: one.pop(name) for name in ("ece", "classwise_ece")}
+                for name, value in binned.items():
+                    assert value == pytest.approx(other.pop(name), abs=1 / one["n"]), name
+                assert one == pytest.approx(other, abs=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_single_classifier_has_no_disagreement_to_report():
     (result,) = evaluation.evaluate(
         small_task(), fake_network(1), (SINGLE,), SEEDS, routing="dense"

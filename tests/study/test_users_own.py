@@ -166,6 +166,7 @@ def test_objectives_that_return_something_else(tmp_path):
     refused(tmp_path, "its objective fails on a batch: KeyError", methods=objective(broken))
 
 
+@pytest.mark.exhaustive
 def test_an_objective_that_is_nan(tmp_path):
     def loss(losses, prediction, batch, state, *, axis_name=None):
         return jnp.log(losses.loss.mean() - 1e6), jnp.full(16, -jnp.log(16.0)), state

@@ -71,6 +71,7 @@ def test_shapes_and_weights(case):
         np.testing.assert_allclose(loss, jnp.exp(log_weights) @ losses, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_eager_is_jit(case):
     prediction, batch = given()
     state = case.objective.init()

@@ -33,6 +33,7 @@ def stepped(state, batch, *, network, objective, optimizer):
     return train_step(state, batch, KEY, network=network, objective=objective, optimizer=optimizer)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("method", ["erm", "robust", "robust_released", "fgr"])
 def test_a_step_follows_the_objective_written_out(method):
     network, optimizer = network_of(TASK), optax.sgd(1.0)

@@ -26,6 +26,7 @@ def test_the_warm_up_is_vanilla_for_every_mixture(tmp_path):
         assert all(a["loss"] != b["loss"] for a, b in zip(log[2:], reference[2:], strict=True))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["vanilla", pytest.param("fgr_robust", marks=pytest.mark.exhaustive)]
@@ -122,6 +123,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_place(tmp_path, number):
     assert training.Checkpoints(tmp_path / "checkpoints").latest() == 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("routing", ["top_k", pytest.param("hard", marks=pytest.mark.exhaustive)])
 def test_load_balancing_spreads_the_load(tmp_path, routing):

@@ -46,7 +46,8 @@ def fit_log_odds(
 
     def scores(parameters: jax.Array) -> jax.Array:
         # not a product of matrices: the transpose of a narrow one is summed in order on CPUs
-        log_odds = jnp.sum(values * parameters[None, :-1], axis=-1) + parameters[-1]
+        terms = (values[:, i] * parameters[i] for i in range(values.shape[1]))
+        log_odds = sum(terms, parameters[-1])
         return jnp.stack([jnp.zeros_like(log_odds), log_odds], axis=-1)
 
     def precondition(gradient: jax.Array, spread: jax.Array) -> jax.Array:

@@ -11,12 +11,13 @@ The reach grows with the logits, and to twice the distance of every true class: 
 class is a huge loss, never one that is left out.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 _MARGINS = 750
 # Number of examples whose margins are compared.
-_SAMPLE = 1024
+_SAMPLE = 256
 
 
 def margin_of(
@@ -52,7 +53,10 @@ def reach_of(
         margin: the typical margin.
         farthest: largest distance of a true class: those masked alike are at about the same.
     """
-    return jnp.maximum(_MARGINS * jnp.maximum(margin, 1), 2 * farthest)
+    farthest = jnp.asarray(farthest, margin.dtype)
+    beyond = farthest >= jnp.finfo(margin.dtype).max / 8  # what `distances` is cut off at
+    farthest = jnp.where(beyond, jnp.inf, 2 * farthest)
+    return jnp.maximum(_MARGINS * jnp.maximum(margin, 1), farthest)
 
 
 def distances(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
@@ -60,7 +64,7 @@ def distances(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch cl
 
     At most an eighth of the largest finite number, whose reciprocal is no subnormal number.
     """
-    peak = jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf)
+    peak = _peak(logits)
     distance = jnp.minimum(peak - logits, jnp.finfo(logits.dtype).max / 8)
     return jnp.where(jnp.isfinite(peak), distance, 0)
 
@@ -69,4 +73,14 @@ def without_impossible(
     logits: Float[Array, "*batch classes"], reach: Float[Array, ""]
 ) -> Float[Array, "*batch classes"]:
     """The logits, with `-inf` for the classes beyond the reach."""
-    return jnp.where(distances(logits) > reach, -jnp.inf, logits)
+    return jnp.where(logits < _peak(logits) - reach, -jnp.inf, logits)
+
+
+def _peak(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch 1"]:
+    """The largest logit of each row; a constant for gradients."""
+    none = jnp.array(-jnp.inf, logits.dtype)
+    # not `jnp.max`: three times as fast on CPUs for ten classes, where NaN need not be kept
+    peak = jax.lax.reduce(
+        jax.lax.stop_gradient(logits), none, lambda a, b: jnp.where(b > a, b, a), (logits.ndim - 1,)
+    )
+    return peak[..., None]

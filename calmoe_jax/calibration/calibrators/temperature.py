@@ -11,20 +11,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32, example_weights
 from calmoe_jax._signatures import checked
-from calmoe_jax.calibration._labels import Labels, at_label, not_ignored
+from calmoe_jax.calibration._labels import Labels, at_label, farthest_label, not_ignored
 from calmoe_jax.calibration.calibrators._masks import distances, margin_of, reach_of
 from calmoe_jax.calibration.calibrators._root import Slope, once, search_root, sums
 
-# The search runs over log T from this far below the logarithm of the margin (or of the scale, if
-# that is less) to this far above that of the logits' scale.
+# The search runs over log T within this distance of the logarithm of the logits' scale; downwards
+# at least to this far below that of their margin.
 _LOG_RANGE = 10.0
+_BELOW_MARGIN = 3.0
 # Logit of an impossible class, in units of the logits' scale: its probability underflows at every
 # temperature of the search, and its square is still finite.
 _IMPOSSIBLE = -1e15
-# From this many examples on the search starts at the optimum for every sixteenth example: it then
-# needs about three passes over all examples instead of ten.
-_MANY = 2**16
+# From this many examples on, or logits and examples, the search starts at the optimum for every
+# sixteenth example: it then needs about three passes over all examples instead of ten.
+_MANY, _MANY_LOGITS, _ENOUGH = 2**16, 2**20, 2**14
 _STRIDE = 16
+# Up to this many examples are added plainly.
+_PLAIN = 2**14
 # Tolerance of the start, in log T.
 _NEAR = 0.01
 
@@ -39,7 +42,7 @@ class TemperatureFit(NamedTuple):
             float32), and T is not at a bound.
         at_bound: whether the optimum is outside the search range: all examples right (T towards 0),
             confidence never justified (T towards infinity), or an optimum more than a factor
-            exp(10) above the logits' scale or below their margins. T is then the bound of the
+            exp(10) from the logits' scale, and not near their margins. T is then the bound of the
             search.
         num_steps: Newton or bisection steps taken over all the examples.
     """
@@ -67,8 +70,8 @@ def fit_temperature(
     optimum; scaling the logits scales T. A class that is farther below the largest of its example
     than 750 nats, 750 times the typical margin (the lower quartile of the difference between the
     two largest logits), and twice the distance of any true class, is a mask: it is impossible, as
-    with logit `-inf`. From 65536 examples on the search starts at the optimum for every sixteenth
-    example.
+    with logit `-inf`. Of 65536 examples or more (or a million logits of 16384) the search starts at
+    the optimum for every sixteenth example.
 
     The temperature is differentiable with respect to logits and weights, forwards and backwards:
     the slope stays 0, so `dlog T = d(slope) / curvature` (slope and curvature of the loss in
@@ -123,7 +126,7 @@ def _solve(
     distance = distances(logits)
     true = -jnp.where(sound, at_label(distance, labels), 0)
     margin = margin_of(logits, sound)
-    farthest = _farthest(distance, labels) * sound.astype(distance.dtype)
+    farthest = farthest_label(distance, labels) * sound.astype(distance.dtype)
     reach = reach_of(margin, jnp.max(farthest, initial=0))
     possible = ~jnp.isneginf(logits) & (distance <= reach) & sound[:, None]
     below = jnp.where(possible, -distance, 0)
@@ -143,21 +146,14 @@ def _solve(
     too_right = jnp.sum(weight * true) >= 0
     too_wrong = jnp.sum(weight * (mean - true)) >= 0
     low = jnp.full((), -_LOG_RANGE, dtype)
-    high = _LOG_RANGE + jnp.log(jnp.maximum(unit / jnp.where(margin > 0, margin, unit), 1))
-    high = jnp.minimum(high, jnp.log(jnp.finfo(dtype).max) - 1)
+    steepest = jnp.log(unit / jnp.where(margin > 0, margin, unit)) + _BELOW_MARGIN
+    high = jnp.clip(steepest, _LOG_RANGE, jnp.log(jnp.finfo(dtype).max) - 1)
     bound = jnp.where(too_right, high, low)
     boundless = too_right | too_wrong
     fitted = ~(trivial | invalid)
 
-    start, idle = jnp.zeros((), dtype), boundless | ~fitted
-    if logits.shape[0] >= _MANY:
-        some = slice(None, None, _STRIDE)
-        few = search_root(
-            _moments(scaled[some], true[some], weight[some]), start, low, high, idle, _NEAR
-        )
-        # all examples may have an optimum even if the subset has none
-        inside = (few.at > low + _LOG_RANGE / 2) & (few.at < high - _LOG_RANGE / 2)
-        start = jnp.where(inside, few.at, 0)
+    idle = boundless | ~fitted
+    start = _start(scaled, true, weight, low, high, idle)
     moments = _moments(scaled, true, weight)
     # after a Newton step of size h the error is of order h^2
     near = float(jnp.finfo(dtype).eps) ** 0.5
@@ -188,15 +184,24 @@ def _solve(
     return fit, reach
 
 
-def _farthest(
-    distance: Float[Array, "examples classes"], labels: Labels
-) -> Float[Array, " examples"]:
-    """Distance of the least likely class that an example may be of; 0 where that is not finite."""
-    if labels.ndim == 1:
-        found = at_label(distance, labels)
-    else:
-        found = jnp.max(jnp.where(labels > 0, distance, 0), axis=-1)
-    return jnp.where(jnp.isfinite(found), found, 0)
+def _start(
+    scaled: Float[Array, "examples classes"],
+    true: Float[Array, " examples"],
+    weight: Float[Array, " examples"],
+    low: Float[Array, ""],
+    high: Float[Array, ""],
+    idle: Bool[Array, ""],
+) -> Float[Array, ""]:
+    """Where the search begins: at the scale, or of many examples near the optimum of some."""
+    scale, size = jnp.zeros((), scaled.dtype), scaled.shape[0]
+    if size < _MANY and (size < _ENOUGH or scaled.size < _MANY_LOGITS):
+        return scale
+    some = slice(None, None, _STRIDE)
+    moments = _moments(scaled[some], true[some], weight[some])
+    few = search_root(moments, scale, low, high, idle, _NEAR)
+    # all examples may have an optimum even if the subset has none
+    inside = (few.at > low + _LOG_RANGE / 2) & (few.at < high - _LOG_RANGE / 2)
+    return jnp.where(inside, few.at, scale)
 
 
 def _loss(
@@ -230,8 +235,10 @@ def _moments(
         mean = first / total
         # no cancellation: the largest is at 0, so the variance is at least mean^2 / classes
         variance = jnp.maximum(second / total - jnp.square(mean), 0)
-        # apart: the pass over the logits is done, and the sum of several arrays is not pairwise
-        slope, spread = jnp.sum(weight * (mean - true)), jnp.sum(weight * variance)
+        terms = weight * (mean - true), weight * variance
+        # of many examples apart: pairwise, at the cost of more and smaller programs
+        few = weight.shape[0] <= _PLAIN
+        slope, spread = sums(*terms, axis=0) if few else map(jnp.sum, terms)
         return beta * slope, jnp.square(beta) * spread + beta * slope
 
     return at

@@ -170,7 +170,7 @@ def cluster_bins(
     weight = example_weights(confidence.shape, weights, where, confidence.dtype)
     outside = (weight != 0) & ((clusters < 0) | (clusters >= num_clusters))
     index = equal_width_index(jnp.where(jnp.isnan(confidence), 0, confidence), num_bins)
-    cell = jnp.clip(clusters, 0, num_clusters - 1) * num_bins + index
+    cell = jnp.clip(clusters, 0, num_clusters - 1).astype(index.dtype) * num_bins + index
     bins = sums_by_cell(cell, confidence, outcome, weight, (num_clusters, num_bins))
     poison = jnp.where(outside.any(), jnp.nan, 0).astype(confidence.dtype)
     return ReliabilityBins(*(sums + poison for sums in bins))

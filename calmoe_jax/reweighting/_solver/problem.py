@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._numerics import AxisName, pmax, psum
 from calmoe_jax.reweighting._solver import dual as _dual
-from calmoe_jax.reweighting._solver.units import Units, units
+from calmoe_jax.reweighting._solver.units import Units, mean_of, units
 from calmoe_kernels.xla import dual
 
 # Problems of at least this many examples start from the solution for one in so many of them.
@@ -66,7 +66,8 @@ def standardise(
     log_base = jnp.zeros_like(signal) if inputs.weights is None else jnp.log(inputs.weights)
     if where is not None:
         log_base = jnp.where(where, log_base, -jnp.inf)
-    if where is not None or inputs.weights is not None:
+    masked = where is not None or inputs.weights is not None
+    if masked:
         # values that do not count may be anything
         columns = jnp.where(jnp.isneginf(log_base)[:, None], 0, columns)
         signal = jnp.where(jnp.isneginf(log_base), -jnp.inf, signal)
@@ -88,7 +89,7 @@ def standardise(
     whole = psum(jnp.sum(share), axis_name)
     share /= jnp.where(whole > 0, whole, 1)
     make = _standard if stride_of(len(share)) == 1 else _centred
-    standard, scale, aim = make(columns, share, inputs.targets, axis_name)
+    standard, scale, aim = make(columns, share, inputs.targets, masked, axis_name)
     return StandardProblem(standard, scale, aim, log_base, signal / unit, unit)
 
 
@@ -96,32 +97,34 @@ def _standard(
     columns: Float[Array, "examples m"],
     share: Float[Array, " examples"],
     targets: Float[Array, " m"] | None,
+    masked: bool,
     axis_name: AxisName,
 ) -> tuple[dual.Columns, Float[Array, " m"], None]:
-    """Columns in standard units, their units, and no more.
+    """Columns in standard units, and their units.
 
     Args:
         columns: constraints, 0 where they do not count.
         share: base weights, of sum one.
         targets: the targets; by default the means.
+        masked: whether some of the base weights may be 0.
         axis_name: device axis.
     """
+    found = units(columns, share, masked=masked, axis_name=axis_name)
     if targets is None:
-        found = units(columns, share, axis_name=axis_name)
-        off = (columns - found.pivot[None]) - found.mean[None]
         scale = jnp.where(found.constant, jnp.inf, found.deviation)
+        off = (columns - found.pivot[None]) - found.mean[None]
+        # the pivot may be far from the mean
+        off -= mean_of(off, share, axis_name)[None]
     else:
-        off = columns - targets[None]
-        found = units(off, share, axis_name=axis_name)
-        scale = _scale(found, targets)
-    zero = jnp.zeros_like(scale)
-    return dual.Columns(off / scale[None], zero, zero + 1), scale, None
+        scale, off = _scale(found, targets), columns - targets[None]
+    return dual.Columns(off / scale[None]), scale, None
 
 
 def _centred(
     columns: Float[Array, "examples m"],
     share: Float[Array, " examples"],
     targets: Float[Array, " m"] | None,
+    masked: bool,
     axis_name: AxisName,
 ) -> tuple[dual.Columns, Float[Array, " m"], Float[Array, " m"] | None]:
     """Columns with their centres and units, and what of the means the centres leave.
@@ -132,14 +135,15 @@ def _centred(
         columns: constraints, 0 where they do not count.
         share: base weights, of sum one.
         targets: the targets; by default the means.
+        masked: whether some of the base weights may be 0.
         axis_name: device axis.
     """
     centre = targets
     if centre is None:
-        centre = psum(dual.weighted_sum(share, columns, jnp.zeros_like(columns[0])), axis_name)
+        centre = mean_of(columns, share, axis_name)
 
     def of(every: int) -> Units:
-        return units(columns[::every] - centre[None], share[::every], axis_name=axis_name)
+        return units(columns[::every], share[::every], masked=masked, axis_name=axis_name)
 
     found = of(_ONE_IN)
     # a column that is constant in the subset may vary elsewhere
@@ -157,15 +161,16 @@ def _centred(
     return standard, scale, aim
 
 
-def _scale(off: Units, centre: Float[Array, " m"]) -> Float[Array, " m"]:
-    """Units of columns; `off` are those relative to their targets, `centre`.
+def _scale(found: Units, targets: Float[Array, " m"]) -> Float[Array, " m"]:
+    """Units of columns for given targets.
 
     A constant column at its target gets an infinite unit, so it never matters; a constant column
     elsewhere gets its distance from the target.
     """
-    away = jnp.abs(off.pivot + off.mean)
-    least = 32 * float(jnp.finfo(away.dtype).eps) * jnp.maximum(jnp.abs(centre), away)
-    return jnp.where(off.constant, jnp.where(away > least, away, jnp.inf), off.deviation)
+    away = jnp.abs((found.pivot - targets) + found.mean)
+    least = jnp.maximum(jnp.abs(found.pivot), jnp.abs(targets))
+    least *= 32 * float(jnp.finfo(away.dtype).eps)
+    return jnp.where(found.constant, jnp.where(away > least, away, jnp.inf), found.deviation)
 
 
 def stride_of(size: int) -> int:
@@ -187,6 +192,9 @@ def log_weights_at(
 ) -> Float[Array, " examples"]:
     """Log weights for an inverse temperature and potentials, both in standard units."""
     logits = scores(problem, eta) + dual.shifts(problem.columns, potentials)
+    # the sum is then of the size of the weights' logarithms, not of large potentials
+    peak = pmax(jax.lax.stop_gradient(jnp.max(logits, initial=-jnp.inf)), axis_name)
+    logits -= jnp.where(jnp.isfinite(peak), peak, 0)
     total = _dual.log_sum(logits, axis_name)
     return logits - jnp.where(jnp.isneginf(total), 0, total)
 

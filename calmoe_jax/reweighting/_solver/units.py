@@ -6,17 +6,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._numerics import AxisName, pmax, psum
+from calmoe_jax._numerics import AxisName, pmax, pmin, psum
 from calmoe_kernels.xla.dual import weighted_sum
+
+# Squares of larger numbers would overflow, and of its inverse underflow; where they nearly do, the
+# distances of so many examples from the mean stand for the deviation.
+_LARGEST = 1e18
+_FEW, _NARROW = 64, 16
+_DEVICES = 2**30  # more than there are
 
 
 class Units(NamedTuple):
     """Means and standard deviations of columns.
 
     Attributes:
-        pivot: a value near the mean, with the resolution of the column.
-        mean: mean relative to it, which may be much finer.
-        deviation: standard deviation; 0 for a constant column.
+        pivot: a value of each column, of an example that counts.
+        mean: mean relative to it, with digits that the sum of both may not have.
+        deviation: standard deviation, or where squares would under- or overflow the largest
+            distance of a few examples from the mean; 0 for a constant column.
     """
 
     pivot: Float[Array, " m"]
@@ -33,16 +40,18 @@ def units(
     rows: Float[Array, "examples m"],
     share: Float[Array, " examples"],
     *,
+    masked: bool = True,
     axis_name: AxisName = None,
 ) -> Units:
     """Weighted means and standard deviations.
 
-    Means are taken in two steps, the second relative to the first: their rounding errors are then
-    small beside the deviations, and not only beside the mean.
+    Everything is relative to the values of an example, so that rounding errors are small beside
+    the deviations, and not only beside the mean.
 
     Args:
         rows: columns; finite also where they do not count.
         share: weights of the examples, at least 0; need not sum to one.
+        masked: whether some of them may be 0.
         axis_name: device axis that the examples are sharded over.
 
     Returns:
@@ -50,19 +59,43 @@ def units(
     """
     mass = psum(jnp.sum(share), axis_name)
     share = share / jnp.where(mass > 0, mass, 1)
-    nothing = jnp.zeros(rows.shape[1], rows.dtype)
-
-    def mean_of(values: jax.Array) -> Float[Array, " m"]:
-        return psum(weighted_sum(share, values, nothing), axis_name)
-
-    pivot = mean_of(rows)
+    pivot = one_row(rows, share if masked else None, axis_name)
     off = rows - pivot[None]
-    mean = mean_of(off)
-    off -= mean[None]
-    # squares of numbers of any size neither under- nor overflow
-    most = pmax(jnp.max(jnp.abs(off), axis=0, initial=0), axis_name)
-    most = jnp.where(most > 0, most, 1)
-    deviation = most * jnp.sqrt(mean_of((off / most[None]) ** 2))
-    # the rounding errors of a mean that is taken in two steps
-    least = 4 * float(jnp.finfo(rows.dtype).eps) ** 1.5 * jnp.abs(pivot + mean)
-    return Units(pivot, mean, jnp.where(deviation <= least, 0, deviation))
+    squares = jnp.clip(off, -_LARGEST, _LARGEST) ** 2
+    if rows.shape[1] <= _NARROW:  # one product is faster, but not of wide rows
+        powers = jnp.concatenate([off, squares], axis=1)
+        mean, square = jnp.split(mean_of(powers, share, axis_name), 2)
+    else:
+        mean, square = (mean_of(x, share, axis_name) for x in (off, squares))
+    variance = square - mean**2
+    some = slice(None, None, max(1, len(rows) // _FEW))
+    away = jnp.where(share[some, None] > 0, jnp.abs(off[some] - mean[None]), 0)
+    away = pmax(jnp.max(away, axis=0, initial=0), axis_name)
+    extreme = (square < _LARGEST**-1.5) | (square > _LARGEST**1.5) | (variance <= 0)
+    deviation = jnp.sqrt(jnp.where(extreme, 0, variance))
+    return Units(pivot, mean, jnp.where(extreme, away, deviation))
+
+
+def mean_of(
+    rows: Float[Array, "examples m"], share: Float[Array, " examples"], axis_name: AxisName
+) -> Float[Array, " m"]:
+    """Weighted means, for weights of sum one."""
+    return psum(weighted_sum(share, rows, jnp.zeros_like(rows, shape=rows.shape[1:])), axis_name)
+
+
+def one_row(
+    rows: Float[Array, "examples m"], share: Float[Array, " examples"] | None, axis_name: AxisName
+) -> Float[Array, " m"]:
+    """A row that counts: one of largest weight, or the first."""
+    if rows.shape[0] == 0:
+        row, peak = jnp.zeros_like(rows, shape=rows.shape[1:]), -jnp.ones((), rows.dtype)
+    elif share is None:
+        row, peak = rows[0], jnp.ones((), rows.dtype)
+    else:
+        place = jnp.argmax(share)
+        row, peak = rows[place], share[place]
+    if axis_name is None:
+        return row
+    device = jax.lax.axis_index(axis_name)
+    first = pmin(jnp.where(peak == pmax(peak, axis_name), device, _DEVICES), axis_name)
+    return psum(jnp.where(device == first, row, 0), axis_name)

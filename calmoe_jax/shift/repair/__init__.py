@@ -6,6 +6,7 @@ examples are weak evidence that a model should be more confident. `prepare` comp
 on the held-out examples alone, `fit_to_targets` the rest for a split, `describe` the decision.
 """
 
+from calmoe_jax._export import register_named_tuples as _register_named_tuples
 from calmoe_jax.shift.repair.fit import Repair as Repair
 from calmoe_jax.shift.repair.fit import fit_to_targets as fit_to_targets
 from calmoe_jax.shift.repair.held_out import HeldOut as HeldOut
@@ -18,3 +19,5 @@ from calmoe_jax.shift.repair.temperatures import CALIBRATORS as CALIBRATORS
 from calmoe_jax.shift.repair.temperatures import least_log_prob as least_log_prob
 from calmoe_jax.shift.repair.temperatures import usable_temperature as usable_temperature
 from calmoe_jax.shift.repair.temperatures import with_possible_labels as with_possible_labels
+
+_register_named_tuples(__name__)

@@ -105,11 +105,12 @@ def means(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
 def _launch(
     columns: Columns, scores: jax.Array, slopes: jax.Array, *, with_second: bool
 ) -> Moments:
-    size, width = columns.rows.shape
-    if any(x.dtype != jnp.float32 for x in (*columns, scores, slopes)):
-        raise NotImplementedError(
-            f"triton has no kernel for moments of dtype {columns.rows.dtype}."
-        )
+    rows, centre, scale = columns
+    size, width = rows.shape
+    if centre is None or scale is None:
+        centre, scale = jnp.zeros(width, rows.dtype), jnp.ones(width, rows.dtype)
+    if any(x.dtype != jnp.float32 for x in (rows, centre, scale, scores, slopes)):
+        raise NotImplementedError(f"triton has no kernel for moments of dtype {rows.dtype}.")
     if size == 0 or not 1 <= width <= _MOST_COLUMNS:
         raise NotImplementedError(
             f"triton needs 1 to {_MOST_COLUMNS} columns and at least one example, got "
@@ -128,7 +129,7 @@ def _launch(
     peaks, sums, reaches, firsts, seconds = launch(
         Launch(
             kernel=_moments_kernel,
-            inputs=(*columns[:1], scores, *columns[1:], slopes, size, config.tiles),
+            inputs=(rows, scores, centre, scale, slopes, size, config.tiles),
             outputs=tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes),
             grid=(programs,),
             constants=constants,

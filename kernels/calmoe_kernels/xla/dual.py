@@ -35,13 +35,13 @@ class Columns(NamedTuple):
 
     Attributes:
         rows: `[n, m]`, at least float32.
-        centre: `[m]`.
-        scale: `[m]`, above 0.
+        centre: `[m]`; None for rows in standard units.
+        scale: `[m]`, above 0; None likewise.
     """
 
     rows: jax.Array
-    centre: jax.Array
-    scale: jax.Array
+    centre: jax.Array | None = None
+    scale: jax.Array | None = None
 
 
 class Moments(NamedTuple):
@@ -112,49 +112,51 @@ def means(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
 
 def shifts(columns: Columns, slopes: jax.Array) -> jax.Array:
     """`-a_i v` of each example."""
-    slopes = slopes / columns.scale
-
-    def product() -> jax.Array:
-        return jnp.sum(columns.centre * slopes) - _product("nm,m->n", columns.rows, slopes)
+    rows, centre, scale = columns
+    if centre is None or scale is None:
+        return -_product("nm,m->n", rows, slopes)
+    slopes = slopes / scale
 
     def of_rows(rows: jax.Array) -> jax.Array:
-        return -_product("nm,m->n", rows - columns.centre[None], slopes)
-
-    if len(columns.rows) < _LARGE_PANEL:
-        return of_rows(columns.rows)
+        return -_product("nm,m->n", rows - centre[None], slopes)
 
     def by_block() -> jax.Array:
-        whole, rest = _by_block(of_rows, columns.rows)
+        whole, rest = _by_block(of_rows, rows)
         return jnp.concatenate([whole.reshape(-1), rest])
+
+    def product() -> jax.Array:
+        return jnp.sum(centre * slopes) - _product("nm,m->n", rows, slopes)
 
     return jax.lax.cond(distance(columns) > _FAR, by_block, product)
 
 
 def standard_sum(weights: jax.Array, columns: Columns) -> jax.Array:
     """`sum_i weights_i a_i`: the centre is subtracted first where it is far from 0."""
+    rows, centre, scale = columns
+    nothing = jnp.zeros_like(rows, shape=rows.shape[1:])
+    if centre is None or scale is None:
+        return weighted_sum(weights, rows, nothing)
 
     def of_rows(weights: jax.Array, rows: jax.Array) -> jax.Array:
-        off = rows - columns.centre[None]
-        return weighted_sum(weights, off, jnp.zeros_like(columns.centre))
+        return weighted_sum(weights, rows - centre[None], nothing)
 
-    if len(weights) < _LARGE_PANEL:
-        return of_rows(weights, columns.rows) / columns.scale
-
-    def of_blocks() -> jax.Array:
-        whole, rest = _by_block(of_rows, weights, columns.rows)
+    def by_block() -> jax.Array:
+        whole, rest = _by_block(of_rows, weights, rows)
         return jnp.sum(whole, axis=0) + rest
 
     near, small = (
-        partial(weighted_sum, weights, columns.rows, columns.centre, panel=panel)
+        partial(weighted_sum, weights, rows, centre, panel=panel)
         for panel in (_LARGE_PANEL, _PANEL)
     )
     away = distance(columns)
     kind = (away > _NEAR).astype(jnp.int32) + (away > _FAR).astype(jnp.int32)
-    return jax.lax.switch(kind, (near, small, of_blocks)) / columns.scale
+    return jax.lax.switch(kind, (near, small, by_block)) / scale
 
 
 def distance(columns: Columns) -> jax.Array:
     """The largest distance of a centre from 0, in units of its column."""
+    if columns.centre is None or columns.scale is None:
+        return jnp.zeros((), columns.rows.dtype)
     return jnp.max(jnp.abs(columns.centre) / columns.scale, initial=0)
 
 
@@ -250,7 +252,9 @@ def _divide(size: int, most: int) -> int:
 
 
 def _of_block(columns: Columns, scores: jax.Array, slopes: jax.Array) -> Moments:
-    standard = (columns.rows - columns.centre[None]) / columns.scale[None]
+    standard = columns.rows
+    if columns.centre is not None and columns.scale is not None:
+        standard = (standard - columns.centre[None]) / columns.scale[None]
     reach, log_sum, terms, total = _tilt(-_product("nm,m->n", standard, slopes), scores)
     mean = _product("n,nm->m", terms, standard) / total
     second = _product("nm,nl->ml", standard * terms[:, None], standard) / total

@@ -290,6 +290,7 @@ def test_the_order_of_examples_does_not_matter(name):
     )
 
 
+@pytest.mark.exhaustive
 @each(TRACED, set(TRACED) - {"temperature", "histogram"})  # a hundred programs each
 def test_eager_equals_jitted(name):
     row, arrays = TABLE[name], TABLE[name].draw()
@@ -302,6 +303,7 @@ def test_eager_equals_jitted(name):
     )
 
 
+@pytest.mark.exhaustive
 @each(TRACED, ("matrix", "experts"))
 def test_mapped_equals_a_loop(name):
     row = TABLE[name]
@@ -465,6 +467,7 @@ def test_an_event_without_a_level_is_nan(name):
     assert np.isnan(applied(name, fit, given)).all()
 
 
+@pytest.mark.exhaustive
 @every
 @pytest.mark.parametrize(
     "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.exhaustive), jnp.float64]
