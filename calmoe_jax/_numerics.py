@@ -58,6 +58,12 @@ def safe_divide(
     return jnp.where(empty, 0, numerator) / jnp.where(empty, 1, denominator)
 
 
+def log_or_neginf(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The logarithm of numbers that are not negative; `-inf`, with zero gradient, at 0."""
+    positive = values != 0
+    return jnp.where(positive, jnp.log(jnp.where(positive, values, 1)), -jnp.inf)
+
+
 def two_sum(
     a: Float[Array, "*shape"], b: Float[Array, "*shape"]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:

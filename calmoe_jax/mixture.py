@@ -19,6 +19,7 @@ from calmoe_jax._numerics import (
     at_least_float32,
     entropy,
     largest_or_nan,
+    log_or_neginf,
     pick_label,
     top_two_margin,
 )
@@ -141,9 +142,7 @@ def mix_log_probs(
     peak = jax.lax.stop_gradient(jnp.where(jnp.isneginf(peak), 0, peak))
     ratios = jnp.exp(jnp.minimum(log_probs - peak, _MAX_LOG_RATIO))
     total = jnp.sum(weights * ratios, axis=-2)
-    impossible = total == 0
-    log_total = jnp.where(impossible, -jnp.inf, jnp.log(jnp.where(impossible, 1, total)))
-    return log_total + peak[..., 0, :]
+    return log_or_neginf(total) + peak[..., 0, :]
 
 
 def _present(

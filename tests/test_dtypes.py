@@ -7,37 +7,34 @@ import public_calls
 import pytest
 
 import calmoe_jax as cm
+from calmoe_jax.moe import ExpertParams
 
-# Whether JAX has 64 bits, how it promotes, and the dtype of the arrays.
+# Whether JAX has 64 bits, how it promotes, and the dtypes of the arrays' floats and integers.
 MODES = {
-    "strict": (False, "strict", jnp.float32),
-    "strict bfloat16": (False, "strict", jnp.bfloat16),
-    "64 bits": (True, "standard", jnp.float64),
-    "64 bits, strict": (True, "strict", jnp.float64),
-    "64 bits, strict float32": (True, "strict", jnp.float32),
+    "strict": (False, "strict", jnp.float32, jnp.int32),
+    "strict bfloat16": (False, "strict", jnp.bfloat16, jnp.int32),
+    "64 bits": (True, "standard", jnp.float64, jnp.int64),
+    "64 bits, strict": (True, "strict", jnp.float64, jnp.int64),
+    "64 bits, strict float32": (True, "strict", jnp.float32, jnp.int32),
 }
-BY_DEFAULT = ("strict bfloat16",)
 
 
-def cast(arrays, dtype):
-    """Arrays of floats in a dtype; in bfloat16, what was fitted and plain numbers are float32."""
+def cast(arrays, floats, integers):
+    """Arrays in other dtypes; in bfloat16, what was fitted and plain numbers are float32."""
 
-    def one(x, dtype):
+    def one(x, floats):
         x = jnp.asarray(x)
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            return x.astype(floats)
+        return x.astype(integers) if jnp.issubdtype(x.dtype, jnp.integer) else x
 
     def argument(value):
-        fitted = hasattr(value, "_fields") and not hasattr(value, "w_in")
-        whole = dtype == jnp.bfloat16 and (fitted or isinstance(value, list) or np.ndim(value) == 0)
-        return jax.tree.map(lambda x: one(x, jnp.float32 if whole else dtype), value)
+        fitted = isinstance(value, tuple | list) and not isinstance(value, ExpertParams)
+        wide = fitted or (not isinstance(value, tuple) and np.ndim(value) == 0)
+        dtype = jnp.float32 if wide and floats == jnp.bfloat16 else floats
+        return jax.tree.map(lambda x: one(x, dtype), value)
 
-    # an `ExpertParams` has no number of axes
-    return {
-        name: jax.tree.map(lambda x: one(x, dtype), value)
-        if hasattr(value, "w_in")
-        else argument(value)
-        for name, value in arrays.items()
-    }
+    return {name: argument(value) for name, value in arrays.items()}
 
 
 def gradient(call, arrays):
@@ -73,20 +70,20 @@ def every_call():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    "mode",
-    [pytest.param(m, marks=() if m in BY_DEFAULT else pytest.mark.exhaustive) for m in MODES],
-)
+@pytest.mark.parametrize("mode", MODES)
 def test_public_functions(mode, every_call):
-    wide, promotion, dtype = MODES[mode]
+    wide, promotion, floats, integers = MODES[mode]
     failed = {}
     with jax.enable_x64(wide), jax.numpy_dtype_promotion(promotion):
         for name, (function, arrays, statics) in every_call.items():
             call = public_calls.bound(function, statics)
             try:
-                given = cast(arrays, dtype)
+                given = cast(arrays, floats, integers)
                 jax.eval_shape(call, given)
                 gradient(call, given)
+                if mode == "64 bits, strict float32":
+                    found = jax.tree.leaves(jax.eval_shape(call, given))
+                    assert jnp.float64 not in [x.dtype for x in found], "promoted to 64 bits"
             except Exception as error:
                 failed[name] = f"{type(error).__name__}: {str(error)[:200]}"
     assert not failed

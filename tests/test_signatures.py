@@ -1,7 +1,6 @@
 """Public functions hold their callers to the shapes and kinds of numbers of their signatures."""
 
 import inspect
-import types
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -10,59 +9,20 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import public_calls
 import pytest
+from public_calls import arrays_of
 
 import calmoe_jax as cm
 from calmoe_jax._signatures import checked
 
-CALIBRATORS = cm.calibration.calibrators
-NAMESPACES = (
-    cm,
-    cm.calibration,
-    CALIBRATORS,
-    cm.calibration.intervals,
-    cm.fgr,
-    cm.moe,
-    cm.reweighting,
-    cm.shift,
-)
 # It takes plans with any leading axes, as from `vmap` or a scan over layers.
-STACKED = ("check_plan",)
+STACKED = {"moe.check_plan"}
 # Sizes of axes, by name; new names get the next number, so that all are different and none is 1.
 _SIZES: dict[str, int] = {}
 
 
-def public_functions() -> Iterator[tuple[str, Any]]:
-    """Functions of the namespaces that take arrays, each once."""
-    found: dict[Any, str] = {}
-    for namespace in NAMESPACES:
-        for name, member in sorted(vars(namespace).items()):
-            if name.startswith("_") or not inspect.isfunction(member):
-                continue
-            if member.__module__.startswith("calmoe_jax._"):
-                continue
-            if name in STACKED:
-                continue
-            if any(_arrays(p.annotation) for p in inspect.signature(member).parameters.values()):
-                found.setdefault(member, f"{namespace.__name__}.{name}")
-    yield from ((name, function) for function, name in found.items())
-
-
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return typing.get_args(annotation) if union else (annotation,)
-
-
-def _arrays(annotation: Any) -> list[Any]:
-    """The array types of an annotation, and the named tuples that hold some."""
-    found = []
-    for choice in _choices(annotation):
-        if hasattr(choice, "dim_str"):
-            found.append(choice)
-        elif isinstance(choice, type) and hasattr(choice, "_fields"):
-            if any(_arrays(each) for each in typing.get_type_hints(choice).values()):
-                found.append(choice)
-    return found
+FUNCTIONS = {n: f for n, f in public_calls.calls().items() if n not in STACKED}
 
 
 def _shape(array_type: Any) -> tuple[int, ...]:
@@ -80,11 +40,11 @@ def _array(array_type: Any, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _value(annotation: Any) -> Any:
-    choice = _arrays(annotation)[0]
+    choice = arrays_of(annotation)[0]
     if hasattr(choice, "dim_str"):
         return _array(choice, _shape(choice))
     hints = typing.get_type_hints(choice)
-    return choice(*(_value(hints[n]) if _arrays(hints[n]) else None for n in choice._fields))
+    return choice(*(_value(hints[n]) if arrays_of(hints[n]) else None for n in choice._fields))
 
 
 def _call(function: Any, arguments: dict[str, Any]) -> Exception | None:
@@ -104,16 +64,16 @@ def _call(function: Any, arguments: dict[str, Any]) -> Exception | None:
 
 def _leaves(name: str, annotation: Any, value: Any) -> Iterator[tuple[str, Any, jax.Array]]:
     """Name, type and value of each array of an argument."""
-    if not _arrays(annotation):
+    if not arrays_of(annotation):
         return
-    choice = _arrays(annotation)[0]
+    choice = arrays_of(annotation)[0]
     if hasattr(choice, "dim_str"):
         yield name, choice, value
         return
     hints = typing.get_type_hints(choice)
     for field in choice._fields:
         # a named tuple in it may be stacked
-        if getattr(value, field) is not None and hasattr(_arrays(hints[field])[0], "dim_str"):
+        if getattr(value, field) is not None and hasattr(arrays_of(hints[field])[0], "dim_str"):
             yield from _leaves(f"{name}.{field}", hints[field], getattr(value, field))
 
 
@@ -149,13 +109,11 @@ def _conforms(leaves: list[tuple[str, Any, jax.Array]]) -> bool:
         return all(isinstance(value, array_type) for _, array_type, value in leaves)
 
 
-@pytest.mark.parametrize(
-    ("name", "function"),
-    [pytest.param(n, f, id=n.removeprefix("calmoe_jax.")) for n, f in public_functions()],
-)
-def test_another_shape_is_never_a_number(name, function):
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_another_shape_is_never_a_number(name):
+    function = FUNCTIONS[name]
     parameters = inspect.signature(function).parameters
-    annotations = {n: p.annotation for n, p in parameters.items() if _arrays(p.annotation)}
+    annotations = {n: p.annotation for n, p in parameters.items() if arrays_of(p.annotation)}
     arguments = {n: _value(a) for n, a in annotations.items()}
     required = [a for a in annotations.values() if hasattr(a, "_fields")]
     leaves = [leaf for n, a in annotations.items() for leaf in _leaves(n, a, arguments[n])]

@@ -5,7 +5,6 @@ gives the expectation of its value over labels drawn from it, so that rows with 
 their classes give, and a row is the average of its votes.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -57,14 +56,6 @@ def labelled(labels: Labels, num_classes: int) -> Bool[Array, " examples"]:
     if labels.ndim == 1:
         return (labels >= 0) & (labels < num_classes)
     return ~jnp.isnan(probabilities(labels)[:, 0])
-
-
-def shares(labels: Labels, num_classes: int) -> Float[Array, "examples classes"]:
-    """Labels as distributions over the classes; rows that are not labelled are NaN."""
-    if labels.ndim == 2:
-        return probabilities(labels)
-    true = jax.nn.one_hot(labels, num_classes)
-    return jnp.where(labelled(labels, num_classes)[:, None], true, jnp.nan)
 
 
 def not_ignored(

@@ -90,11 +90,6 @@ def expert_linear(
     result = product(rows, w)
     if bias is None:
         return result
-    if bias.shape != (w.shape[0], w.shape[2]):
-        raise ValueError(
-            f"bias must have shape {(w.shape[0], w.shape[2])} for w.shape={w.shape}, got "
-            f"bias.shape={bias.shape}."
-        )
     # a product too: its gradient sums an expert's rows in a fixed order, and in float32
     return result + product(jnp.ones((rows.shape[0], 1), rows.dtype), bias[:, None])
 
@@ -151,7 +146,7 @@ def expert_mlp(
 
 @checked
 def shared_mlp(
-    x: Float[Array, "tokens d"], params: ExpertParams, *, activation: Activation = "gelu"
+    x: Float[Array, "tokens d"], shared: ExpertParams, *, activation: Activation = "gelu"
 ) -> Float[Array, "tokens d_out"]:
     """Applies all experts to every token and sums: `sum_e act(x w_in[e] + b_in[e]) w_out[e] + ...`.
 
@@ -159,7 +154,7 @@ def shared_mlp(
 
     Args:
         x: tokens.
-        params: the shared experts' parameters, of the dtype of `x`.
+        shared: the shared experts' parameters, of the dtype of `x`.
         activation: as in `expert_mlp`.
 
     Returns:
@@ -170,29 +165,27 @@ def shared_mlp(
         ValueError: if the widths do not fit, or the activation is unknown.
 
     Example:
-        >>> params = ExpertParams(jnp.ones((2, 1, 3)), jnp.ones((2, 3, 1)))
-        >>> shared_mlp(jnp.array([[2.0], [-1.0]]), params, activation="relu").tolist()
+        >>> shared = ExpertParams(jnp.ones((2, 1, 3)), jnp.ones((2, 3, 1)))
+        >>> shared_mlp(jnp.array([[2.0], [-1.0]]), shared, activation="relu").tolist()
         [[12.0], [0.0]]
 
     References:
         Dai et al., DeepSeekMoE, 2024.
     """
-    _check_widths(params, activation)
-    experts, d, columns = params.w_in.shape
-    if x.shape[1] != d:
-        raise ValueError(f"params must be of {x.shape[1]} inputs, got w_in.shape={(experts, d)}.")
-    if any(w.dtype != x.dtype for w in params if w is not None):
-        dtypes = [str(w.dtype) for w in params if w is not None]
-        raise TypeError(f"params must have the dtype of x, {x.dtype}, got {', '.join(dtypes)}.")
+    _check_widths(shared, activation)
+    experts, _, columns = shared.w_in.shape
+    if any(w.dtype != x.dtype for w in shared if w is not None):
+        dtypes = [str(w.dtype) for w in shared if w is not None]
+        raise TypeError(f"shared must have the dtype of x, {x.dtype}, got {', '.join(dtypes)}.")
     wide = at_least_float32(x[:0]).dtype
-    inner = jnp.einsum("td,edf->tef", x, params.w_in, preferred_element_type=wide).astype(x.dtype)
-    if params.b_in is not None:
-        inner += params.b_in[None]
+    inner = jnp.einsum("td,edf->tef", x, shared.w_in, preferred_element_type=wide).astype(x.dtype)
+    if shared.b_in is not None:
+        inner += shared.b_in[None]
     inner = checkpoint_name(inner.reshape(-1, columns), HIDDEN_NAME)
     hidden = function_of(activation)(inner).reshape(x.shape[0], experts, -1)
-    result = jnp.einsum("tef,efd->td", hidden, params.w_out, preferred_element_type=wide)
-    if params.b_out is not None:
-        result += at_least_float32(params.b_out).sum(axis=0)[None]
+    result = jnp.einsum("tef,efd->td", hidden, shared.w_out, preferred_element_type=wide)
+    if shared.b_out is not None:
+        result += at_least_float32(shared.b_out).sum(axis=0)[None]
     return result.astype(x.dtype)
 
 

@@ -99,7 +99,6 @@ def sparse_layer(
     References:
         DeepSeek-AI, DeepSeek-V3 Technical Report, 2024 (bias, groups, factor, shared experts).
     """
-    _check(x, gate_logits, params)
     check_positive("scaling_factor", scaling_factor)
     limits: dict[str, Any] = {
         "capacity": capacity,
@@ -137,16 +136,3 @@ def _shared(
     counted = where[:, None]
     output = shared_mlp(jnp.where(counted, x, 0), shared, activation=activation)
     return jnp.where(counted, output, 0)
-
-
-def _check(x: jax.Array, gate_logits: jax.Array, params: ExpertParams) -> None:
-    if x.shape[0] != gate_logits.shape[0]:
-        raise ValueError(
-            f"gate_logits must have the {x.shape[0]} tokens of x, got "
-            f"gate_logits.shape={gate_logits.shape}."
-        )
-    if params.w_in.shape[0] != gate_logits.shape[1]:
-        raise ValueError(
-            f"params must have the {gate_logits.shape[1]} experts of gate_logits, got "
-            f"w_in.shape={params.w_in.shape}."
-        )

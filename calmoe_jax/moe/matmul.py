@@ -89,7 +89,7 @@ def grouped_matmul(
     References:
         Gale et al., MegaBlocks, 2022.
     """
-    _check(x, w, group_sizes, group_offsets, block_size, capacity)
+    _check(x, w, group_offsets, block_size, capacity)
     sizes = jax.lax.stop_gradient(group_sizes).astype(jnp.int32)
     if group_offsets is None:
         offsets = jnp.cumsum(sizes, dtype=jnp.int32) - sizes
@@ -259,34 +259,15 @@ def _products(
 def _check(
     x: jax.Array,
     w: jax.Array,
-    group_sizes: jax.Array,
     group_offsets: jax.Array | None,
     block_size: int | None,
     capacity: int | None,
 ) -> None:
-    for name, array in (("x", x), ("w", w)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(f"{name} must be of floats, got {name}.dtype={array.dtype}.")
     if x.dtype != w.dtype:
         raise TypeError(f"w must have the dtype of x, {x.dtype}, got w.dtype={w.dtype}.")
-    if x.ndim != 2 or w.ndim != 3 or x.shape[1] != w.shape[1]:
-        raise ValueError(
-            "x must have the axes [rows, d] and w the axes [experts, d, f], got "
-            f"x.shape={x.shape} and w.shape={w.shape}."
-        )
     experts, rows = w.shape[0], x.shape[0]
     if experts < 1:
         raise ValueError(f"w must have at least one expert, got w.shape={w.shape}.")
-    for name, facts in (("group_sizes", group_sizes), ("group_offsets", group_offsets)):
-        if facts is None:
-            continue
-        if not jnp.issubdtype(facts.dtype, jnp.integer):
-            raise TypeError(f"{name} must be of integers, got {name}.dtype={facts.dtype}.")
-        if facts.shape != (experts,):
-            raise ValueError(
-                f"{name} must have shape ({experts},), one number per expert of w, got "
-                f"{name}.shape={facts.shape}."
-            )
     if block_size is not None and capacity is not None:
         raise ValueError(
             "at most one of block_size and capacity may be given, got "

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from devices import shard_map
 
 import calmoe_jax as cm
 from calmoe_jax.calibration.states import (
@@ -166,9 +166,9 @@ def test_devices_are_one(mesh):
         return psum_state(state, "d")
 
     expected = at_once(probs, labels, weights=weights)
-    whole = jax.jit(
-        jax.shard_map(shard, mesh=mesh, in_specs=PartitionSpec("d"), out_specs=PartitionSpec())
-    )(probs, labels, weights)
+    whole = jax.jit(shard_map(shard, mesh=mesh, in_specs=jax.P("d"), out_specs=jax.P()))(
+        probs, labels, weights
+    )
     assert_same(compute(whole), expected)
     split = [x.reshape(devices, -1, *x.shape[1:]) for x in (probs, labels, weights)]
     found = compute(jax.pmap(shard, axis_name="d")(*split))

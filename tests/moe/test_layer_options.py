@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sparse_references
+from devices import shard_map
 from dispatching import close, exhaustive, host, normal
 
 import calmoe_jax as cm
@@ -176,7 +177,7 @@ def test_the_bias_of_layers_and_of_devices(mesh):
     def of_device(load):
         return update_selection_bias(jnp.asarray(bias), load[0], rate=0.1, axis_name="d")
 
-    mapped = jax.shard_map(of_device, mesh=mesh, in_specs=jax.P("d"), out_specs=jax.P())
+    mapped = shard_map(of_device, mesh=mesh, in_specs=jax.P("d"), out_specs=jax.P())
     close(jax.jit(mapped)(load), np.stack(each))
 
 

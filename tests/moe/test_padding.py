@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import shard_map
 from dispatching import (
     awkward,
     close,
@@ -158,7 +159,7 @@ def test_statistics_of_shards_are_those_of_all_tokens(mesh):
         return found._replace(num_tokens=found.num_tokens[None])
 
     out = cm.routing.GateStatistics(jax.P(), jax.P("d"), jax.P(), jax.P("d"))
-    mapped = jax.shard_map(statistics, mesh=mesh, in_specs=jax.P("d"), out_specs=out)
+    mapped = shard_map(statistics, mesh=mesh, in_specs=jax.P("d"), out_specs=out)
     found = jax.jit(mapped)(logits, where)
     alone = cm.routing.gate_statistics(jnp.asarray(logits), where=jnp.asarray(where))
     close(found[:3], alone[:3])
@@ -169,7 +170,7 @@ def test_statistics_of_shards_are_those_of_all_tokens(mesh):
         each = cm.moe.load_balancing_loss, cm.moe.router_z_loss
         return [loss(routed, axis_name=axis_name) for loss in each]
 
-    mapped = jax.shard_map(
+    mapped = shard_map(
         partial(losses, axis_name="d"), mesh=mesh, in_specs=jax.P("d"), out_specs=jax.P()
     )
     close(jax.jit(mapped)(logits, where), jax.jit(losses)(logits, where))

@@ -47,7 +47,7 @@ def test_columns_far_from_0_are_balanced(far, shifted, size):
     miss = np.abs(w @ (exact - target) / exact.std(0)).max()
     # what it says is what it is
     assert miss <= 1e-5
-    np.testing.assert_allclose(solution.residual, miss, atol=1e-6)
+    np.testing.assert_allclose(solution.residual, miss, atol=3e-6)
 
 
 def test_many_columns_far_from_0_are_balanced():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._numerics import at_least_float32
+from calmoe_jax._numerics import at_least_float32, log_or_neginf
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import event
 from calmoe_jax.calibration.metrics.binning import ReliabilityBins, reliability_bins
@@ -80,7 +80,7 @@ def binary_log_loss(
         valid, happened = event(jnp.where(jnp.isnan(odds), jnp.nan, 0.5), outcome)
     else:
         valid, happened = event(probs, outcome)
-        likely, unlikely = _log(valid), _log(1 - valid)
+        likely, unlikely = log_or_neginf(valid), log_or_neginf(1 - valid)
     losses = -(_times(happened, likely) + _times(1 - happened, unlikely))
     return mean_of(jnp.where(jnp.isnan(valid), jnp.nan, losses), weights, where)
 
@@ -155,11 +155,6 @@ def multilabel_bins(
         )
 
     return jax.vmap(one, in_axes=1)(probs, outcomes)
-
-
-def _log(values: Float[Array, " examples"]) -> Float[Array, " examples"]:
-    """The logarithm, with zero gradient at 0."""
-    return jnp.where(values > 0, jnp.log(jnp.where(values > 0, values, 1)), -jnp.inf)
 
 
 def _times(share: Float[Array, " examples"], logs: jax.Array) -> Float[Array, " examples"]:

@@ -9,7 +9,7 @@ outside the classes, makes every value NaN.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calmoe_jax._numerics import at_least_float32, example_weights
+from calmoe_jax._numerics import at_least_float32, example_weights, log_or_neginf
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import (
     distributions,
@@ -202,8 +202,8 @@ def _cross_entropies(
 ) -> Float[Array, " examples"]:
     """`-sum_c q_c log p_c` of each example, with soft labels `q`."""
     values = probabilities(probs)
-    logs = jnp.where(values > 0, jnp.log(jnp.where(values > 0, values, 1)), -jnp.inf)
-    return jnp.where(jnp.isnan(values[:, 0]), jnp.nan, 0 - at_label(logs, labels))
+    losses = 0 - at_label(log_or_neginf(values), labels)
+    return jnp.where(jnp.isnan(values[:, 0]), jnp.nan, losses)
 
 
 def squared_distances(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._numerics import AxisName, pmax, psum
+from calmoe_jax._numerics import AxisName, log_or_neginf, pmax, psum
 from calmoe_jax.reweighting._solver.linear import solve_semidefinite
 from calmoe_kernels import selection
 from calmoe_kernels.xla import dual
@@ -84,7 +84,7 @@ def log_sum(scores: Float[Array, " examples"], axis_name: AxisName) -> Float[Arr
     peak = pmax(total, axis_name)
     peak = jnp.where(jnp.isneginf(peak), 0, peak)
     shares = psum(jnp.exp(total - peak), axis_name)
-    return jnp.where(shares == 0, -jnp.inf, jnp.log(jnp.where(shares == 0, 1, shares))) + peak
+    return log_or_neginf(shares) + peak
 
 
 def begin(

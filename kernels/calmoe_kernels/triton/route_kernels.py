@@ -212,8 +212,7 @@ def choose_kernel(
         sum_of_exps = tl.sum(tl.exp(logits - largest[:, None]), 1)
         log_sum = tl.log(sum_of_exps) + largest
         log_scores, probs = _scores(logits, largest, sum_of_exps, SIGMOID)
-        probs = tl.where(routable[:, None], probs, float("nan"))
-        prob_sum += tl.sum(tl.where(counted[:, None], probs, 0.0), 0)
+        prob_sum += tl.sum(_defined(probs, routable, counted), 0)
         bad += tl.sum(tl.where(counted & ~routable, 1, 0), 0)
         log_sum_or_nan = tl.where(routable, log_sum, float("nan"))
         tl.store(log_sums + t, tl.where(counted, log_sum_or_nan, 0.0), mask=live)
@@ -235,10 +234,10 @@ def choose_kernel(
         weighed = log_scores
         if GROUPS > 1:
             weighed = tl.where(values == float("-inf"), float("-inf"), log_scores)
+        taken = (key == _TAKEN) & real[None, :] & counted[:, None]
         picked = tl.where(used, tl.gather(weighed, index, 1), float("-inf"))
         weight = _weights(picked, log_sum, SIGMOID, RENORMALIZE)
         weight = _defined(weight, weighable, counted)
-        taken = (key == _TAKEN) & real[None, :] & counted[:, None]
         number, taken = _numbers(taken, weighed, picked, weight, index, count)
         count += tl.sum(taken, 0)
         slot = t.to(tl.int64)[:, None] * K + kk[None, :]
