@@ -26,6 +26,9 @@ class Network(NamedTuple):
             With `sparse` only the chosen experts need be computed; the slots of the prediction
             are then the chosen experts. A network that always computes all experts ignores it
             (`**_`).
+        param_specs: `params -> specs`: partition specs of the parameters, where some are sharded
+            over devices (see `calmoe_jax.training.sharded_training`); `None` if none is. `apply`
+            then gets the device's own shards.
 
     Example:
         >>> def init(key):
@@ -44,6 +47,7 @@ class Network(NamedTuple):
 
     init: Callable[[jax.Array], tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Prediction, PyTree]]
+    param_specs: Callable[[PyTree], PyTree] | None = None
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:

@@ -1,31 +1,11 @@
 """A training step on a batch that is spread over devices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-
-
-def data_mesh(devices: Sequence[Any] | None = None, *, axis_name: str = "data") -> Mesh:
-    """A mesh of devices along one axis, over which batches are spread.
-
-    Args:
-        devices: the devices; all by default.
-        axis_name: name of the axis.
-
-    Returns:
-        The mesh; its axis is of the automatic type, so that plain `jit` may reshard.
-
-    Example:
-        >>> from calmoe_jax.parallel import data_mesh
-        >>> data_mesh(jax.devices()[:1]).shape["data"]
-        1
-    """
-    chosen = jax.devices() if devices is None else list(devices)
-    return Mesh(np.array(chosen), (axis_name,))
 
 
 def over_devices(

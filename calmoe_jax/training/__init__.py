@@ -14,9 +14,13 @@ from calmoe_jax.training.log import MetricsLog as MetricsLog
 from calmoe_jax.training.objective import LossFn as LossFn
 from calmoe_jax.training.objective import Objective as Objective
 from calmoe_jax.training.objective import Rectification as Rectification
+from calmoe_jax.training.sharded import ShardedTraining as ShardedTraining
+from calmoe_jax.training.sharded import sharded_training as sharded_training
 from calmoe_jax.training.state import StepLog as StepLog
 from calmoe_jax.training.state import TrainState as TrainState
 from calmoe_jax.training.state import init_state as init_state
+from calmoe_jax.training.step import apply_gradients as apply_gradients
+from calmoe_jax.training.step import step_gradients as step_gradients
 from calmoe_jax.training.step import train_step as train_step
 from calmoe_jax.training.trainer import NonFiniteLossError as NonFiniteLossError
 from calmoe_jax.training.trainer import TrainedSeeds as TrainedSeeds

@@ -1,5 +1,7 @@
 """One step of training on one batch, as a pure function: forward, gradient, update."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,8 +16,19 @@ from calmoe_jax.training.objective import Objective, Rectification
 from calmoe_jax.training.objectives._parts import dense_weights
 from calmoe_jax.training.state import StepLog, TrainState, all_finite
 
-# Auxiliary output of a pass over a batch, besides its gradient.
-_Left = tuple[PyTree, StepLog, PyTree]
+
+class StepLeft(NamedTuple):
+    """What the passes over a batch leave besides gradients.
+
+    Attributes:
+        network_state: the network's state after the batch.
+        log: statistics of the batch.
+        objective_state: the objective's state after the batch.
+    """
+
+    network_state: PyTree
+    log: StepLog
+    objective_state: PyTree
 
 
 def train_step(
@@ -63,19 +76,69 @@ def train_step(
         >>> bool(log.accuracy == 1)
         True
     """
+    gradients, left = step_gradients(
+        state, batch, key, network=network, objective=objective, axis_name=axis_name
+    )
+    return apply_gradients(state, gradients, left, optimizer=optimizer)
+
+
+def step_gradients(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    network: Network,
+    objective: Objective,
+    axis_name: AxisName = None,
+) -> tuple[tuple[PyTree, ...], StepLeft]:
+    """The first half of a step: the passes over the batch, without the update.
+
+    Apart from `apply_gradients`, so that parameters that are sharded over devices can be updated
+    outside `shard_map`, where norms and products of gradients are those of all shards.
+
+    Args:
+        state: as in `train_step`.
+        batch: as in `train_step`.
+        key: as in `train_step`.
+        network: as in `train_step`.
+        objective: as in `train_step`.
+        axis_name: as in `train_step`.
+
+    Returns:
+        The gradient of the objective and, if it has a rectification, that of the second loss; and
+        what else the passes leave.
+    """
     if objective.rectification is None:
         chosen = jnp.ones(1, jnp.float32)
         gradient, left = _gradient(state, batch, chosen, network, objective, axis_name)
-    else:
-        gradient, left = _rectified(
-            state, batch, key, network, objective, objective.rectification, axis_name
-        )
-    network_state, log, objective_state = left
+        return (gradient,), left
+    return _two_gradients(state, batch, key, network, objective, objective.rectification, axis_name)
+
+
+def apply_gradients(
+    state: TrainState,
+    gradients: tuple[PyTree, ...],
+    left: StepLeft,
+    *,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, StepLog]:
+    """The second half of a step: rectifies if there are two gradients, and updates.
+
+    Args:
+        state: state before the step.
+        gradients: from `step_gradients`.
+        left: from `step_gradients`.
+        optimizer: gradients to updates.
+
+    Returns:
+        As `train_step`.
+    """
+    gradient = gradients[0] if len(gradients) == 1 else fgr.rectify_gradient(*gradients)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    state = TrainState(params, network_state, opt_state, objective_state)
+    state = TrainState(params, left.network_state, opt_state, left.objective_state)
     # of the full state: Adam's moments can overflow while the parameters stay finite
-    return state, log._replace(finite=jnp.isfinite(log.loss) & all_finite(state))
+    return state, left.log._replace(finite=jnp.isfinite(left.log.loss) & all_finite(state))
 
 
 def _gradient(
@@ -85,10 +148,10 @@ def _gradient(
     network: Network,
     objective: Objective,
     axis_name: AxisName,
-) -> tuple[PyTree, _Left]:
+) -> tuple[PyTree, StepLeft]:
     """Gradient of a mean of the losses: the objective alone, or it and the second loss."""
 
-    def losses(params: PyTree) -> tuple[Float[Array, " losses"], _Left]:
+    def losses(params: PyTree) -> tuple[Float[Array, " losses"], StepLeft]:
         prediction, network_state = network.apply(
             params, state.network_state, batch.inputs, train=True,
             sparse=not objective.needs_all_experts,
@@ -100,14 +163,16 @@ def _gradient(
         if len(chosen) > 1:
             assert objective.rectification is not None
             values.append(objective.rectification.loss(prediction, batch, axis_name=axis_name))
-        return jnp.stack(values), (_mean_state(network_state, axis_name), log, objective_state)
+        return jnp.stack(values), StepLeft(
+            _mean_state(network_state, axis_name), log, objective_state
+        )
 
     _, pull_back, left = jax.vjp(losses, state.params, has_aux=True)
     gradient: PyTree = _total(pull_back(chosen)[0], batch, axis_name)
     return gradient, left
 
 
-def _rectified(
+def _two_gradients(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
@@ -115,21 +180,21 @@ def _rectified(
     objective: Objective,
     rectification: Rectification,
     axis_name: AxisName,
-) -> tuple[PyTree, _Left]:
-    """The gradient without the part that opposes the second loss; logs are of the objective."""
+) -> tuple[tuple[PyTree, ...], StepLeft]:
+    """The gradients of the objective and of the second loss; logs are of the objective."""
     # A loop of two passes of one program: side by side, XLA holds the activations of both
     # (5.3 GB instead of 2.7 for the benchmark's step) and the step takes a fifth longer.
     inputs = as_float(batch.inputs)
     seen = jax.tree.map(lambda *x: jnp.stack(x), rectification.perturb(inputs, key), inputs)
 
-    def one_pass(given: tuple[jax.Array, PyTree]) -> tuple[PyTree, _Left]:
+    def one_pass(given: tuple[jax.Array, PyTree]) -> tuple[PyTree, StepLeft]:
         chosen, inputs = given
         some = batch._replace(inputs=inputs)
         return _gradient(state, some, chosen, network, objective, axis_name)
 
     gradients, left = jax.lax.map(one_pass, (jnp.eye(2, dtype=jnp.float32), seen))
-    main, opposed = (jax.tree.map(lambda x, i=i: x[i], gradients) for i in range(2))
-    return fgr.rectify_gradient(main, opposed), jax.tree.map(lambda x: x[0], left)
+    both = tuple(jax.tree.map(lambda x, i=i: x[i], gradients) for i in range(2))
+    return both, jax.tree.map(lambda x: x[0], left)
 
 
 def batch_loss(

@@ -1,0 +1,94 @@
+"""Training on a mesh gives what one device gives: objectives, uneven batches, clipping, FGR."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from dispatching import exhaustive
+from objectives_table import CASES
+from small import small_task
+from trainings import network_of
+
+from calmoe_jax.parallel import device_mesh
+from calmoe_jax.training import Batch, init_state, objectives, sharded_training, train_step
+
+TASK = small_task()
+STEPS = 20
+OBJECTIVES = {name: case.objective for name, case in CASES.items()}
+OBJECTIVES["rectified"] = objectives.rectified(objectives.robust(eta=2.0))
+BY_DEFAULT = ("robust", "rectified")
+
+
+def devices(number):
+    if len(jax.devices()) < number:
+        pytest.skip(f"needs {number} devices")
+    return jax.devices()[:number]
+
+
+def batches(number=STEPS, size=48):
+    """The last third is uneven: padding that leaves some devices less than others."""
+    rng = np.random.RandomState(0)
+    for step in range(number):
+        rows = rng.permutation(len(TASK.train))[:size]
+        where = np.ones(size, bool)
+        if step >= 2 * number // 3:
+            where[size - 1 - step :] = False
+        yield Batch(
+            jnp.asarray(TASK.train.inputs[rows]),
+            jnp.asarray(TASK.train.labels[rows]),
+            jnp.asarray(where),
+        )
+
+
+CASE = [(name, (2, 2)) for name in BY_DEFAULT]
+OTHERS = [(name, shape) for shape in ((1, 1), (2, 1), (4, 1), (4, 2)) for name in BY_DEFAULT]
+OTHERS += [(name, (2, 2)) for name in sorted(set(OBJECTIVES) - {*BY_DEFAULT})]
+
+
+@pytest.mark.parametrize(("name", "shape"), [*CASE, *exhaustive(*OTHERS)])
+def test_twenty_steps_are_those_of_one_device(name, shape):
+    objective, network = OBJECTIVES[name], network_of(TASK)
+    # clipping needs the norm of the whole gradient
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2))
+    mesh = device_mesh(devices(shape[0] * shape[1]), expert_shards=shape[1])
+    sharded = sharded_training(network, objective, optimizer, mesh)
+    statics = {"network": network, "objective": objective, "optimizer": optimizer}
+    one = jax.jit(lambda s, b, k: train_step(s, b, k, **statics))
+    alone = init_state(network, objective, optimizer, jax.random.key(0))
+    state = sharded.init(jax.random.key(0))
+    for number, batch in enumerate(batches()):
+        key = jax.random.key(number)
+        alone, log = one(alone, batch, key)
+        state, sharded_log = sharded.step(state, sharded.place(batch), key)
+        for field, wanted, found in zip(log._fields, log, sharded_log, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5, err_msg=field)
+    for found, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_that_does_not_divide_is_named():
+    mesh = device_mesh(devices(4))
+    training = sharded_training(network_of(TASK), objectives.erm(), optax.sgd(1.0), mesh)
+    state = training.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"batch must have a multiple of 4 examples.*got 6"):
+        training.step(state, Batch(jnp.ones((6, 4)), jnp.zeros(6, int)), jax.random.key(0))
+
+
+def test_meshes_that_do_not_divide_are_named():
+    with pytest.raises(ValueError, match="expert_shards must divide the 4 devices, got expert_sha"):
+        device_mesh(devices(4), expert_shards=3)
+    explicit = jax.make_mesh((4,), ("data",), devices=devices(4))
+    with pytest.raises(ValueError, match="mesh must have axes of type Auto"):
+        sharded_training(network_of(TASK), objectives.erm(), optax.sgd(1.0), explicit)
+
+
+def test_what_a_checkpoint_is_restored_into():
+    training = sharded_training(
+        network_of(TASK), objectives.erm(), optax.adam(1.0), device_mesh(devices(2))
+    )
+    state, like = training.init(jax.random.key(0)), training.state_like()
+    assert jax.tree.structure(state) == jax.tree.structure(like)
+    for leaf, shape in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
+        assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
+        assert leaf.sharding.is_equivalent_to(shape.sharding, leaf.ndim)
