@@ -44,6 +44,7 @@ def reported(function, *args):
     return checkify.checkify(jax.jit(function), errors=CHECKS)(*args)[0].get()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options",
     [

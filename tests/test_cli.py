@@ -132,6 +132,7 @@ def test_doctor(run):
     assert "operation route: None means xla; kernel not runnable: " in out
 
 
+@pytest.mark.exhaustive
 def test_run_and_report(run, monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "resolve_task", lambda task, data_dir: small_task())
     code, out, _ = run("run", "--methods", "vanilla", "robust", *SMALL)
@@ -217,7 +218,7 @@ sys.exit(cli.main())
     ("number", "code", "program", "arguments"),
     [
         (signal.SIGINT, 130, AUDIT, ("audit", "logs.npz", "--out", "found.json")),
-        (signal.SIGTERM, 143, ENDLESS, ("doctor",)),
+        pytest.param(signal.SIGTERM, 143, ENDLESS, ("doctor",), marks=pytest.mark.exhaustive),
         pytest.param(signal.SIGINT, 130, ENDLESS, ("doctor",), marks=pytest.mark.exhaustive),
         pytest.param(
             signal.SIGTERM, 143, AUDIT, ("audit", "logs.npz", "--out", "found.json"),

@@ -35,6 +35,7 @@ def read_back(exported):
     return jax.export.deserialize(exported.serialize()) if find_spec("flatbuffers") else exported
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("capacity", [None, 3])
 def test_any_number_of_tokens(capacity):
     (tokens,) = jax.export.symbolic_shape("tokens")

@@ -223,6 +223,7 @@ def first_counterexample(v, hard):
     return rows
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("v", [0.0, 0.1, 0.5, 0.9])
 def test_softening_the_router_breaks_calibration(v):
     """Calibrated experts throughout: classwise ECE is .16 P(soft), and 0 for hard routing."""

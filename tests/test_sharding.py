@@ -77,7 +77,7 @@ def total(x, gate_logits, params):
     return loss, result
 
 
-@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize("context", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_the_layer_and_its_derivatives(context, explicit):
     @jax.jit
     def every(*arrays):

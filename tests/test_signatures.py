@@ -11,6 +11,7 @@ import jaxtyping
 import numpy as np
 import public_calls
 import pytest
+from dispatching import exhaustive
 from public_calls import arrays_of
 
 import calmoe_jax as cm
@@ -23,6 +24,8 @@ _SIZES: dict[str, int] = {}
 
 
 FUNCTIONS = {n: f for n, f in public_calls.calls().items() if n not in STACKED}
+# A fifth of them: one decorator checks all.
+BY_DEFAULT = list(FUNCTIONS)[::5]
 
 
 def _shape(array_type: Any) -> tuple[int, ...]:
@@ -109,7 +112,12 @@ def _conforms(leaves: list[tuple[str, Any, jax.Array]]) -> bool:
         return all(isinstance(value, array_type) for _, array_type, value in leaves)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_has_the_decorator():
+    own = checked.__code__.co_filename
+    assert [n for n, f in FUNCTIONS.items() if f.__code__.co_filename != own] == []
+
+
+@pytest.mark.parametrize("name", [*BY_DEFAULT, *exhaustive(*sorted(FUNCTIONS.keys() - BY_DEFAULT))])
 def test_another_shape_is_never_a_number(name):
     function = FUNCTIONS[name]
     parameters = inspect.signature(function).parameters

@@ -270,6 +270,7 @@ print("heavy:", *{"flax", "optax", "orbax"} & set(sys.modules))
 """
 
 
+@pytest.mark.exhaustive
 def test_the_command_imports_neither_flax_nor_optax_nor_orbax(folder):
     # of the sizes and devices of this module, whose programs are compiled already
     count = str(len(jax.devices()))

@@ -96,6 +96,7 @@ def boxes(figure):
     return found + [("legend", legend.get_window_extent()) for legend in figure.legends]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", FIGURES)
 def test_texts_do_not_overlap(name, drawn):
     figure = drawn[name]
@@ -251,6 +252,7 @@ def test_what_cannot_be_drawn_is_named():
         draw_method_comparison({})
 
 
+@pytest.mark.exhaustive
 def test_the_examples_run():
     names = {"jax": jax, "jnp": jnp, **vars(cm.calibration)}
     found = doctest.testmod(diagrams, extraglobs=names)

@@ -19,6 +19,7 @@ def test_gaps_have_the_size_and_keep_accuracies_in_range(spread, monkeypatch):
     assert ((edges[1:] - gaps <= 1 + 1e-9) & (edges[:-1] - gaps >= -1e-9)).all()
 
 
+@pytest.mark.exhaustive
 def test_a_small_run(monkeypatch, capsys):
     monkeypatch.setattr(interval_coverage, "POPULATION", 3000)
     monkeypatch.setattr(interval_coverage, "SIZES", (60,))

@@ -19,6 +19,7 @@ def test_tilts_have_the_given_effective_share(share):
     assert np.corrcoef(weights, values)[0, 1] > 0.3
 
 
+@pytest.mark.exhaustive
 def test_every_partition_is_compared_under_every_tilt():
     rng = np.random.RandomState(0)
     logits = jnp.asarray(rng.randn(2, 300, 3, 4), jnp.float32)

@@ -13,6 +13,7 @@ from experiments import trained
 CONFIG = RunConfig(seeds=2, first_seed=7, model=trainings.MODEL, train=trainings.TRAIN)
 
 
+@pytest.mark.exhaustive
 def test_it_is_the_vanilla_training_and_goes_on_from_its_checkpoints(tmp_path, monkeypatch):
     task = small_task()
     expected = trainings.train(tmp_path / "a", "vanilla", task)

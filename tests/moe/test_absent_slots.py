@@ -128,6 +128,7 @@ def test_a_nan_weight_is_not_absent(implementation):
     assert np.isnan(y).tolist() == [[True] * 3, [False] * 3]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("capacity", [None, 6])
 def test_a_masked_expert_of_nan_does_not_reach_the_layer(capacity, implementation):
     """Nor do its gradients, which are exactly 0."""

@@ -42,6 +42,7 @@ def test_route_equals_loops(tokens, experts, k, implementation):
     check_route(awkward(tokens + experts, tokens, experts), k=k, implementation=implementation)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("scores", "renormalize", "extra"),
     [

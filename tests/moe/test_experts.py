@@ -135,6 +135,7 @@ def test_no_tokens():
     assert jitted(x, logits, params, k=2).output.shape == (0, 6)
 
 
+@pytest.mark.exhaustive
 def test_vmap_and_remat():
     x, logits, params = problem(8, tokens=12)
     names = jax.checkpoint_policies.save_only_these_names(PLAN_NAME)

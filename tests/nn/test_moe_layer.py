@@ -66,6 +66,7 @@ def test_every_parameter_gets_a_gradient():
         assert jnp.any(gradient != 0)
 
 
+@pytest.mark.exhaustive
 def test_a_layer_of_one_expert_a_token_trains_its_router():
     layer, x = build(k=1), tokens(40)
     assert layer.renormalize is False

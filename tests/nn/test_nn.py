@@ -82,6 +82,7 @@ def test_kinds_of_routing_choose_from_the_same_gate():
     np.testing.assert_allclose(trained, dense(X).routing.combine_weights, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("kind", "learns"), [("dense", True), ("top_k", False), ("hard", True)])
 def test_what_the_router_learns_with_one_expert_a_token(kind, learns):
     graph, params = nnx.split(moe(kind, k=1))

@@ -17,7 +17,9 @@ TASK = small_task()
 INPUTS, LABELS = jnp.asarray(TASK.train.inputs), jnp.asarray(TASK.train.labels)
 
 
-@pytest.mark.parametrize("where", [None, np.arange(96) < 70])
+@pytest.mark.parametrize(
+    "where", [pytest.param(None, marks=pytest.mark.exhaustive), np.arange(96) < 70]
+)
 def test_a_spread_batch_is_one_batch(where):
     """With padding that leaves the last device less than the others."""
     if len(jax.devices()) < 4:

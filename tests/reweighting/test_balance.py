@@ -327,7 +327,7 @@ def test_columns_far_from_zero():
     np.testing.assert_allclose(near.log_weights, far.log_weights, atol=5e-3)
 
 
-@pytest.mark.parametrize("options", [{"eta": 2.0}, {"radius": 0.3}], ids=["eta", "radius"])
+@pytest.mark.parametrize("options", [{"eta": 2.0}, *exhaustive({"radius": 0.3})])
 def test_many_examples(options):
     """The solver that starts from a subset of the examples, and keeps Hessians."""
     rng = np.random.RandomState(0)
@@ -370,7 +370,7 @@ def test_a_start_saves_steps():
 
 
 @pytest.mark.parametrize(
-    "options", [{"eta": 2.0}, {"radius": 0.3}, *exhaustive({"eta": 2.0, "ridge": 0.2})]
+    "options", [{"radius": 0.3}, *exhaustive({"eta": 2.0}, {"eta": 2.0, "ridge": 0.2})]
 )
 def test_implicit_derivatives_equal_finite_differences(options):
     s, a = problem(12, 2)

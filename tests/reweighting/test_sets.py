@@ -55,6 +55,7 @@ def oracle(name, s, q):
     return found.x, -found.fun
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", list(SETS))
 def test_the_worst_case_equals_a_general_solver(name):
     s, q = draw()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from devices import assert_devices_agree
+from dispatching import exhaustive
 
 import calmoe_jax as cm
 
@@ -63,7 +64,12 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(FUNCTIONS))
+BY_DEFAULT = ("separability", "configuration_shift_test", "neighbour_support")
+
+
+@pytest.mark.parametrize(
+    "name", [*BY_DEFAULT, *exhaustive(*sorted(set(FUNCTIONS) - {*BY_DEFAULT}))]
+)
 def test_devices_give_what_one_gives(name):
     assert_devices_agree(FUNCTIONS[name], *draw(), rtol=1e-4, atol=1e-5)
 

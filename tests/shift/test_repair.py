@@ -304,6 +304,7 @@ def test_an_impossible_label_does_not_end_the_fit_on_balanced_examples(fitted):
     assert (found.temperatures["configuration_balanced"] > 0.1).all()
 
 
+@pytest.mark.exhaustive
 def test_one_seed_has_no_agreement(fitted):
     task, split, held_out, inside, targets, _ = fitted
     alone = [repair.Sample(*(x[:1] for x in sample)) for sample in (held_out, targets)]

@@ -322,6 +322,7 @@ def wide(size, *, of_all=0.0, of_last=0.0):
 
 # nothing is lost where rows are fewer than the directions; the leading ones hold little of the last
 # column alone: its shift is seen by the difference of the means
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("size", "shift", "tolerance"),
     [

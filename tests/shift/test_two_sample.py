@@ -70,7 +70,7 @@ def whiten(rows):
     return off @ vectors[:, kept] / np.sqrt(values[kept])
 
 
-@pytest.mark.parametrize("clustered", [False, True])
+@pytest.mark.parametrize("clustered", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_p_values_equal_a_loop_over_the_same_relabellings(clustered):
     """Clusters of several sizes, and four numbers that no example has."""
     key, times = jax.random.key(3), 59
@@ -112,6 +112,7 @@ def test_p_values_equal_a_loop_over_the_same_relabellings(clustered):
     assert found.p_value <= min(expected) + 1e-6
 
 
+@pytest.mark.exhaustive
 def test_clusters_are_relabelled_whole():
     """Copies of an example do not add evidence."""
     held_out, targets = draw(jax.random.key(1), 25), draw(jax.random.key(2), 20)

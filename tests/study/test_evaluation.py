@@ -129,6 +129,7 @@ def test_temperatures_are_fitted_on_the_calibration_split_alone(evaluated):
                 assert abs(e.records[i].nll - float(nll)) < 1e-4
 
 
+@pytest.mark.exhaustive
 def test_per_expert_weights_by_the_router_and_mocae_does_not(evaluated):
     task, trained, results = evaluated
     labels = jnp.asarray(task.calibration.labels)
@@ -232,6 +233,7 @@ def test_nan_is_an_error_and_an_infinite_loss_is_none():
         evaluation._finite("ece", np.float32(np.nan))
 
 
+@pytest.mark.exhaustive
 def test_bootstrap_counts():
     counts = cm.calibration.intervals.bootstrap_counts(jax.random.key(0), 8, num_replicates=4000)
     assert (counts.sum(axis=1) == 8).all()

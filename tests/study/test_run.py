@@ -58,6 +58,7 @@ def test_every_record_is_there(finished):
     assert [m.training for m in results.methods] == ["vanilla", "vanilla", "robust"]
 
 
+@pytest.mark.exhaustive
 def test_the_same_seed_gives_the_same_bytes(finished, tmp_path):
     out, _ = finished
     run(tmp_path / "again")

@@ -68,7 +68,9 @@ def run(task, methods, out, **changes):
     return study.run(task, methods, out=out, train=TRAIN, seeds=2, **changes)
 
 
-@pytest.mark.parametrize("kind", ["module", "functions"])
+@pytest.mark.parametrize(
+    "kind", ["functions", pytest.param("module", marks=pytest.mark.exhaustive)]
+)
 def test_a_user_defined_network_and_objective_get_a_report(tmp_path, kind):
     task, network = (
         (small_task(name="mine"), nn.from_nnx(Theirs)) if kind == "module"

@@ -112,6 +112,7 @@ def test_equal_losses_get_equal_weights(case):
     np.testing.assert_allclose(jnp.exp(log_weights), 1 / SIZE, rtol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_the_gradient_is_finite_and_lowers_the_loss(case):
     probs, gate, labels = problem()
     batch = Batch(None, jnp.asarray(labels))
@@ -130,7 +131,9 @@ def test_the_gradient_is_finite_and_lowers_the_loss(case):
     assert loss(logits - 0.01 * gradient / jnp.linalg.norm(gradient)) < value
 
 
-@pytest.mark.parametrize("driver", ["shard_map", "pmap"])
+@pytest.mark.parametrize(
+    "driver", ["shard_map", pytest.param("pmap", marks=pytest.mark.exhaustive)]
+)
 def test_devices_give_what_one_gives(case, driver):
     count = min(4, len(jax.devices()))
     if count < 2:

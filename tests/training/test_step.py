@@ -72,9 +72,9 @@ def test_a_step_follows_the_objective_written_out(method):
     ("name", "driver"),
     [
         ("robust_filtered", "pmap"),
-        ("balanced_robust", "shard_map"),
-        ("fgr", "shard_map"),
         *exhaustive(
+            ("balanced_robust", "shard_map"),
+            ("fgr", "shard_map"),
             *((name, "shard_map") for name in ("erm", "robust_filtered", "theirs")),
             *((name, "pmap") for name in ("erm", "balanced_robust", "fgr", "theirs")),
             *(
@@ -115,7 +115,7 @@ def test_devices_take_the_step_that_one_takes(name, driver):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["robust", "fgr", "cross_batch_robust"])
+@pytest.mark.parametrize("name", ["cross_batch_robust", *exhaustive("robust", "fgr")])
 def test_the_state_can_be_donated(name):
     network, optimizer, objective = network_of(TASK), optax.adam(1e-2), OBJECTIVES[name]
     statics = {"network": network, "objective": objective, "optimizer": optimizer}
@@ -195,6 +195,7 @@ def test_images_in_bytes():
     np.testing.assert_allclose(ours.log_probs, floats.log_probs, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["erm", "fgr"])
 def test_chosen_experts_alone_train_as_the_masked_dense_ones(name):
     network = network_of(TASK, dataclasses.replace(MODEL, routing="top_k", k=2))

@@ -11,6 +11,7 @@ from calmoe_jax.study.config import ModelConfig, TrainConfig
 from calmoe_jax.training import trainer
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_warm_up_is_vanilla_for_every_mixture(tmp_path):
     """The same seeds: bit-equal through the warm-up, apart from then on."""
@@ -45,6 +46,7 @@ def test_seeds_do_not_depend_on_how_they_are_mapped(method, tmp_path, monkeypatc
         np.testing.assert_allclose(a[1:], b, rtol=2e-3, atol=2e-5)
 
 
+@pytest.mark.exhaustive
 def test_one_compilation_for_all_seeds_and_epochs(tmp_path, caplog):
     """One program for the objective and one for the warm-up, which is that of vanilla."""
 
@@ -79,7 +81,10 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize(("interrupt_after", "error"), [(1, KeyboardInterrupt), (3, Stop)])
+@pytest.mark.parametrize(
+    ("interrupt_after", "error"),
+    [(1, KeyboardInterrupt), pytest.param(3, Stop, marks=pytest.mark.exhaustive)],
+)
 def test_resumption_is_bit_equal(tmp_path, interrupt_after, error):
     """An interrupt saves the epoch it came in; a crash goes back to the last checkpoint."""
     config = TrainConfig(epochs=4, batch_size=16, checkpoint_every=2)
@@ -106,7 +111,9 @@ def test_resumption_is_bit_equal(tmp_path, interrupt_after, error):
     assert np.array_equal(whole.importance, again.importance)
 
 
-@pytest.mark.parametrize("number", [np.float32(3e38), np.float32(np.nan)])
+@pytest.mark.parametrize(
+    "number", [np.float32(3e38), pytest.param(np.float32(np.nan), marks=pytest.mark.exhaustive)]
+)
 def test_a_non_finite_loss_stops_the_run_and_names_the_place(tmp_path, number):
     task = small_task()
     config = TrainConfig(epochs=1, batch_size=16)

@@ -9,6 +9,7 @@ import pytest
 import references
 import scipy.optimize
 import scipy.special
+from dispatching import exhaustive
 
 from calmoe_jax.calibration import calibrators as c
 from calmoe_jax.calibration.calibrators import _newton, gate, temperature
@@ -194,7 +195,7 @@ def nll(probs, labels):
     return -np.mean(np.log(np.asarray(probs, np.float64)[np.arange(len(labels)), labels]))
 
 
-@pytest.mark.parametrize("name", ["temperature", "vector", "matrix", "ensemble"])
+@pytest.mark.parametrize("name", ["temperature", "vector", *exhaustive("matrix", "ensemble")])
 def test_a_search_that_ends_at_a_higher_loss_is_not_applied(name, monkeypatch):
     """Broken searches: far from the optimum, and not converged."""
     logits, _, labels = problem()

@@ -68,6 +68,7 @@ def vector_loss(x, logits, labels):
     return loss(references.softmax(scores), labels)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("scale", "dtype", "atol"),
     [

@@ -137,6 +137,7 @@ SPREADS = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "spread",
     ["everywhere", pytest.param("both ways", marks=pytest.mark.exhaustive), "one bin"],

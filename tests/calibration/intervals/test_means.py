@@ -146,6 +146,7 @@ def assert_covers(share, level, problems):
     assert abs(share - level) < tolerance, f"{share} for {level}"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("level", [pytest.param(0.8, marks=pytest.mark.exhaustive), 0.95])
 def test_covers_the_mean_of_skewed_losses(level):
     rng = np.random.RandomState(0)
@@ -155,6 +156,7 @@ def test_covers_the_mean_of_skewed_losses(level):
     assert abs(above - tail) < 0.015 + 4 * math.sqrt(tail * (1 - tail) / 400)
 
 
+@pytest.mark.exhaustive
 def test_clusters_that_vary_together_need_to_be_drawn_together():
     rng = np.random.RandomState(0)
     values = (rng.randn(250, 30, 1) + 0.3 * rng.randn(250, 30, 4)).reshape(250, 120)

@@ -131,6 +131,7 @@ def tilt_by_linear_programme(bins, alpha):
     return -found.fun
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 0.5, 0.9])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_worst_reweighting_equals_a_linear_programme(seed, alpha):

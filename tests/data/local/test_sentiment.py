@@ -263,6 +263,7 @@ def test_corrupt_sentiment_names_the_file(tmp_path, raw, message):
     assert str(folder / "sentiment4" / "hutto_ICWSM_2014.tar.gz") in str(error.value)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_real_sentiment(shared_data):
     found = Spied(sentiment, shared_data)
