@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from dispatching import exhaustive
 from small import small_task
 from trainings import network_of, start
 
@@ -17,9 +18,7 @@ TASK = small_task()
 INPUTS, LABELS = jnp.asarray(TASK.train.inputs), jnp.asarray(TASK.train.labels)
 
 
-@pytest.mark.parametrize(
-    "where", [pytest.param(None, marks=pytest.mark.exhaustive), np.arange(96) < 70]
-)
+@pytest.mark.parametrize("where", [*exhaustive(None), np.arange(96) < 70])
 def test_a_spread_batch_is_one_batch(where):
     """With padding that leaves the last device less than the others."""
     if len(jax.devices()) < 4:

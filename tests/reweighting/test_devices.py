@@ -53,7 +53,7 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
-BY_DEFAULT = ("cross_batch_tilt", "group_dro", "entropy_balance")
+BY_DEFAULT = ("cross_batch_tilt", "group_dro", "configuration_signal")
 
 
 @pytest.mark.parametrize(

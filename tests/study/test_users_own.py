@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dispatching import exhaustive
 from flax import nnx
 from objectives_table import CASES
 from small import small_task
@@ -68,9 +69,7 @@ def run(task, methods, out, **changes):
     return study.run(task, methods, out=out, train=TRAIN, seeds=2, **changes)
 
 
-@pytest.mark.parametrize(
-    "kind", ["functions", pytest.param("module", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("kind", ["functions", *exhaustive("module")])
 def test_a_user_defined_network_and_objective_get_a_report(tmp_path, kind):
     task, network = (
         (small_task(name="mine"), nn.from_nnx(Theirs)) if kind == "module"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
+from dispatching import exhaustive
 from jax.sharding import PartitionSpec as P
 from objectives_table import CASES
 
@@ -131,9 +132,7 @@ def test_the_gradient_is_finite_and_lowers_the_loss(case):
     assert loss(logits - 0.01 * gradient / jnp.linalg.norm(gradient)) < value
 
 
-@pytest.mark.parametrize(
-    "driver", ["shard_map", pytest.param("pmap", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("driver", ["shard_map", *exhaustive("pmap")])
 def test_devices_give_what_one_gives(case, driver):
     count = min(4, len(jax.devices()))
     if count < 2:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from dispatching import exhaustive
 from small import small_task
 from trainings import MODEL, SEEDS, TRAIN, same_bits, train
 
@@ -29,9 +30,7 @@ def test_the_warm_up_is_vanilla_for_every_mixture(tmp_path):
 
 @pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method", ["vanilla", pytest.param("fgr_robust", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("method", ["vanilla", *exhaustive("fgr_robust")])
 def test_seeds_do_not_depend_on_how_they_are_mapped(method, tmp_path, monkeypatch):
     mapped = train(tmp_path / "map", method)
     monkeypatch.setattr(trainer, "over_seeds", jax.vmap)
@@ -83,7 +82,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize(
     ("interrupt_after", "error"),
-    [(1, KeyboardInterrupt), pytest.param(3, Stop, marks=pytest.mark.exhaustive)],
+    [(1, KeyboardInterrupt), *exhaustive((3, Stop))],
 )
 def test_resumption_is_bit_equal(tmp_path, interrupt_after, error):
     """An interrupt saves the epoch it came in; a crash goes back to the last checkpoint."""
@@ -111,9 +110,7 @@ def test_resumption_is_bit_equal(tmp_path, interrupt_after, error):
     assert np.array_equal(whole.importance, again.importance)
 
 
-@pytest.mark.parametrize(
-    "number", [np.float32(3e38), pytest.param(np.float32(np.nan), marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("number", [np.float32(3e38), *exhaustive(np.float32(np.nan))])
 def test_a_non_finite_loss_stops_the_run_and_names_the_place(tmp_path, number):
     task = small_task()
     config = TrainConfig(epochs=1, batch_size=16)
@@ -132,7 +129,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_place(tmp_path, number):
 
 @pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize("routing", ["top_k", pytest.param("hard", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("routing", ["top_k", *exhaustive("hard")])
 def test_load_balancing_spreads_the_load(tmp_path, routing):
     model = ModelConfig(width=8, depth=1, experts=4, router_hidden=8, routing=routing)
 
