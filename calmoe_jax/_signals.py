@@ -28,10 +28,10 @@ class Stopped(KeyboardInterrupt):
         words: a line that says so.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, place: str = "") -> None:
         name = signal.Signals(number).name
         self.code = 128 + number
-        self.words = f"calmoe: ended by {name}. Run the same command again to resume."
+        self.words = f"calmoe: ended by {name}{place}. Run the same command again to resume."
         super().__init__(self.words)
 
 

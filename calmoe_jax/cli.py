@@ -77,11 +77,29 @@ class Run:
     cache: bool = False
     """Keep compiled programs in the user's cache folder, or in CALMOE_CACHE_DIR, so that the next
     run starts sooner. On by default if CALMOE_CACHE_DIR is set."""
+    sharded: bool = False
+    """Spread every batch over all devices, one seed after the other."""
+    distributed: bool = False
+    """As sharded, over the devices of several processes: start the same command in each. Slurm, GKE
+    and TPU pods say who the others are; elsewhere give the next three options."""
+    coordinator: str | None = None
+    """Host and port of process 0, such as 10.0.0.1:8476."""
+    num_processes: int | None = None
+    """Number of processes."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+    timeout: float = 300
+    """Seconds to wait for the other processes."""
+    heartbeat: float = 20
+    """Seconds without a sign of life after which another process counts as lost."""
 
     def __call__(self) -> int:
         """Runs the command."""
         config = _checked(self.config)
+        self._join()
         from calmoe_jax import _compilation_cache as compilation_cache
+        from calmoe_jax.parallel import device_mesh
+        from calmoe_jax.parallel.processes import is_writer
         from calmoe_jax.study.report import Summary, verdicts
         from calmoe_jax.study.runner import run
 
@@ -97,12 +115,31 @@ class Run:
             seeds=config.seeds,
             first_seed=config.first_seed,
             data_dir=_data_dir(self.data_dir),
+            mesh=device_mesh() if self.sharded or self.distributed else None,
         )
+        if not is_writer():
+            return 0
         summary = Summary(results)
         for verdict in verdicts(summary):
             print(f"\n{summary.title(verdict.method)}: {verdict.headline}.\n  {verdict.detail}")
         print(f"\nReport: {out / 'report.html'}")
         return 0
+
+    def _join(self) -> None:
+        """Joins the other processes, if there are others."""
+        given = [
+            n for n in ("coordinator", "num_processes", "process_id") if vars(self)[n] is not None
+        ]
+        if not self.distributed:
+            if given:
+                raise UsageError(f"{given[0]} must be given with --distributed only.")
+            return
+        from calmoe_jax.parallel.processes import join_processes
+
+        join_processes(
+            coordinator=self.coordinator, num_processes=self.num_processes,
+            process_id=self.process_id, timeout=self.timeout, heartbeat=self.heartbeat,
+        )  # fmt: skip
 
 
 def _name_of(task: str) -> str:
@@ -279,7 +316,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         with ending_on_signals():
-            return _call(given)
+            code = _call(given)
+        if code and arguments is None and "--distributed" in given:
+            sys.stdout.flush()
+            os._exit(code)  # at its end Python would wait for processes that are gone
+        return code
     except KeyboardInterrupt as stop:
         stopped = stop if isinstance(stop, Stopped) else Stopped(signal.SIGINT)
         print(stopped.words, file=sys.stderr)

@@ -6,17 +6,19 @@ The folder holds `config.json`, `checkpoints/`, `metrics.jsonl`, `results.json`,
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from calmoe_jax._environment import describe_environment
 from calmoe_jax.data import TASKS, Split, Task, resolve_task
 from calmoe_jax.nn.network import Network
+from calmoe_jax.parallel import device_mesh, processes
 from calmoe_jax.study._plain import from_plain
 from calmoe_jax.study.checks import RunInputError, check_network, check_objective
 from calmoe_jax.study.comparison import REFERENCE, Comparator
@@ -44,7 +46,14 @@ from calmoe_jax.study.records import (
     write_results,
 )
 from calmoe_jax.study.report import write_report
-from calmoe_jax.training import Checkpoints, MetricsLog, TrainedSeeds, Training, train
+from calmoe_jax.training import (
+    Checkpoints,
+    MetricsLog,
+    TrainedSeeds,
+    Training,
+    train,
+    train_on_mesh,
+)
 
 # The routing kind in the records for a network that the user gave.
 _GIVEN = "given"
@@ -76,6 +85,7 @@ def run(
     first_seed: int = 42,
     reference: str = REFERENCE,
     data_dir: Path | None = None,
+    mesh: Mesh | None = None,
     say: Say = print,
 ) -> Results:
     """Trains, calibrates and evaluates methods on a task, and writes records and a report.
@@ -93,6 +103,10 @@ def run(
         first_seed: the seeds are this one and the following.
         reference: name of the method that the others are compared with.
         data_dir: folder with the files of tasks that do not come with the package.
+        mesh: devices to spread every batch over (see `calmoe_jax.parallel.device_mesh`), one seed
+            after the other; by default all seeds train at once on one device, or, where several
+            processes work together, on a mesh of all devices. All processes call this function;
+            one evaluates and writes.
         say: prints a line of progress.
 
     Returns:
@@ -113,16 +127,24 @@ def run(
         task, methods, network, model, train, seeds, first_seed, reference, data_dir
     )  # fmt: skip
     folder = Path("runs") / plan.task.name if out is None else Path(out)
+    processes.check_agreement(plan.config | {"out": str(folder)})
+    if mesh is None and jax.process_count() > 1:
+        mesh = device_mesh()
     environment = describe_environment()
-    claim_folder(folder, plan.config, environment, say)
+    if processes.is_writer():
+        claim_folder(folder, plan.config, environment, say)
+    processes.wait_for_all("the folder is there")
     results_path = folder / "results.json"
     if results_path.is_file():
         say(f"{folder} is finished; rendering its report again.")
         results = read_results(folder)
     else:
-        results = _train_and_evaluate(plan, folder, environment)
-        write_results(results_path, results)
-    write_report([results], folder)
+        results = _train_and_evaluate(plan, folder, environment, mesh, say)
+        if processes.is_writer():
+            write_results(results_path, results)
+    if processes.is_writer():
+        write_report([results], folder)
+    processes.wait_for_all("the report is written")
     return results
 
 
@@ -256,7 +278,9 @@ def _fingerprint(task: Task) -> str:
     return digest.hexdigest()[:16]
 
 
-def _train_and_evaluate(plan: _Plan, out: Path, environment: dict[str, Any]) -> Results:
+def _train_and_evaluate(
+    plan: _Plan, out: Path, environment: dict[str, Any], mesh: Mesh | None, say: Say
+) -> Results:
     records: list[Record] = []
     fits: list[Fit] = []
     shifts: list[ShiftFinding] = []
@@ -265,7 +289,10 @@ def _train_and_evaluate(plan: _Plan, out: Path, environment: dict[str, Any]) -> 
     comparator = Comparator(len(plan.seeds), reference=plan.reference)
     log = MetricsLog(out / "metrics.jsonl")
     epochs = plan.trainings[0].epochs
-    with tqdm(total=len(plan.trainings) * epochs, unit="epoch", disable=None, leave=False) as bar:
+    if mesh is not None:  # one seed after the other
+        epochs *= len(plan.seeds)
+    quiet = None if processes.is_writer() else True
+    with tqdm(total=len(plan.trainings) * epochs, unit="epoch", disable=quiet, leave=False) as bar:
         for number, training in enumerate(plan.trainings):
             bar.set_description(f"{training.name} ({number + 1} of {len(plan.trainings)})")
 
@@ -273,14 +300,12 @@ def _train_and_evaluate(plan: _Plan, out: Path, environment: dict[str, Any]) -> 
                 bar.set_postfix(loss=f"{loss:.4f}")
                 bar.update()
 
-            trained = train(
-                training, plan.task.train.inputs, plan.task.train.labels, plan.seeds,
-                checkpoints=Checkpoints(out / "checkpoints" / training.name), log=log,
-                checkpoint_every=plan.checkpoint_every, on_epoch=on_epoch,
-            )  # fmt: skip
+            trained = _trained(plan, training, out, log, on_epoch, mesh, say)
             bar.n = (number + 1) * epochs  # epochs before resuming count too
             bar.refresh()
             warnings += _collapse_warnings(training.name, trained, plan.seeds)
+            if not processes.is_writer():
+                continue
             sharing = tuple(m for m in plan.methods if m.training == training.name)
             for evaluations, fitted, found in evaluate(
                 plan.task, trained, sharing, plan.seeds, routing=plan.routing
@@ -306,6 +331,30 @@ def _train_and_evaluate(plan: _Plan, out: Path, environment: dict[str, Any]) -> 
         reliability=tuple(reliability),
         warnings=tuple(warnings),
     )
+
+
+def _trained(
+    plan: _Plan,
+    training: Training,
+    out: Path,
+    log: MetricsLog,
+    on_epoch: Callable[[float], None],
+    mesh: Mesh | None,
+    say: Say,
+) -> TrainedSeeds:
+    """All seeds of a training: at once on one device, or one by one on a mesh."""
+    examples, folder = plan.task.train, out / "checkpoints" / training.name
+    if mesh is None:
+        return train(
+            training, examples.inputs, examples.labels, plan.seeds,
+            checkpoints=Checkpoints(folder), log=log,
+            checkpoint_every=plan.checkpoint_every, on_epoch=on_epoch,
+        )  # fmt: skip
+    return train_on_mesh(
+        training, examples.inputs, examples.labels, plan.seeds, mesh,
+        folder=folder, log=log,
+        checkpoint_every=plan.checkpoint_every, on_epoch=on_epoch, say=say,
+    )  # fmt: skip
 
 
 def _split_info(split: Split) -> SplitInfo:

@@ -14,6 +14,7 @@ from calmoe_jax.training.log import MetricsLog as MetricsLog
 from calmoe_jax.training.objective import LossFn as LossFn
 from calmoe_jax.training.objective import Objective as Objective
 from calmoe_jax.training.objective import Rectification as Rectification
+from calmoe_jax.training.on_mesh import train_on_mesh as train_on_mesh
 from calmoe_jax.training.sharded import ShardedTraining as ShardedTraining
 from calmoe_jax.training.sharded import sharded_training as sharded_training
 from calmoe_jax.training.state import StepLog as StepLog

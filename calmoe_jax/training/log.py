@@ -31,10 +31,15 @@ class MetricsLog:
             file.flush()
             os.fsync(file.fileno())  # a checkpoint must not exist without its lines
 
-    def forget_after(self, method: str, epochs: int) -> None:
-        """Drops a method's lines after the epoch that training resumes from."""
-        lines = self.read()
-        kept = [line for line in lines if line["method"] != method or line["epoch"] <= epochs]
+    def forget_after(self, method: str, epochs: int, *, seed: int | None = None) -> None:
+        """Drops the lines of a method, or of one seed of it, after the epoch to resume from."""
+        kept = [
+            line
+            for line in self.read()
+            if line["method"] != method
+            or line["epoch"] <= epochs
+            or seed not in (None, line["seed"])
+        ]
         if self.path.is_file():
             write_whole(self.path, "".join(to_json(line, indent=None) for line in kept))
 

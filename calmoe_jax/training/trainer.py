@@ -139,8 +139,8 @@ def train(
             one_epoch = warm_up if epoch < training.warmup_epochs else main
             new_state, epoch_log = one_epoch(state, numbers, jnp.int32(epoch), inputs, classes)
             epoch_log = jax.tree.map(np.asarray, epoch_log)
-            _check_finite(training.name, seeds, epoch, steps, epoch_log, checkpoints.folder, saved)
-            log.write(_lines(training.name, seeds, epoch, steps, epoch_log))
+            check_finite(training.name, seeds, epoch, steps, epoch_log, checkpoints.folder, saved)
+            log.write(log_lines(training.name, seeds, epoch, steps, epoch_log))
             state, epochs_done, importance = new_state, epoch + 1, epoch_log.means.importance
             on_epoch(float(epoch_log.means.loss.mean()))
             if epochs_done % checkpoint_every == 0 or epochs_done == training.epochs:
@@ -194,7 +194,7 @@ def _repeated(tree: PyTree, times: int) -> PyTree:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (times, *jnp.shape(x))), tree)
 
 
-def _check_finite(
+def check_finite(
     name: str,
     seeds: tuple[int, ...],
     epoch: int,
@@ -203,6 +203,17 @@ def _check_finite(
     folder: Path,
     saved: int,
 ) -> None:
+    """Raises a `NonFiniteLossError` at the first step of an epoch that was not finite.
+
+    Args:
+        name: name of the training.
+        seeds: seed numbers.
+        epoch: number of the epoch, from 0.
+        steps: steps of an epoch.
+        log: log of the epoch, with a leading axis of seeds.
+        folder: folder of the checkpoints.
+        saved: number of the latest one, 0 for none.
+    """
     bad = zip(seeds, log.bad_step.tolist(), log.bad_loss.tolist(), strict=True)
     for seed, bad_step, bad_loss in bad:
         if bad_step >= 0:
@@ -216,9 +227,10 @@ def _check_finite(
             )
 
 
-def _lines(
+def log_lines(
     name: str, seeds: tuple[int, ...], epoch: int, steps: int, log: EpochLog
 ) -> list[dict[str, Any]]:
+    """Lines of `metrics.jsonl` for an epoch; arguments as in `check_finite`."""
     lines = []
     for i, seed in enumerate(seeds):
         values = {field: value[i].tolist() for field, value in log.means._asdict().items()}

@@ -1,0 +1,196 @@
+"""The collectives of a compiled program, read from its text: operation, size, axes, how often."""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+_KINDS = (
+    "all-reduce", "all-gather", "all-to-all", "ragged-all-to-all", "reduce-scatter",
+    "collective-permute", "collective-broadcast",
+)  # fmt: skip
+_OPERATION = re.compile(rf"= (?P<result>.*?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\(")
+_ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+(?:e\w+)?)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
+_CALLED = re.compile(
+    r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+
+
+class Collective(NamedTuple):
+    """Collectives of one kind, size and place.
+
+    Attributes:
+        kind: operation, such as `"all-reduce"`.
+        axes: axes of the mesh that it goes over.
+        group_size: number of devices that exchange.
+        num_bytes: size of the whole value on one device: what a reduction gives or takes, what an
+            all-gather gives, what an all-to-all sends and gets.
+        times: how often a step runs it; loops of unknown length count once.
+        origin: operation of the source it comes from.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    group_size: int
+    num_bytes: int
+    times: int
+    origin: str
+
+    @property
+    def bytes_sent(self) -> float:
+        """Bytes that a device sends at least in a step: an optimal algorithm's."""
+        share = (self.group_size - 1) / max(self.group_size, 1)
+        factor = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+        return factor * self.num_bytes * self.times
+
+
+def collectives_of(text: str, axis_sizes: Mapping[str, int]) -> list[Collective]:
+    """Reads the collectives of a compiled program.
+
+    Args:
+        text: the program, as from `compiled.as_text()`.
+        axis_sizes: the mesh's axes in order, and their sizes.
+
+    Returns:
+        The collectives, the largest traffic first; equal ones are added up. Groups of one device
+        are left out.
+
+    Example:
+        >>> collectives_of('''
+        ... ENTRY main () -> f32[8] {
+        ...   r = f32[8]{0} all-reduce(%x), replica_groups=[1,2]<=[2], to_apply=%add
+        ... }''', {"data": 2})[0][:4]
+        ('all-reduce', ('data',), 2, 32)
+    """
+    times = _times(text)
+    groups = _groups_of_axes(axis_sizes)
+    found: dict[tuple[str, tuple[str, ...], int, int, str], int] = {}
+    for computation, line in _lines(text):
+        match = _OPERATION.search(line)
+        if not match or not times.get(computation):
+            continue
+        axes = _axes(line, groups, axis_sizes)
+        size = math.prod(axis_sizes[a] for a in axes)
+        if size == 1:
+            continue
+        kind = match["kind"]
+        whole = _num_bytes(match["result"], kind, bool(match["start"]))
+        if kind == "reduce-scatter":
+            whole *= size
+        name = _OP_NAME.search(line)
+        origin = name[1].rpartition("/")[2] if name else ""
+        key = kind, axes, size, whole, origin
+        found[key] = found.get(key, 0) + times[computation]
+    result = [Collective(*k[:4], times=n, origin=k[4]) for k, n in found.items()]
+    return sorted(result, key=lambda one: -one.bytes_sent)
+
+
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """Name of the computation and text of each instruction."""
+    computation = ""
+    for line in text.splitlines():
+        head = _COMPUTATION.match(line)
+        if head:
+            computation = head["name"]
+        elif "=" in line:
+            yield computation, line
+
+
+def _times(text: str) -> dict[str, int]:
+    """How often each computation runs when the program runs once."""
+    calls: dict[str, list[tuple[str, int]]] = {}
+    for computation, line in _lines(text):
+        trips = _TRIPS.search(line)
+        number = int(trips[1]) if trips and " while(" in line else 1
+        called = _CALLED.findall(line)
+        for branches in _BRANCHES.findall(line):
+            called += [each.strip().lstrip("%") for each in branches.split(",")]
+        calls.setdefault(computation, []).extend((name, number) for name in called)
+    entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
+    times: dict[str, int] = {}
+
+    def visit(name: str, number: int) -> None:
+        times[name] = times.get(name, 0) + number
+        for called, trips in calls.get(name, ()):
+            visit(called, number * trips)
+
+    if entry:
+        visit(entry[1], 1)
+    return times
+
+
+def _num_bytes(result: str, kind: str, start: bool) -> int:
+    sizes = [_size(dtype, shape) for dtype, shape in _ARRAY.findall(result)]
+    if start and kind in ("all-gather", "collective-permute", "reduce-scatter"):
+        # operands come first, then results; a permute has two counters at the end
+        sizes = sizes[1:2] if kind == "collective-permute" else sizes[len(sizes) // 2 :]
+    return sum(sizes)
+
+
+def _size(dtype: str, shape: str) -> int:
+    number = math.prod(int(n) for n in shape.split(",") if n)
+    if dtype == "pred":
+        return number
+    bits = re.search(r"\d+", dtype)
+    return number * int(bits[0] if bits else 8) // 8
+
+
+_Groups = dict[frozenset[frozenset[int]], tuple[str, ...]]
+
+
+def _groups_of_axes(axis_sizes: Mapping[str, int]) -> _Groups:
+    """Axes by the groups of devices that lie along them; of equal ones, the fewest axes."""
+    names, shape = list(axis_sizes), tuple(axis_sizes.values())
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    found: _Groups = {}
+    for count in range(len(names) + 1):
+        for chosen in itertools.combinations(range(len(names)), count):
+            others = [i for i in range(len(names)) if i not in chosen]
+            rows = numbers.transpose(*others, *chosen).reshape(
+                -1, math.prod(shape[i] for i in chosen)
+            )
+            groups = frozenset(frozenset(row.tolist()) for row in rows)
+            found.setdefault(groups, tuple(names[i] for i in chosen))
+    return found
+
+
+def _axes(line: str, groups: _Groups, axis_sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes that a collective goes over; all where its groups fit none."""
+    everything = tuple(name for name, size in axis_sizes.items() if size > 1)
+    named = re.search(r"replica_groups=mesh\[[^\]]*\] \{([^}]*)\}", line)
+    if named:
+        return tuple(re.findall(r"'([^']+)'", named[1]))
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    if iota:
+        source = [int(n) for n in iota[3].split(",")]
+        numbers = np.arange(math.prod(source)).reshape(source)
+        if iota[4]:
+            numbers = numbers.transpose([int(n) for n in iota[4].split(",")])
+        rows = numbers.reshape(int(iota[1]), int(iota[2]))
+        return groups.get(frozenset(frozenset(row.tolist()) for row in rows), everything)
+    listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line)
+    if listed:
+        found = re.findall(r"\{([\d,]+)\}", listed[1])
+        given = frozenset(frozenset(int(n) for n in each.split(",")) for each in found)
+        return groups.get(given, everything)
+    pairs = re.search(r"source_target_pairs=\{([\d,{}]*)\}", line)
+    if pairs:
+        return _axes_of_pairs(re.findall(r"\{(\d+),(\d+)\}", pairs[1]), axis_sizes) or everything
+    return everything
+
+
+def _axes_of_pairs(pairs: list[tuple[str, str]], axis_sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes along which the devices of pairs differ."""
+    shape = tuple(axis_sizes.values())
+    differ = np.zeros(len(shape), bool)
+    for a, b in pairs:
+        first, second = (np.array(np.unravel_index(int(n), shape)) for n in (a, b))
+        differ |= first != second
+    return tuple(name for name, moved in zip(axis_sizes, differ, strict=True) if moved)

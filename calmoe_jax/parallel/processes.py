@@ -1,0 +1,165 @@
+"""Processes of one job: how they find each other, agree, stop together, and notice a loss."""
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from calmoe_jax._checks import check_positive
+from calmoe_jax._errors import RunError, UserError
+
+
+class ProcessError(UserError):
+    """The processes of a job cannot work together; the message says why."""
+
+
+class PeerLostError(RunError):
+    """Another process of the job has ended."""
+
+
+def join_processes(
+    *,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: float = 300,
+    heartbeat: float = 20,
+) -> None:
+    """Joins this process to the others of its job; before anything else uses JAX.
+
+    Without arguments Slurm, GKE and TPU pods say who the others are. A SIGTERM to any process is
+    afterwards one to all (see `stop_is_due`).
+
+    Args:
+        coordinator: host and port of process 0, as in `"10.0.0.1:8476"`.
+        num_processes: number of processes.
+        process_id: number of this one, from 0.
+        timeout: seconds to wait for the others, above 0.
+        heartbeat: seconds without a sign of life after which a process counts as lost, at least 1.
+
+    Raises:
+        ProcessError: if some arguments are missing or out of range, no cluster is known, or the
+            coordinator does not answer in time.
+    """
+    check_positive("timeout", timeout)
+    check_positive("heartbeat", heartbeat)
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise ProcessError(
+            f"{missing[0]} must be given with the others of {', '.join(given)}, got none."
+        )
+    if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
+        raise ProcessError(
+            f"process_id must be in [0, {num_processes}), the number of processes, got "
+            f"process_id={process_id}."
+        )
+    where = coordinator or "the coordinator that the cluster names"
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=max(1, round(timeout)),
+            heartbeat_timeout_seconds=max(1, round(heartbeat)),
+        )
+    except ValueError as error:
+        raise ProcessError(
+            "coordinator must be given with num_processes and process_id where no cluster (Slurm, "
+            f"GKE, TPU pod) says them: {error}"
+        ) from error
+    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+        raise ProcessError(
+            f"{where} did not answer, or not all of {num_processes or 'the'} processes came, "
+            f"within timeout={timeout:g} seconds: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def check_agreement(what: dict[str, Any]) -> None:
+    """Checks that all processes were given the same; alone, nothing.
+
+    Args:
+        what: plain values, such as the configuration of a run.
+
+    Raises:
+        ProcessError: on every process, with the names of what differs from process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    names = sorted(what)
+    digests = [hashlib.sha256(json.dumps(what[n], sort_keys=True).encode()).digest() for n in names]
+    ours = np.frombuffer(b"".join(digests), np.uint8).reshape(len(names), -1)
+    count = multihost_utils.process_allgather(np.array([len(names)]))
+    if len(set(count.ravel().tolist())) > 1:
+        raise ProcessError("all processes must have the same configuration, got different ones.")
+    every = multihost_utils.process_allgather(ours)
+    differing = [n for i, n in enumerate(names) if (every[:, i] != every[0, i]).any()]
+    if differing:
+        raise ProcessError(
+            f"all processes must have the same configuration, got different {', '.join(differing)}."
+        )
+
+
+def stop_is_due(step: int) -> bool:
+    """Whether all processes stop at this step, because one of them got a SIGTERM.
+
+    All processes must ask at every step, and get the same answer.
+
+    Args:
+        step: number of the step.
+    """
+    if jax.process_count() == 1:
+        return False
+    return bool(multihost_utils.reached_preemption_sync_point(step))
+
+
+def is_writer() -> bool:
+    """Whether this process is the one that writes files."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until every process is here.
+
+    Args:
+        name: name of the place.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def whole(tree: Any) -> Any:
+    """A tree of arrays that may be sharded over processes, whole and on this host.
+
+    Args:
+        tree: the arrays; all processes must call it.
+    """
+
+    def one(x: jax.Array) -> Any:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(one(jax.random.key_data(x)))
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x if x.is_fully_addressable else x.addressable_data(0))
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(one, tree)
+
+
+def as_peer_lost(error: Exception) -> PeerLostError | None:
+    """The error as that of a lost process, if it is one.
+
+    Args:
+        error: what a computation raised.
+    """
+    words = ("gloo", "peer", "heartbeat", "connection", "unavailable", "preempt", "coordination")
+    text = str(error).lower()
+    if jax.process_count() == 1 or not any(word in text for word in words):
+        return None
+    return PeerLostError(
+        f"process {jax.process_index()}: another process of the job has ended "
+        f"({str(error).splitlines()[0][:200]})"
+    )
