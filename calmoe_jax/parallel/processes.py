@@ -1,7 +1,13 @@
 """Processes of one job: how they find each other, agree, stop together, and notice a loss."""
 
+import contextlib
 import hashlib
 import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,6 +17,9 @@ from jax.experimental import multihost_utils
 
 from calmoe_jax._checks import check_positive
 from calmoe_jax._errors import RunError, UserError
+
+# Seconds after our own time limit at which JAX, whose words are less clear, ends the process.
+_MARGIN = 30
 
 
 class ProcessError(UserError):
@@ -32,7 +41,8 @@ def join_processes(
     """Joins this process to the others of its job; before anything else uses JAX.
 
     Without arguments Slurm, GKE and TPU pods say who the others are. A SIGTERM to any process is
-    afterwards one to all (see `stop_is_due`).
+    afterwards one to all (see `stop_is_due`). Where the others do not come in time the process ends
+    with code 2 and a line that says so: JAX's own waiting can neither be interrupted nor fail.
 
     Args:
         coordinator: host and port of process 0, as in `"10.0.0.1:8476"`.
@@ -58,25 +68,61 @@ def join_processes(
             f"process_id must be in [0, {num_processes}), the number of processes, got "
             f"process_id={process_id}."
         )
-    where = coordinator or "the coordinator that the cluster names"
+    start = time.monotonic()
+    if coordinator is not None and process_id:
+        _find(coordinator, timeout)
+    left = max(1.0, timeout - (time.monotonic() - start))
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            initialization_timeout=max(1, round(timeout)),
-            heartbeat_timeout_seconds=max(1, round(heartbeat)),
-        )
+        with _ending_after(left, f"not all processes came within timeout={timeout:g} seconds"):
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                initialization_timeout=round(left) + _MARGIN,
+                heartbeat_timeout_seconds=max(1, round(heartbeat)),
+            )
     except ValueError as error:
         raise ProcessError(
             "coordinator must be given with num_processes and process_id where no cluster (Slurm, "
             f"GKE, TPU pod) says them: {error}"
         ) from error
-    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+
+
+def _find(coordinator: str, timeout: float) -> None:
+    """Waits until something listens where the coordinator should."""
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdigit()):
         raise ProcessError(
-            f"{where} did not answer, or not all of {num_processes or 'the'} processes came, "
-            f"within timeout={timeout:g} seconds: {str(error).splitlines()[0]}"
-        ) from error
+            f"coordinator must be a host and a port, as in 10.0.0.1:8476, got {coordinator!r}."
+        )
+    deadline, reason = time.monotonic() + timeout, ""
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            reason = str(error)
+            time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
+    raise ProcessError(
+        f"coordinator={coordinator} did not answer within timeout={timeout:g} seconds ({reason})."
+    )
+
+
+@contextlib.contextmanager
+def _ending_after(seconds: float, words: str) -> Iterator[None]:
+    """Ends the process with a line where the block takes longer: it waits in compiled code."""
+    done = threading.Event()
+
+    def watch() -> None:
+        if not done.wait(seconds):
+            os.write(2, f"calmoe: {words}.\n".encode())
+            os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def check_agreement(what: dict[str, Any]) -> None:

@@ -1,0 +1,189 @@
+"""Several processes on this machine: they train as one, stop together, and notice a loss."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from dispatching import exhaustive
+from small import small_task
+from trainings import SEEDS, train
+
+from calmoe_jax.parallel.processes import ProcessError, check_agreement, join_processes, stop_is_due
+
+ROOT = Path(__file__).parents[2]
+WORKER = ROOT / "tests" / "helpers" / "worker.py"
+PATHS = [str(ROOT), str(ROOT / "kernels"), str(WORKER.parent)]
+LAST = 18
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Job:
+    """Processes of one training; what they say is read as it comes."""
+
+    def __init__(self, folder, count, *, methods=None, pause=0.0):
+        folder.mkdir(exist_ok=True)
+        port, methods = free_port(), methods or ["robust"] * count
+        env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(PATHS)}
+        env["JAX_NUM_CPU_DEVICES"] = str(max(1, 4 // count))
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, WORKER, folder, *map(str, (port, count, i, methods[i], pause))],
+                env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for i in range(count)
+        ]  # fmt: skip
+
+    def wait_for(self, words, number=0):
+        """Whether the words came before the process ended."""
+        return any(words in line for line in self.processes[number].stdout)
+
+    def end(self, timeout=120):
+        """Exit codes and what was said."""
+        said = []
+        for each in self.processes:
+            try:
+                said.append(each.communicate(timeout=timeout)[0])
+            finally:
+                each.kill()
+        return [each.returncode for each in self.processes], said
+
+
+def state(folder):
+    with np.load(folder / "state.npz") as held:
+        return [held[name] for name in held.files]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, *exhaustive(4)])
+def test_processes_train_as_one_device(tmp_path, count):
+    codes, said = Job(tmp_path / "job", count).end()
+    assert codes == [0] * count, said
+    alone = train(tmp_path / "one", "robust", small_task(), seeds=SEEDS[:1])
+    for found, wanted in zip(
+        state(tmp_path / "job"), jax.tree.leaves(alone.state.params), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_signal_to_one_stops_all_at_one_step_and_resumption_is_bit_equal(tmp_path):
+    assert Job(tmp_path / "whole", 2).end()[0] == [0, 0]
+    job = Job(tmp_path / "cut", 2, pause=0.3)
+    assert job.wait_for("step 4")
+    job.processes[1].send_signal(signal.SIGTERM)
+    codes, said = job.end()
+    assert codes == [143, 143], said
+    words = [
+        next(line for line in each.splitlines() if "is saved at step" in line) for each in said
+    ]
+    assert words[0] == words[1]
+    codes, said = Job(tmp_path / "cut", 2).end()
+    assert codes == [0, 0], said
+    assert f"step {words[0].split('step ')[1].split('.')[0]}\n" in said[0]
+    assert "step 3\n" not in said[0]
+    for a, b in zip(state(tmp_path / "whole"), state(tmp_path / "cut"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("lost", [1, 0])
+def test_a_lost_process_ends_the_others_which_say_so(tmp_path, lost):
+    job = Job(tmp_path, 2, pause=0.3)
+    assert job.wait_for("step 8", lost)
+    job.processes[lost].kill()
+    start = time.monotonic()
+    code = job.processes[1 - lost].wait(30)
+    assert time.monotonic() - start < 30
+    assert code != 0
+    said = job.end()[1][1 - lost]
+    assert "another process of the job has ended" in said or "distributed service" in said, said
+    codes, said = Job(tmp_path, 2).end()
+    assert codes == [0, 0], said
+    assert "step 0\n" not in said[0]
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_twenty_kills_at_random_moments(tmp_path):
+    assert Job(tmp_path / "whole", 1).end()[0] == [0]
+    moments = random.Random(0)
+    for _ in range(20):
+        job = Job(tmp_path / "cut", 1, pause=0.1)
+        for _ in range(moments.randrange(1, LAST)):
+            if not job.wait_for("step"):
+                break
+        time.sleep(moments.uniform(0, 0.1))
+        job.processes[0].kill()
+        job.end()
+        for path in (tmp_path / "cut").glob("*.npz"):
+            state(path.parent)  # whole or not there
+    codes, said = Job(tmp_path / "cut", 1).end()
+    assert codes == [0], said
+    for a, b in zip(state(tmp_path / "whole"), state(tmp_path / "cut"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_different_configurations_are_refused_everywhere(tmp_path):
+    codes, said = Job(tmp_path, 2, methods=["robust", "vanilla"]).end()
+    assert codes == [1, 1], said
+    for each in said:
+        assert "all processes must have the same configuration, got different method" in each
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_coordinator_that_does_not_answer_is_named():
+    code = (
+        "from calmoe_jax.parallel.processes import *\n"
+        "try: join_processes(coordinator='127.0.0.1:9', num_processes=2, process_id=1, timeout=3)\n"
+        "except ProcessError as error: print('refused:', error)"
+    )
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(PATHS)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=90
+    )
+    assert "refused: coordinator=127.0.0.1:9 did not answer within timeout=3" in done.stdout
+    alone = code.replace("127.0.0.1:9", f"127.0.0.1:{free_port()}").replace("id=1", "id=0")
+    done = subprocess.run(
+        [sys.executable, "-c", alone], env=env, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 2
+    assert "calmoe: not all processes came within timeout=3 seconds" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coordinator": "a:1"}, "num_processes must be given with the others"),
+        (
+            {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
+            r"process_id must be in \[0, 2\), the number of processes, got process_id=2",
+        ),
+    ],
+)
+def test_arguments_are_checked_before_anything_starts(given, message):
+    with pytest.raises(ProcessError, match=message):
+        join_processes(**given)
+
+
+def test_alone_nothing_is_waited_for():
+    check_agreement({"a": 1})
+    assert not stop_is_due(3)
