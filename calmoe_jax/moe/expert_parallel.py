@@ -130,18 +130,18 @@ def expert_parallel_layer(
 
     Example:
         >>> from functools import partial
+        >>> from calmoe_jax.parallel import data_mesh
         >>> layer = partial(expert_parallel_layer, axis_name="expert", k=1, activation="relu")
-        >>> mesh = jax.make_mesh((1,), ("expert",), devices=jax.devices()[:1])
-        >>> mapped = jax.shard_map(layer, mesh=mesh, in_specs=jax.P("expert"),
-        ...                        out_specs=jax.P("expert"))
+        >>> mesh, rows = data_mesh(jax.devices()[:1], axis_name="expert"), jax.P("expert")
         >>> params = ExpertParams(jnp.ones((2, 1, 3)), jnp.ones((2, 3, 1)))
-        >>> jax.jit(lambda *args: mapped(*args).output[:, 0])(jnp.ones((4, 1)), jnp.zeros((4, 2)),
-        ...     params).tolist()
+        >>> mapped = jax.shard_map(
+        ...     lambda *args: layer(*args).output, mesh=mesh, in_specs=rows, out_specs=rows
+        ... )
+        >>> jax.jit(mapped)(jnp.ones((4, 1)), jnp.zeros((4, 2)), params)[:, 0].tolist()
         [3.0, 3.0, 3.0, 3.0]
 
     References:
-        Lepikhin et al., GShard, 2020 (all-to-all); the three exchanges are those of common
-        libraries for JAX.
+        Lepikhin et al., GShard, 2020.
     """
     check_positive("scaling_factor", scaling_factor)
     _check(gate_logits, params, axis_name, exchange, capacity, buffer_factor)

@@ -32,9 +32,9 @@ def sizes_of(seed, devices, own):
     """Rows of each expert on each device, with empty ones, and one that gets a device's all."""
     sizes = np.random.RandomState(seed).randint(0, 5, (devices, devices * own)).astype(np.int32)
     sizes[:, 1] = 0
+    sizes[-1, :own] = 0
     sizes[0] = 0
     sizes[0, -1] = 12
-    sizes[-1, :own] = 0
     return sizes
 
 
