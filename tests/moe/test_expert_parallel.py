@@ -164,6 +164,28 @@ def test_gradients_inside_of_a_summed_loss(exchange):
     jax.tree.map(lambda a, b: near(a, b, 1e-5, ""), found, (*wanted[:3], wanted[4]))
 
 
+@pytest.mark.parametrize("exchange", ["all_to_all", *exhaustive("ring", "ragged")])
+def test_tokens_that_devices_share(exchange):
+    """Each device takes them for its own."""
+    own, shared = jax.P("expert"), jax.P()
+    layer = partial(expert_parallel_layer, axis_name="expert", k=2, exchange=exchange)
+    mapped = jax.shard_map(
+        lambda *args: layer(*args).output, mesh=mesh_of("2"), in_specs=(shared, shared, own),
+        out_specs=own,
+    )  # fmt: skip
+    arrays = problem("random")[0][:3]
+
+    def loss(layer, x, logits, params):
+        output = layer(x, logits, params)
+        return loss_of(output), output
+
+    found, outputs = jax.jit(jax.grad(partial(loss, mapped), (0, 1, 2), has_aux=True))(*arrays)
+    one = partial(loss, lambda *args: cm.sparse_layer(*args, k=2).output)
+    wanted, output = jax.jit(jax.grad(one, (0, 1, 2), has_aux=True))(*arrays)
+    near(outputs, jnp.concatenate([output, output]), 1e-5, "output")
+    jax.tree.map(lambda a, b: near(a, 2 * b, 1e-5, ""), found, wanted)
+
+
 @pytest.mark.parametrize("exchange", ["ring", *exhaustive("all_to_all", "ragged")])
 def test_pmap(exchange):
     """Each device's own loss: the exchange adds up what all give to a device's experts."""
