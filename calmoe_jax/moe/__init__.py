@@ -3,6 +3,9 @@
 from calmoe_jax.moe.dispatch import combine as combine
 from calmoe_jax.moe.dispatch import dispatch as dispatch
 from calmoe_jax.moe.dispatch import gather_slots as gather_slots
+from calmoe_jax.moe.exchange_ragged import ragged_is_supported as ragged_is_supported
+from calmoe_jax.moe.expert_parallel import ExpertParallelOutput as ExpertParallelOutput
+from calmoe_jax.moe.expert_parallel import expert_parallel_layer as expert_parallel_layer
 from calmoe_jax.moe.experts import HIDDEN_NAME as HIDDEN_NAME
 from calmoe_jax.moe.experts import ExpertParams as ExpertParams
 from calmoe_jax.moe.experts import expert_linear as expert_linear

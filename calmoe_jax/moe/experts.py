@@ -174,6 +174,7 @@ def shared_mlp(
     """
     _check_widths(shared, activation)
     experts, _, columns = shared.w_in.shape
+    units = shared.w_out.shape[1]
     if any(w.dtype != x.dtype for w in shared if w is not None):
         dtypes = [str(w.dtype) for w in shared if w is not None]
         raise TypeError(f"shared must have the dtype of x, {x.dtype}, got {', '.join(dtypes)}.")
@@ -182,7 +183,7 @@ def shared_mlp(
     if shared.b_in is not None:
         inner += shared.b_in[None]
     inner = checkpoint_name(inner.reshape(-1, columns), HIDDEN_NAME)
-    hidden = function_of(activation)(inner).reshape(x.shape[0], experts, -1)
+    hidden = function_of(activation)(inner).reshape(x.shape[0], experts, units)
     result = jnp.einsum("tef,efd->td", hidden, shared.w_out, preferred_element_type=wide)
     if shared.b_out is not None:
         result += at_least_float32(shared.b_out).sum(axis=0)[None]

@@ -109,25 +109,26 @@ def sparse_layer(
         gate_logits, selection_bias, where=where, k=k, scores=scores, renormalize=renormalize,
         num_groups=num_groups, groups_per_token=groups_per_token, **limits,
     )  # fmt: skip
-    routed = _scaled(routed, scaling_factor)
+    routed = scaled(routed, scaling_factor)
     rows = dispatch(x, routed.plan, implementation=implementation)
     rows = checkpoint_name(rows, ROWS_NAME)
     outputs = expert_mlp(rows, routed.plan, params, activation=activation, **limits)
     weights = routed.routing.combine_weights
     output = combine(outputs, routed.plan, weights, implementation=implementation)
     if shared is not None:
-        output = output + _shared(x, shared, where, activation)
+        output = output + shared_output(x, shared, where, activation)
     return SparseOutput(output, routed)
 
 
-def _scaled(routed: Routed, factor: float) -> Routed:
+def scaled(routed: Routed, factor: float) -> Routed:
+    """The same with the weights times a factor."""
     if factor == 1:
         return routed
     weights = routed.routing.combine_weights * factor
     return routed._replace(routing=routed.routing._replace(combine_weights=weights))
 
 
-def _shared(
+def shared_output(
     x: jax.Array, shared: ExpertParams, where: jax.Array | None, activation: Activation
 ) -> jax.Array:
     """The shared experts' output; 0, and no gradient, for tokens that do not count."""

@@ -1,11 +1,15 @@
 """Which implementations of kernels this machine can run, and why not the others."""
 
+import functools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 _JAX_TRITON = "0.3"
 _LEAST_CAPABILITY = 8.0
@@ -69,3 +73,41 @@ def _why_no_triton(backend: str) -> str:
     if float(capability) < _LEAST_CAPABILITY:
         return f"the GPU is of compute capability {capability}, {_LEAST_CAPABILITY} is needed"
     return ""
+
+
+@functools.cache
+def ragged_all_to_all_runs() -> bool:
+    """Whether `jax.lax.ragged_all_to_all` compiles and runs on this process's devices.
+
+    Found by trying, once, in a thread of its own: the call may come from a function that is being
+    traced.
+
+    Returns:
+        Whether it gives what it should; `False` on CPU.
+
+    Example:
+        >>> ragged_all_to_all_runs() and jax.default_backend() == "cpu"
+        False
+    """
+    with ThreadPoolExecutor(max_workers=1) as other_thread:
+        return other_thread.submit(_try_ragged_all_to_all).result()
+
+
+def _try_ragged_all_to_all() -> bool:
+    devices = jax.local_devices()
+    count = len(devices)
+
+    def transpose(row: jax.Array) -> jax.Array:
+        each = jnp.arange(count, dtype=jnp.int32)
+        ones = jnp.ones(count, jnp.int32)
+        there = jnp.full(count, jax.lax.axis_index("d"), jnp.int32)
+        return jax.lax.ragged_all_to_all(
+            row, jnp.zeros_like(row), each, ones, there, ones, axis_name="d"
+        )
+
+    values = np.arange(count * count, dtype=np.float32).reshape(count, count)
+    try:
+        found = jax.pmap(transpose, axis_name="d", devices=devices)(values)
+        return bool((np.asarray(found) == values.T).all())
+    except Exception:  # backends decline with errors of several types
+        return False

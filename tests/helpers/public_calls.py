@@ -67,7 +67,7 @@ GIVEN = {
     "bootstrap_sums": {"sums": lambda: [_p(4, 2), _p(4)]},
 }  # fmt: skip
 ON_HOST = {"corp_decomposition", "fit_isotonic", "fit_classwise_isotonic"}
-NEEDS_AN_AXIS = {"psum_state"}
+NEEDS_AN_AXIS = {"psum_state", "expert_parallel_layer"}
 
 
 def _p(*shape):

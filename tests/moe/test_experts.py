@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import shard_map
 from dispatching import exhaustive, plan_dispatch
 
 import calmoe_jax as cm
 from calmoe_jax.moe import PLAN_NAME, ExpertParams, expert_mlp, sparse_layer
+from calmoe_jax.moe.activations import function_of
 from calmoe_kernels import selection
 
 jitted = jax.jit(sparse_layer, static_argnames=("k", "activation", "capacity", "implementation"))
@@ -236,3 +238,21 @@ def test_xla_is_used_for_every_part(capacity, monkeypatch):
     }  # fmt: skip
     if jax.default_backend() == "cpu":
         assert gradient(None).as_text() == text
+
+
+@pytest.mark.parametrize("activation", ["gelu", *exhaustive("relu", "swiglu")])
+def test_activations_have_gradients_under_shard_map(activation, mesh):
+    function = function_of(activation)
+    mapped = shard_map(function, mesh=mesh, in_specs=jax.P("d"), out_specs=jax.P("d"))
+    inner = jnp.linspace(-6, 6, 6 * mesh.size).reshape(-1, 2)
+    slopes = jax.jit(jax.grad(lambda x: jnp.sum(mapped(x))))
+    alone = jax.jit(jax.grad(lambda x: jnp.sum(function(x))))
+    np.testing.assert_allclose(slopes(inner), alone(inner), rtol=1e-6)
+
+
+def test_the_slope_of_gelu():
+    x = jnp.linspace(-9, 9, 37)[:, None]
+    slopes = jax.jit(jax.grad(lambda x: jnp.sum(function_of("gelu")(x))))(x)
+    wanted = [math.erfc(-v / math.sqrt(2)) / 2 + v * math.exp(-v * v / 2) / math.sqrt(2 * math.pi)
+              for v in np.asarray(x[:, 0], np.float64)]  # fmt: skip
+    np.testing.assert_allclose(slopes[:, 0], wanted, rtol=1e-5, atol=1e-15)
