@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_positive
-from calmoe_jax._numerics import at_least_float32, entropy, wide_dtype
+from calmoe_jax._numerics import at_least_float32, entropy, normal_cdf, wide_dtype
 from calmoe_jax._signatures import checked
 from calmoe_jax.moe.route import Routed
 from calmoe_jax.routing import expert_importance, gate_probabilities, gate_statistics
@@ -123,5 +123,5 @@ def _chances(
     bar = jnp.where(noisy >= top[:, k - 1 : k], top[:, k:], top[:, k - 1 : k])
     masked, free = jnp.isneginf(logits), jnp.isneginf(bar)
     lead = jnp.where(masked | free, 0, logits) - jnp.where(masked | free, 0, bar)
-    chance = jax.scipy.special.ndtr(lead / scale)
+    chance = normal_cdf(lead / scale)
     return jnp.where(masked, 0, jnp.where(free, 1, chance))

@@ -92,7 +92,7 @@ def test_recomputing_changes_no_gradient(sparse):
 
     (kept, text), (again, other) = gradient("none"), gradient("block")
     assert other.count("remat") > text.count("remat")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), kept, again)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), kept, again)
 
 
 def test_half_precision_spares_what_needs_more():

@@ -20,6 +20,7 @@ from calmoe_jax._checks import (
     check_range,
 )
 from calmoe_jax.moe import LayerStatistics, layer_statistics
+from calmoe_jax.moe.activations import function_of
 from calmoe_jax.nn.moe_layer import MoELayer
 
 Remat = Literal["none", "block"]
@@ -88,7 +89,7 @@ class _MLP(nnx.Module):
     def __call__(
         self, x: Float[Array, "examples tokens width"]
     ) -> Float[Array, "examples tokens width"]:
-        result: jax.Array = self.outer(jax.nn.gelu(self.inner(x), approximate=False))
+        result: jax.Array = self.outer(function_of("gelu")(self.inner(x)))
         return result
 
 
