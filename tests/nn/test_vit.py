@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import transformers
-from devices import assert_devices_agree
+from devices import assert_devices_agree, shard_map
 from dispatching import exhaustive
 from flax import nnx
 
@@ -148,6 +148,25 @@ def test_noise_is_of_training_only_and_new_at_each_call():
     importance = [p.layers.importance[0] for p in (first, second, plain)]
     np.testing.assert_allclose(importance[0], importance[1], rtol=1e-6)
     np.testing.assert_allclose(importance[0], importance[2], rtol=1e-6)
+
+
+def test_each_device_has_its_own_noise(mesh):
+    def make(rngs):
+        return nn.SingleClassifier(vit(SPARSE._replace(noise=4.0), rngs=rngs), 3, rngs=rngs)
+
+    network = nn.from_nnx(make)
+    params, state = network.init(jax.random.key(0))
+
+    def apply(x, params, state):
+        prediction, state = network.apply(params, state, x, train=True)
+        return prediction.log_probs, state
+
+    specs = jax.P("d"), jax.P()
+    mapped = shard_map(apply, mesh=mesh, in_specs=(*specs, jax.P()), out_specs=specs)
+    same = jnp.broadcast_to(images(1), (len(mesh.devices), *SHAPE))
+    found, after = jax.jit(mapped)(same, params, state)  # the new state is alike on all
+    assert len(np.unique(np.asarray(found)[:, 0])) == len(mesh.devices)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
 def test_layers_reach_every_prediction():

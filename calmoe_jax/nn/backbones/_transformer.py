@@ -19,6 +19,7 @@ from calmoe_jax._checks import (
     check_positive,
     check_range,
 )
+from calmoe_jax._sharding import varying_axes
 from calmoe_jax.moe import LayerStatistics, layer_statistics
 from calmoe_jax.moe.activations import function_of
 from calmoe_jax.nn.moe_layer import MoELayer
@@ -239,7 +240,7 @@ class Transformer(nnx.Module):
         """
         keys = None
         if train and self.noise_keys is not None:
-            keys = jax.random.split(self.noise_keys(), self.number)
+            keys = jax.random.split(_own_key(self.noise_keys(), x), self.number)
         graph, stacked = nnx.split(self.blocks)
 
         def one(
@@ -255,6 +256,13 @@ class Transformer(nnx.Module):
             one = jax.checkpoint(one, prevent_cse=False)
         x, layers = jax.lax.scan(one, x.astype(self.dtype), (stacked, keys))
         return self.norm(x), layers
+
+
+def _own_key(key: jax.Array, x: Float[Array, "examples tokens width"]) -> jax.Array:
+    """The key, and on each device another one where `shard_map` gives each its own examples."""
+    for axis in varying_axes(x):
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+    return key
 
 
 def _check_sparse(moe: MoEBlocks, depth: int) -> None:
