@@ -1,5 +1,6 @@
 """Small numerical helpers that define the edge cases (empty, masked, zero) in one place."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -71,6 +72,24 @@ def two_sum(
     total = a + b
     rounded = total - a
     return total, (a - (total - rounded)) + (b - rounded)
+
+
+@jax.custom_jvp
+def normal_cdf(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Distribution function of the standard normal, accurate in its left tail.
+
+    Its derivative is written out because JAX 0.12 cannot trace that of `erf` and `erfc` under
+    `shard_map` ("Primitive polynomial requires varying manual axes to match").
+    """
+    return 0.5 * jax.lax.erfc(-x * math.sqrt(0.5))
+
+
+@normal_cdf.defjvp
+def _normal_cdf_derivative(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    density = jnp.exp(-0.5 * jnp.square(primals[0])) / math.sqrt(2 * math.pi)
+    return normal_cdf(*primals), tangents[0] * density
 
 
 def entropy(probs: Float[Array, "*shape categories"]) -> Float[Array, "*shape"]:

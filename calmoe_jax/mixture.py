@@ -24,6 +24,7 @@ from calmoe_jax._numerics import (
     top_two_margin,
 )
 from calmoe_jax._signatures import checked
+from calmoe_jax.moe.statistics import LayerStatistics
 from calmoe_jax.routing import GateStatistics, Routing, dense_routing, gate_statistics
 
 # An expert of weight 0 may give a class exp(100) times the aggregate's probability. The derivative
@@ -68,6 +69,7 @@ class Prediction(NamedTuple):
             not chosen is 0.
         log_probs: log probabilities of the aggregate, `log F`.
         gate: statistics of the gate logits, for the losses of the gate.
+        layers: sums over the tokens of the sparse layers within the backbone, if it has some.
     """
 
     expert_log_probs: Float[Array, "tokens slots classes"]
@@ -75,6 +77,7 @@ class Prediction(NamedTuple):
     routing: Routing
     log_probs: Float[Array, "tokens classes"]
     gate: GateStatistics
+    layers: LayerStatistics | None = None
 
 
 class MixtureLosses(NamedTuple):

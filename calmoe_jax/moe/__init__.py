@@ -14,6 +14,12 @@ from calmoe_jax.moe.experts import shared_mlp as shared_mlp
 from calmoe_jax.moe.layer import ROWS_NAME as ROWS_NAME
 from calmoe_jax.moe.layer import SparseOutput as SparseOutput
 from calmoe_jax.moe.layer import sparse_layer as sparse_layer
+from calmoe_jax.moe.layer_losses import LayerSummary as LayerSummary
+from calmoe_jax.moe.layer_losses import importance_loss as importance_loss
+from calmoe_jax.moe.layer_losses import mean_load_balancing_loss as mean_load_balancing_loss
+from calmoe_jax.moe.layer_losses import mean_z_loss as mean_z_loss
+from calmoe_jax.moe.layer_losses import smooth_load_loss as smooth_load_loss
+from calmoe_jax.moe.layer_losses import summarise_layers as summarise_layers
 from calmoe_jax.moe.losses import load_balancing_loss as load_balancing_loss
 from calmoe_jax.moe.losses import router_z_loss as router_z_loss
 from calmoe_jax.moe.matmul import check_groups as check_groups
@@ -24,7 +30,10 @@ from calmoe_jax.moe.plan import DispatchPlan as DispatchPlan
 from calmoe_jax.moe.plan import check_plan as check_plan
 from calmoe_jax.moe.plan import expert_capacity as expert_capacity
 from calmoe_jax.moe.plan import plan_dispatch as plan_dispatch
+from calmoe_jax.moe.priority import plan_by_priority as plan_by_priority
 from calmoe_jax.moe.route import ROUTING_NAME as ROUTING_NAME
 from calmoe_jax.moe.route import Routed as Routed
 from calmoe_jax.moe.route import route as route
 from calmoe_jax.moe.selection_bias import update_selection_bias as update_selection_bias
+from calmoe_jax.moe.statistics import LayerStatistics as LayerStatistics
+from calmoe_jax.moe.statistics import layer_statistics as layer_statistics

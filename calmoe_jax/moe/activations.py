@@ -1,36 +1,21 @@
 """Activations of experts: names, or functions of a user, also of those that split their columns."""
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from calmoe_jax._checks import check_choice
-from calmoe_jax._numerics import at_least_float32
+from calmoe_jax._numerics import normal_cdf
 
 Function = Callable[[jax.Array], jax.Array]
 Activation = str | Function
 
 
-@jax.custom_jvp
-def _normal_cdf(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Share of a standard normal variable up to `x`; exact in both tails."""
-    return jax.lax.erfc(x * -math.sqrt(0.5)) / 2
-
-
-@_normal_cdf.defjvp
-def _normal_cdf_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> Any:
-    """The density; JAX 0.12 cannot differentiate `erfc` in `shard_map` with `check_vma`."""
-    (x,), (tangent,) = primals, tangents
-    density = jnp.exp(-jnp.square(at_least_float32(x)) / 2) * math.sqrt(0.5 / math.pi)
-    return _normal_cdf(x), density.astype(x.dtype) * tangent
-
-
-def _gelu(inner: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
-    return inner * _normal_cdf(inner)
+def _gelu(inner: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The exact form: each number times the chance that a normal one is smaller."""
+    return inner * normal_cdf(inner)
 
 
 def _swiglu(inner: Float[Array, "rows columns"]) -> Float[Array, "rows hidden"]:

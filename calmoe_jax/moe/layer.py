@@ -54,6 +54,7 @@ def sparse_layer(
     groups_per_token: int = 1,
     scaling_factor: float = 1.0,
     capacity: int | None = None,
+    prioritized: bool = False,
     implementation: str | None = None,
 ) -> SparseOutput:
     """Routes each token to `k` experts and sums their outputs by weight.
@@ -78,6 +79,8 @@ def sparse_layer(
         groups_per_token: as in `route`.
         scaling_factor: factor `c` of the weights, above 0; the result's routing includes it.
         capacity: rows per expert; `None` for dropless.
+        prioritized: as in `route`: whether capacity goes to the tokens with the largest gate scores
+            first. In XLA only: a kernel that is given by name declines.
         implementation: `None`, `"xla"` or `"triton"`, for every part, products included; see
             `calmoe_jax.moe.dispatch` and `calmoe_jax.moe.matmul`.
 
@@ -107,7 +110,7 @@ def sparse_layer(
     }
     routed = route(
         gate_logits, selection_bias, where=where, k=k, scores=scores, renormalize=renormalize,
-        num_groups=num_groups, groups_per_token=groups_per_token, **limits,
+        num_groups=num_groups, groups_per_token=groups_per_token, prioritized=prioritized, **limits,
     )  # fmt: skip
     routed = scaled(routed, scaling_factor)
     rows = dispatch(x, routed.plan, implementation=implementation)

@@ -2,7 +2,8 @@
 
 A plan is two permutations, each the inverse of the other: `positions` is the row of each slot of
 each token, `slot_indices` the slot of each row. The rows of an expert are contiguous and in the
-order of the tokens, on every device and in every run.
+order of the tokens (or of their priority, see `plan_by_priority`), on every device and in every
+run.
 
 Policies of `jax.checkpoint` can save a plan by the name `PLAN_NAME`.
 """

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._signatures import checked
 from calmoe_jax.moe.plan import DispatchPlan, named_plan, present_experts
+from calmoe_jax.moe.priority import gate_priority, plan_by_priority
 from calmoe_jax.routing._top_k import check_top_k, choose, largest
 from calmoe_jax.routing.kinds import Routing
 from calmoe_jax.routing.statistics import GateStatistics, count_tokens, gate_statistics
@@ -59,6 +60,7 @@ def route(
     num_groups: int = 1,
     groups_per_token: int = 1,
     capacity: int | None = None,
+    prioritized: bool = False,
     block_size: int | None = None,
     implementation: str | None = None,
 ) -> Routed:
@@ -77,6 +79,9 @@ def route(
         num_groups: number of groups of consecutive experts.
         groups_per_token: groups a token's experts may come from.
         capacity: rows per expert; `None` for dropless.
+        prioritized: whether experts beyond their capacity drop the tokens with the lowest gate
+            scores (the largest score of each token counts), instead of the last ones, as
+            `plan_by_priority` does. In XLA only: a kernel that is given by name declines.
         block_size: every group starts at a multiple of it.
         implementation: see `calmoe_jax.moe.dispatch`; `"pallas_tpu"` only computes the top-k.
 
@@ -116,7 +121,7 @@ def route(
         return Routing(*parts[:2]), DispatchPlan(*parts[2:]), statistics
 
     xla, pallas_tpu = (
-        partial(_composed, top_k, statics, limits)
+        partial(_composed, top_k, statics, limits, prioritized)
         for top_k in (largest, selection.lazy("pallas_tpu.top_k", "top_k"))
     )
     attempts: dict[str, Callable[..., _Parts]] = {
@@ -124,6 +129,8 @@ def route(
         "triton": triton if tokens else xla,
         "pallas_tpu": pallas_tpu,
     }
+    if prioritized:
+        attempts = {"xla": xla}
     axes = varying_axes(gate_logits, selection_bias, where)
     given = vary_along((gate_logits, selection_bias, where), axes)
     routing, plan, statistics = selection.run(attempts, implementation, *given, operation="route")
@@ -135,6 +142,7 @@ def _composed(
     top_k: Callable[..., Any],
     statics: dict[str, Any],
     limits: dict[str, Any],
+    prioritized: bool,
     logits: _Logits,
     bias: _Bias,
     where: _Where,
@@ -148,8 +156,14 @@ def _composed(
         indices = jnp.where(where[:, None], indices, first)
         weights = jnp.where(where[:, None], weights, 0)
     num_experts = logits.shape[1]
-    sent = present_experts(indices, weights, None, num_experts=num_experts)
-    plan = DispatchPlan(*plan_in_xla(sent, num_experts=num_experts, **limits))
+    if prioritized and limits["capacity"] is not None:
+        plan = plan_by_priority(
+            gate_priority(logits, scores=statics["scores"]), indices, weights, where=where,
+            num_experts=num_experts, capacity=limits["capacity"],
+        )  # fmt: skip
+    else:
+        sent = present_experts(indices, weights, None, num_experts=num_experts)
+        plan = DispatchPlan(*plan_in_xla(sent, num_experts=num_experts, **limits))
     statistics = gate_statistics(logits, where=where, scores=statics["scores"])
     return Routing(indices, weights), plan, statistics
 

@@ -6,11 +6,10 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from calmoe_jax import routing
 from calmoe_jax._checks import check_at_least, check_choice
-from calmoe_jax._numerics import at_least_float32
 from calmoe_jax.mixture import Prediction, predict
 from calmoe_jax.moe import (
     DispatchPlan,
@@ -20,6 +19,7 @@ from calmoe_jax.moe import (
     preferred_block_size,
     route,
 )
+from calmoe_jax.nn.features import Features, features_of
 from calmoe_jax.routing.kinds import ROUTING_KINDS, RoutingKind
 
 
@@ -30,9 +30,9 @@ class Backbone(Protocol):
     num_features: int
 
     def __call__(
-        self, x: Float[Array, "tokens ..."], *, train: bool = False
-    ) -> Float[Array, "tokens features"]:
-        """Features of a batch."""
+        self, x: PyTree, *, train: bool = False
+    ) -> Float[Array, "tokens features"] | Features:
+        """Features of a batch, alone or with the statistics of its sparse layers."""
         ...
 
 
@@ -152,20 +152,21 @@ class MoEClassifier(nnx.Module):
         self.routing_kind = routing_kind
         self.k = k
 
-    def __call__(
-        self, x: Float[Array, "tokens ..."], *, train: bool = False, sparse: bool = False
-    ) -> Prediction:
+    def __call__(self, x: PyTree, *, train: bool = False, sparse: bool = False) -> Prediction:
         """Predicts a batch: experts' probabilities, and the weights to mix them with.
 
         Args:
-            x: a batch of inputs.
+            x: a batch of inputs, in any form that the backbone takes.
             train: whether batch statistics are used and updated, and `hardened` routes densely.
             sparse: whether to compute only the chosen experts. The aggregate and its gradients are
                 the same; the slots are then the chosen experts instead of all. It has no effect
                 where all experts are needed: for dense routing, and for training with hard
                 routing, whose router learns from the other experts' predictions too.
         """
-        features = at_least_float32(self.backbone(x, train=train))
+        features, layers = features_of(self.backbone(x, train=train))
+        return self._predict(features, train, sparse)._replace(layers=layers)
+
+    def _predict(self, features: Float[Array, "tokens d"], train: bool, sparse: bool) -> Prediction:
         gate_logits = self.router(features)
         hard = self.routing_kind in ("hard", "hardened") and not train
         if sparse and (hard or self.routing_kind == "top_k"):
@@ -200,15 +201,14 @@ class SingleClassifier(nnx.Module):
         self.backbone = backbone
         self.head = nnx.Linear(backbone.num_features, num_classes, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "tokens ..."], *, train: bool = False, sparse: bool = False
-    ) -> Prediction:
+    def __call__(self, x: PyTree, *, train: bool = False, sparse: bool = False) -> Prediction:
         """Predicts a batch, with one expert of weight 1, whether `sparse` or not."""
         del sparse
-        features = at_least_float32(self.backbone(x, train=train))
+        features, layers = features_of(self.backbone(x, train=train))
         log_probs = jax.nn.log_softmax(self.head(features), axis=-1)[:, None, :]
         shape = log_probs.shape[:2]
-        return predict(log_probs, jnp.zeros(shape), _all_experts(jnp.ones(shape)))
+        prediction = predict(log_probs, jnp.zeros(shape), _all_experts(jnp.ones(shape)))
+        return prediction._replace(layers=layers)
 
 
 def _all_experts(weights: Float[Array, "tokens experts"]) -> routing.Routing:

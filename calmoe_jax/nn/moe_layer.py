@@ -108,6 +108,7 @@ class MoELayer(nnx.Module):
         num_shared: int = 0,
         use_bias: bool = False,
         capacity_factor: float | None = None,
+        prioritized: bool = False,
         implementation: str | None = None,
         dtype: jnp.dtype | type = jnp.float32,
         param_dtype: jnp.dtype | type = jnp.float32,
@@ -136,6 +137,8 @@ class MoELayer(nnx.Module):
             use_bias: whether experts have biases.
             capacity_factor: capacity of an expert as a multiple of its fair share of slots; slots
                 beyond it are dropped. `None` drops nothing.
+            prioritized: whether the tokens with the lowest gate scores are dropped, instead of the
+                last ones; see `calmoe_jax.moe.plan_by_priority`.
             implementation: as in `calmoe_jax.sparse_layer`.
             dtype: dtype of the experts' computation.
             param_dtype: dtype of the parameters; the router's are at least float32.
@@ -160,6 +163,7 @@ class MoELayer(nnx.Module):
         self.num_experts, self.k, self.scores = num_experts, k, scores
         self.num_groups, self.groups_per_token = num_groups, groups_per_token
         self.scaling_factor, self.capacity_factor = scaling_factor, capacity_factor
+        self.prioritized = prioritized
         self.activation, self.implementation, self.dtype = activation, implementation, dtype
         self._check()
         names = _names(sharding)
@@ -179,7 +183,11 @@ class MoELayer(nnx.Module):
         self.selection_bias = SelectionBias(jnp.zeros(num_experts)) if selection_bias else None
 
     def __call__(
-        self, x: Float[Array, "*tokens d"], *, where: Bool[Array, "*tokens"] | None = None
+        self,
+        x: Float[Array, "*tokens d"],
+        *,
+        where: Bool[Array, "*tokens"] | None = None,
+        noise: Float[Array, "*tokens experts"] | None = None,
     ) -> SparseOutput:
         """Routes all tokens and applies their experts.
 
@@ -188,20 +196,58 @@ class MoELayer(nnx.Module):
             where: tokens that count; all by default. The others (padding) may hold anything: they
                 take no row and no capacity, are in no statistic, get no gradient, and come out as
                 0. The capacity itself is a share of all tokens, since shapes are static.
+            noise: added to the gate logits, to explore in training; none by default.
 
         Returns:
             A `SparseOutput` whose output has the shape of `x`; its routing has the tokens in
-            flattened order.
+            flattened order, and its statistics are of the logits with their noise.
+        """
+        gate_logits = self.gate_logits(x, where=where)
+        if noise is not None:
+            gate_logits = gate_logits + noise.astype(gate_logits.dtype)
+        return self.with_gate_logits(x, gate_logits, where=where)
+
+    def gate_logits(
+        self, x: Float[Array, "*tokens d"], *, where: Bool[Array, "*tokens"] | None = None
+    ) -> Float[Array, "*tokens experts"]:
+        """The router's logits of tokens, at least float32; 0 for tokens that do not count.
+
+        Args:
+            x: tokens, with any number of leading axes.
+            where: tokens that count; all by default.
+        """
+        check_where("where", where, x.shape[:-1])
+        x = x if where is None else jnp.where(where[..., None], x, 0)  # the product sees no NaN
+        logits: jax.Array = self.router(at_least_float32(x))
+        return logits
+
+    def with_gate_logits(
+        self,
+        x: Float[Array, "*tokens d"],
+        gate_logits: Float[Array, "*tokens experts"],
+        *,
+        where: Bool[Array, "*tokens"] | None = None,
+    ) -> SparseOutput:
+        """Routes all tokens by logits that the caller has, and applies their experts.
+
+        `layer(x)` is `layer.with_gate_logits(x, layer.gate_logits(x))`.
+
+        Args:
+            x: tokens, with any number of leading axes.
+            gate_logits: gate logits of the same tokens.
+            where: as in a call of the layer.
+
+        Returns:
+            As a call of the layer.
         """
         check_where("where", where, x.shape[:-1])
         tokens = x.reshape(-1, x.shape[-1])
         if where is not None:
             where = where.reshape(-1)
-            tokens = jnp.where(where[:, None], tokens, 0)  # the router's product sees no NaN
-        gate_logits: jax.Array = self.router(at_least_float32(tokens))
+            tokens = jnp.where(where[:, None], tokens, 0)
         result = sparse_layer(
             tokens.astype(self.dtype),
-            gate_logits,
+            gate_logits.reshape(-1, self.num_experts),
             self.experts.params(self.dtype),
             None if self.selection_bias is None else self.selection_bias[...],
             None if self.shared is None else self.shared.params(self.dtype),
@@ -210,6 +256,7 @@ class MoELayer(nnx.Module):
             renormalize=self.renormalize,
             scaling_factor=self.scaling_factor,
             capacity=self._capacity(len(tokens)),
+            prioritized=self.prioritized,
             implementation=self.implementation,
             **self._choice(),
         )

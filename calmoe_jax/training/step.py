@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from calmoe_jax import fgr, mixture, reweighting
 from calmoe_jax._numerics import AxisName, psum
+from calmoe_jax._sharding import varying_axes
 from calmoe_jax.mixture import Prediction
 from calmoe_jax.nn.network import Network, as_float
 from calmoe_jax.training.batch import Batch
@@ -265,8 +266,7 @@ def _total(gradient: PyTree, batch: Batch, axis_name: AxisName) -> PyTree:
 
 def _followed(batch: Batch, axis_name: AxisName) -> bool:
     """Whether an enclosing `shard_map` follows which values differ along an axis."""
-    kind = jax.typeof(batch.labels)
-    varying = kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+    varying = varying_axes(batch.labels)
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
     return any(name in varying for name in names)
 

@@ -1,0 +1,294 @@
+"""A transformer of equal blocks, dense or every second one sparse, as a scan over stacked weights.
+
+A program then holds one block (or pair of blocks), whatever the depth, and compiles in the same
+time.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, PyTree
+
+from calmoe_jax._checks import (
+    check_at_least,
+    check_choice,
+    check_non_negative,
+    check_positive,
+    check_range,
+)
+from calmoe_jax._sharding import varying_axes
+from calmoe_jax.moe import LayerStatistics, layer_statistics
+from calmoe_jax.moe.activations import function_of
+from calmoe_jax.nn.moe_layer import MoELayer
+
+Remat = Literal["none", "block"]
+_DType = Any
+_EPSILON = 1e-6
+
+
+class MoEBlocks(NamedTuple):
+    """The sparse layers of a transformer: the MLPs of its 2nd, 4th, ... block.
+
+    The defaults are those of V-MoE.
+
+    Attributes:
+        num_experts: experts of each layer, each as wide as the MLP it replaces.
+        k: experts per token, in `[1, num_experts]`.
+        capacity_factor: capacity of an expert as a multiple of its fair share of slots; slots
+            beyond it are dropped. `None` drops nothing; V-MoE trains with 1.05.
+        prioritized: whether the tokens with the lowest gate probability are dropped, instead of the
+            last ones.
+        noise: in training, normal noise of standard deviation `noise / num_experts` is added to the
+            gate logits; 0 for none.
+        renormalize: whether the weights of a token's `k` experts sum to one; `False` keeps the gate
+            probabilities.
+        implementation: as in `calmoe_jax.sparse_layer`.
+    """
+
+    num_experts: int
+    k: int = 2
+    capacity_factor: float | None = None
+    prioritized: bool = False
+    noise: float = 1.0
+    renormalize: bool = False
+    implementation: str | None = None
+
+
+class _Attention(nnx.Module):
+    """Self-attention with several heads and biases; its softmax is in float32."""
+
+    def __init__(self, width: int, heads: int, dtypes: dict[str, _DType], rngs: nnx.Rngs) -> None:
+        self.heads = heads
+        self.inputs = nnx.Linear(width, 3 * width, **dtypes, rngs=rngs)
+        self.output = nnx.Linear(width, width, **dtypes, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "examples tokens width"],
+        mask: Bool[Array, "examples tokens"] | None,
+    ) -> Float[Array, "examples tokens width"]:
+        examples, tokens, width = x.shape
+        parts = self.inputs(x).reshape(examples, tokens, 3, self.heads, width // self.heads)
+        seen = None if mask is None else mask[:, None, None, :]
+        mixed = jax.nn.dot_product_attention(
+            parts[:, :, 0], parts[:, :, 1], parts[:, :, 2], mask=seen
+        )
+        result: jax.Array = self.output(mixed.reshape(x.shape))
+        return result
+
+
+class _MLP(nnx.Module):
+    """Two layers with an exact GELU between them."""
+
+    def __init__(self, width: int, hidden: int, dtypes: dict[str, _DType], rngs: nnx.Rngs) -> None:
+        self.inner = nnx.Linear(width, hidden, **dtypes, rngs=rngs)
+        self.outer = nnx.Linear(hidden, width, **dtypes, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "examples tokens width"]
+    ) -> Float[Array, "examples tokens width"]:
+        result: jax.Array = self.outer(function_of("gelu")(self.inner(x)))
+        return result
+
+
+class _Block(nnx.Module):
+    """Attention, then an MLP or a sparse layer; each after a normalisation, beside a shortcut."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        moe: MoEBlocks | None,
+        dtypes: dict[str, _DType],
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.norm1, self.norm2 = _norm(width, dtypes, rngs), _norm(width, dtypes, rngs)
+        self.attention = _Attention(width, heads, dtypes, rngs)
+        self.moe = moe
+        if moe is None:
+            self.mlp = _MLP(width, mlp_width, dtypes, rngs)
+        else:
+            self.sparse = MoELayer(
+                width, moe.num_experts, mlp_width, k=moe.k, activation="gelu", use_bias=True,
+                renormalize=moe.renormalize, capacity_factor=moe.capacity_factor,
+                prioritized=moe.prioritized, implementation=moe.implementation, **dtypes, rngs=rngs,
+            )  # fmt: skip
+
+    def __call__(
+        self,
+        x: Float[Array, "examples tokens width"],
+        mask: Bool[Array, "examples tokens"] | None,
+        key: jax.Array | None,
+    ) -> tuple[Float[Array, "examples tokens width"], LayerStatistics | None]:
+        """The block's output, and the statistics of its sparse layer; a key draws its noise."""
+        x = x + self.attention(self.norm1(x), mask)
+        normed = self.norm2(x)
+        if self.moe is None:
+            return x + self.mlp(normed), None
+        output, layer = _routed(self.sparse, self.moe, normed, mask, key)
+        return x + output.astype(x.dtype), layer
+
+
+def _routed(
+    sparse: MoELayer,
+    moe: MoEBlocks,
+    x: Float[Array, "examples tokens width"],
+    mask: Bool[Array, "examples tokens"] | None,
+    key: jax.Array | None,
+) -> tuple[Float[Array, "examples tokens width"], LayerStatistics]:
+    """The output of a sparse layer, with noise if there is a key, and its statistics."""
+    clean = sparse.gate_logits(x, where=mask)
+    scale = moe.noise / moe.num_experts
+    noise = None if key is None else scale * jax.random.normal(key, clean.shape, clean.dtype)
+    noisy = clean if noise is None else clean + noise
+    result = sparse.with_gate_logits(x, noisy, where=mask)
+    layer = layer_statistics(
+        clean.reshape(-1, moe.num_experts),
+        result.routed,
+        None if noise is None else noise.reshape(-1, moe.num_experts),
+        where=None if mask is None else mask.reshape(-1),
+        noise_scale=scale or 1.0,
+    )
+    return result.output, layer
+
+
+class _Pair(nnx.Module):
+    """A dense block and a sparse one."""
+
+    def __init__(self, dense: _Block, sparse: _Block) -> None:
+        self.dense, self.sparse = dense, sparse
+
+    def __call__(
+        self,
+        x: Float[Array, "examples tokens width"],
+        mask: Bool[Array, "examples tokens"] | None,
+        key: jax.Array | None,
+    ) -> tuple[Float[Array, "examples tokens width"], LayerStatistics | None]:
+        x, _ = self.dense(x, mask, None)
+        return self.sparse(x, mask, key)
+
+
+class Transformer(nnx.Module):
+    """Blocks with normalisation first, and one at the end; every second block may be sparse.
+
+    A dense block has `4 w (w + 1) + 2 w h + h + w + 4 w` parameters for width `w` and MLP width
+    `h`; in a sparse one the MLP's `2 w h + h + w` are there for each of `E` experts, besides `w E`
+    of the router. Parameters are stacked along their first axis, over blocks or pairs of blocks.
+    Initialisation: LeCun normal weights, zero biases, normalisation with scale 1 and bias 0.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        depth: int,
+        heads: int,
+        mlp_width: int,
+        moe: MoEBlocks | None,
+        remat: Remat,
+        dtype: jnp.dtype | type,
+        param_dtype: jnp.dtype | type,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Builds the stacked blocks; `ViT` and `TextEncoder` document the arguments.
+
+        Raises:
+            ValueError: if a size is less than 1, the heads do not divide the width, or the depth
+                is odd with sparse layers.
+        """
+        sizes = ("width", width), ("depth", depth), ("heads", heads), ("mlp_width", mlp_width)
+        for name, size in sizes:
+            check_at_least(name, size, 1)
+        if width % heads:
+            raise ValueError(f"heads must divide width={width}, got heads={heads}.")
+        check_choice("remat", remat, get_args(Remat))
+        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+
+        def block(rngs: nnx.Rngs, moe: MoEBlocks | None = None) -> _Block:
+            return _Block(width, heads, mlp_width, moe, dtypes, rngs)
+
+        def pair(rngs: nnx.Rngs) -> _Pair:
+            return _Pair(block(rngs), block(rngs, moe))
+
+        if moe is not None:
+            _check_sparse(moe, depth)
+        self.number = depth if moe is None else depth // 2
+        self.blocks = _stacked(block if moe is None else pair, self.number, rngs)
+        self.norm = _norm(width, dtypes, rngs)
+        noisy = moe is not None and moe.noise > 0
+        self.noise_keys = nnx.data(rngs["noise"].fork() if noisy else None)
+        self.remat, self.dtype = remat, dtype
+
+    def __call__(
+        self,
+        x: Float[Array, "examples tokens width"],
+        *,
+        mask: Bool[Array, "examples tokens"] | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "examples tokens width"], LayerStatistics | None]:
+        """The last normalisation's output in float32, and the statistics of the sparse layers.
+
+        Args:
+            x: tokens of each example.
+            mask: tokens that count; all by default. The others (padding) must be finite; no token
+                attends to them, and they are not routed.
+            train: whether the router's noise is drawn.
+        """
+        keys = None
+        if train and self.noise_keys is not None:
+            keys = jax.random.split(_own_key(self.noise_keys(), x), self.number)
+        graph, stacked = nnx.split(self.blocks)
+
+        def one(
+            x: Float[Array, "examples tokens width"], layer: tuple[PyTree, jax.Array | None]
+        ) -> tuple[Float[Array, "examples tokens width"], LayerStatistics | None]:
+            state, key = layer
+            block: Any = nnx.merge(graph, state)
+            result: tuple[jax.Array, LayerStatistics | None] = block(x, mask, key)
+            return result
+
+        if self.remat == "block":
+            # a loop's iterations are not merged with those of its derivative
+            one = jax.checkpoint(one, prevent_cse=False)
+        x, layers = jax.lax.scan(one, x.astype(self.dtype), (stacked, keys))
+        return self.norm(x), layers
+
+
+def _own_key(key: jax.Array, x: Float[Array, "examples tokens width"]) -> jax.Array:
+    """The key, and on each device another one where `shard_map` gives each its own examples."""
+    for axis in varying_axes(x):
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+    return key
+
+
+def _check_sparse(moe: MoEBlocks, depth: int) -> None:
+    check_at_least("num_experts", moe.num_experts, 1)
+    check_range("k", moe.k, 1, moe.num_experts)
+    check_non_negative("noise", moe.noise)
+    if moe.capacity_factor is not None:
+        check_positive("capacity_factor", moe.capacity_factor)
+    if depth % 2:
+        raise ValueError(
+            f"depth must be even with sparse layers, in every second block, got depth={depth}."
+        )
+
+
+def _norm(width: int, dtypes: dict[str, _DType], rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A normalisation in float32."""
+    return nnx.LayerNorm(
+        width, epsilon=_EPSILON, dtype=jnp.float32, param_dtype=dtypes["param_dtype"], rngs=rngs
+    )
+
+
+def _stacked(make: Callable[[nnx.Rngs], Any], number: int, rngs: nnx.Rngs) -> Any:
+    """A module whose parameters are those of several, stacked along a new first axis."""
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+
+    def params(key: jax.Array) -> PyTree:
+        return nnx.state(make(nnx.Rngs(key)))
+
+    return nnx.merge(graph, jax.vmap(params)(jax.random.split(rngs.params(), number)))
