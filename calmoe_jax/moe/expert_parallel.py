@@ -76,6 +76,7 @@ def expert_parallel_layer(
     groups_per_token: int = 1,
     scaling_factor: float = 1.0,
     capacity: int | None = None,
+    prioritized: bool = False,
     buffer_factor: float | None = None,
     implementation: str | None = None,
 ) -> ExpertParallelOutput:
@@ -110,6 +111,8 @@ def expert_parallel_layer(
             device as the device has tokens, so that it takes `E / k` times the memory and the work
             of `sparse_layer`; `"ring"` has `min(k, E / P)` rows for every token of all devices,
             and leaves out of its products those that are empty.
+        prioritized: for `"all_to_all"` only: whether capacity goes to the tokens with the largest
+            gate scores first, as in `route`.
         buffer_factor: for `"ragged"` only: the rows that a device has room for, as a multiple of
             its share `tokens * k` of a balanced load. What does not fit is dropped, that of the
             last devices and of the last experts first. By default the worst case,
@@ -145,6 +148,10 @@ def expert_parallel_layer(
     """
     check_positive("scaling_factor", scaling_factor)
     _check(gate_logits, params, axis_name, exchange, capacity, buffer_factor)
+    if prioritized and exchange != "all_to_all":
+        raise ValueError(
+            f"prioritized must be False with exchange={exchange!r}, got prioritized=True."
+        )
     x, gate_logits = _own((x, gate_logits), axis_name)
     if x.shape[0] == 0:
         exchange, capacity = "all_to_all", 1  # JAX gathers no empty arrays
@@ -164,7 +171,7 @@ def expert_parallel_layer(
     }
     if exchange == "all_to_all":
         rows = x.shape[0] if capacity is None else capacity
-        routed = scaled(route_own(capacity=rows), scaling_factor)
+        routed = scaled(route_own(capacity=rows, prioritized=prioritized), scaling_factor)
         output = all_to_all_experts(x, routed, params, capacity=rows, **statics)
         num_dropped = routed.plan.num_over_capacity
     elif exchange == "ring":

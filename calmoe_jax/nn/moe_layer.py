@@ -20,12 +20,15 @@ from calmoe_jax._checks import (
 from calmoe_jax._numerics import AxisName, at_least_float32, wide_dtype
 from calmoe_jax.moe import (
     ExpertParams,
+    Routed,
     SparseOutput,
     expert_capacity,
+    expert_parallel_layer,
     sparse_layer,
     update_selection_bias,
 )
 from calmoe_jax.moe.activations import Activation, columns_of
+from calmoe_jax.moe.expert_parallel import EXCHANGES
 from calmoe_jax.moe.layer import IMPLEMENTATIONS
 
 _LECUN_NORMAL = nnx.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,))
@@ -55,6 +58,7 @@ class ExpertWeights(nnx.Module):
         use_bias: bool,
         param_dtype: Any,
         names: tuple[Any, Any, Any] | None,
+        expert_axis: str | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         """Builds the experts; `names` are the mesh axes of experts, inputs and hidden units."""
@@ -62,6 +66,8 @@ class ExpertWeights(nnx.Module):
         experts_name, d_name, hidden_name = names or (None, None, None)
 
         def param(value: jax.Array, *axes: Any) -> nnx.Param:
+            if expert_axis is not None:  # counted from the end: layers may be stacked in front
+                return nnx.Param(value, shard_axis=expert_axis, shard_dim=-value.ndim)
             return nnx.Param(value) if names is None else nnx.Param(value, out_sharding=axes)
 
         def matrices(*shape: int) -> jax.Array:
@@ -114,6 +120,8 @@ class MoELayer(nnx.Module):
         param_dtype: jnp.dtype | type = jnp.float32,
         router_precision: str | jax.lax.Precision | None = jax.lax.Precision.HIGHEST,
         sharding: Sharding | None = None,
+        expert_axis: str | None = None,
+        exchange: str = "all_to_all",
         rngs: nnx.Rngs,
     ) -> None:
         """Builds the router and the experts.
@@ -148,10 +156,15 @@ class MoELayer(nnx.Module):
                 `"d"` and `"hidden"`, as in `{"experts": "expert"}`; axes left out are not sharded,
                 nor are the shared experts apart from each other. Flax then places the parameters,
                 and wants a mesh: build the layer under `jax.set_mesh`.
+            expert_axis: device axis over which the experts are spread where `apply` runs inside
+                `shard_map`, as in `calmoe_jax.training.sharded_training`; `None` for no exchange.
+                Where the layer holds all its experts, there is none either.
+            exchange: how tokens and experts meet, as in `calmoe_jax.moe.expert_parallel_layer`.
             rngs: source of the initial weights.
 
         Raises:
-            ValueError: if an argument is out of range, or `renormalize=True` with `k = 1`.
+            ValueError: if an argument is out of range, or `renormalize=True` with `k = 1`; if both
+                `sharding` and `expert_axis` are given.
         """
         sizes = ("d", d), ("num_experts", num_experts), ("hidden", hidden), ("k", k)
         for name, size in sizes:
@@ -165,7 +178,13 @@ class MoELayer(nnx.Module):
         self.scaling_factor, self.capacity_factor = scaling_factor, capacity_factor
         self.prioritized = prioritized
         self.activation, self.implementation, self.dtype = activation, implementation, dtype
+        self.expert_axis, self.exchange = expert_axis, exchange
         self._check()
+        if sharding is not None and expert_axis is not None:
+            raise ValueError(
+                "sharding must be None where expert_axis is given, got "
+                f"sharding={dict(sharding)} and expert_axis={expert_axis!r}."
+            )
         names = _names(sharding)
         kernel = nnx.initializers.lecun_normal()
         self.router = nnx.Linear(
@@ -178,7 +197,9 @@ class MoELayer(nnx.Module):
             ExpertWeights, d=d, hidden=hidden, activation=activation, use_bias=use_bias,
             param_dtype=param_dtype, rngs=rngs,
         )  # fmt: skip
-        self.experts = build(num_experts, names=_axes(names, "experts"))
+        self.experts = build(
+            num_experts, names=_axes(names, "experts"), expert_axis=self.expert_axis
+        )
         self.shared = build(num_shared, names=_axes(names, None)) if num_shared else None
         self.selection_bias = SelectionBias(jnp.zeros(num_experts)) if selection_bias else None
 
@@ -245,22 +266,36 @@ class MoELayer(nnx.Module):
         if where is not None:
             where = where.reshape(-1)
             tokens = jnp.where(where[:, None], tokens, 0)
-        result = sparse_layer(
+        given = (
             tokens.astype(self.dtype),
             gate_logits.reshape(-1, self.num_experts),
             self.experts.params(self.dtype),
             None if self.selection_bias is None else self.selection_bias[...],
             None if self.shared is None else self.shared.params(self.dtype),
-            where=where,
-            activation=self.activation,
-            renormalize=self.renormalize,
-            scaling_factor=self.scaling_factor,
-            capacity=self._capacity(len(tokens)),
-            prioritized=self.prioritized,
-            implementation=self.implementation,
-            **self._choice(),
         )
-        return result._replace(output=result.output.reshape(x.shape))
+        statics: dict[str, Any] = self._choice() | {
+            "activation": self.activation,
+            "renormalize": self.renormalize,
+            "scaling_factor": self.scaling_factor,
+            "prioritized": self.prioritized,
+            "implementation": self.implementation,
+        }
+        output, routed = self._apply(given, len(tokens), {"where": where, **statics})
+        return SparseOutput(output.reshape(x.shape), routed)
+
+    def _apply(
+        self, given: tuple[Any, ...], num_tokens: int, options: dict[str, Any]
+    ) -> tuple[jax.Array, Routed]:
+        """The output and the routing, with an exchange where other devices hold experts."""
+        if self.expert_axis is None or given[2].w_in.shape[0] == self.num_experts:
+            return sparse_layer(*given, capacity=self._capacity(num_tokens), **options)
+        if self.exchange == "ring":
+            num_tokens *= jax.lax.axis_size(self.expert_axis)
+        options |= {"axis_name": self.expert_axis, "exchange": self.exchange}
+        if self.exchange != "ragged":
+            options["capacity"] = self._capacity(num_tokens)
+        result = expert_parallel_layer(*given, **options)
+        return result.output, result.routed
 
     def _choice(self) -> dict[str, Any]:
         return {
@@ -283,6 +318,7 @@ class MoELayer(nnx.Module):
         logits = jax.ShapeDtypeStruct((1, self.num_experts), jnp.float32)
         jax.eval_shape(partial(routing.top_k_routing, **self._choice()), logits)
         self._capacity(1)
+        check_choice("exchange", self.exchange, EXCHANGES)
         if self.implementation is not None:
             check_choice("implementation", self.implementation, IMPLEMENTATIONS)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from calmoe_jax.mixture import Prediction
@@ -62,7 +63,8 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
 
     Returns:
         The network. Its parameters are the module's `nnx.Param`, its state everything else that
-        the module holds; both are nested dictionaries of arrays.
+        the module holds; both are nested dictionaries of arrays. Parameters of a
+        `MoELayer(expert_axis=...)` have partition specs over that axis.
 
     Example:
         >>> from flax import nnx
@@ -92,7 +94,11 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
         prediction = module(as_float(inputs), train=train, **options)
         return prediction, nnx.to_pure_dict(_split(module)[2])
 
-    return Network(init, apply)
+    def param_specs(params: PyTree) -> PyTree:
+        del params  # the module says it
+        return nnx.to_pure_dict(jax.tree.map(_spec, params_template, is_leaf=_is_variable))
+
+    return Network(init, apply, param_specs)
 
 
 def as_float(inputs: PyTree) -> PyTree:
@@ -118,6 +124,19 @@ def num_experts(network: Network, inputs: PyTree) -> int:
         return prediction.gate_logits
 
     return int(jax.eval_shape(gate_logits, params, state, inputs).shape[-1])
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
+
+
+def _spec(variable: Any) -> P:
+    """The partition spec of a parameter: over the axis that its layer names, if any."""
+    axis = variable.get_metadata().get("shard_axis")
+    if axis is None:
+        return P()
+    value = variable.get_value()
+    return P(*(None,) * (value.ndim + variable.get_metadata()["shard_dim"]), axis)
 
 
 def _split(module: nnx.Module) -> tuple[Any, Any, Any]:

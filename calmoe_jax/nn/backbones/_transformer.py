@@ -46,6 +46,8 @@ class MoEBlocks(NamedTuple):
         renormalize: whether the weights of a token's `k` experts sum to one; `False` keeps the gate
             probabilities.
         implementation: as in `calmoe_jax.sparse_layer`.
+        expert_axis: device axis over which experts are spread, as in `MoELayer`; `None` for none.
+        exchange: how tokens and experts meet then.
     """
 
     num_experts: int
@@ -55,6 +57,8 @@ class MoEBlocks(NamedTuple):
     noise: float = 1.0
     renormalize: bool = False
     implementation: str | None = None
+    expert_axis: str | None = None
+    exchange: str = "all_to_all"
 
 
 class _Attention(nnx.Module):
@@ -115,7 +119,8 @@ class _Block(nnx.Module):
             self.sparse = MoELayer(
                 width, moe.num_experts, mlp_width, k=moe.k, activation="gelu", use_bias=True,
                 renormalize=moe.renormalize, capacity_factor=moe.capacity_factor,
-                prioritized=moe.prioritized, implementation=moe.implementation, **dtypes, rngs=rngs,
+                prioritized=moe.prioritized, implementation=moe.implementation,
+                expert_axis=moe.expert_axis, exchange=moe.exchange, **dtypes, rngs=rngs,
             )  # fmt: skip
 
     def __call__(
