@@ -17,14 +17,12 @@ from typing import Annotated, Any
 import tyro
 
 from calmoe_jax._errors import RunError, UserError
+from calmoe_jax._plan_command import Plan
 from calmoe_jax._signals import Stopped, ending_on_signals
+from calmoe_jax._usage import UsageError, check_folder
 from calmoe_jax.study.config import ModelConfig, RunConfig, TrainConfig
 
 _DATA_DIR = "CALMOE_DATA_DIR"
-
-
-class UsageError(UserError):
-    """Arguments that are invalid; the message names them."""
 
 
 # The configuration as given: checked when the command runs, where errors can name its options.
@@ -165,7 +163,7 @@ class Report:
             raise UsageError("folders must name at least one run, got none.")
         runs = [read_results(folder) for folder in self.folders]
         out = self.out or (self.folders[0] if len(runs) == 1 else Path())
-        _check_folder("out", out)
+        check_folder("out", out)
         out.mkdir(parents=True, exist_ok=True)
         print(write_report(runs, out))
         return 0
@@ -226,9 +224,9 @@ class Audit:
         if self.out is not None:
             if self.out.is_dir():
                 raise UsageError(f"out must be a file, got out={self.out}, which is a folder.")
-            _check_folder("out", self.out.parent)
+            check_folder("out", self.out.parent)
         if self.plots is not None:
-            _check_folder("plots", self.plots)
+            check_folder("plots", self.plots)
         logs = read_logs(self.file)
         found = audit(logs)
         if self.out is not None:
@@ -286,21 +284,12 @@ def _data_dir(given: Path | None) -> Path | None:
     return Path(os.environ[_DATA_DIR]) if os.environ.get(_DATA_DIR) else None
 
 
-def _check_folder(name: str, folder: Path) -> None:
-    """Raises a `UsageError` unless a folder exists or can be made; makes nothing."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise UsageError(
-            f"{name} must be in a folder that can be written to, got {name}={folder}: {there} is "
-            f"{'protected' if there.is_dir() else 'a file'}."
-        )
-
-
 COMMANDS: dict[str, Callable[..., Any]] = {
     "run": Run,
     "report": Report,
     "tasks": Tasks,
     "audit": Audit,
+    "plan": Plan,
     "doctor": Doctor,
 }
 

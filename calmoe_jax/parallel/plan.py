@@ -82,6 +82,7 @@ def plan_step(
     topology: Topology,
     *,
     names: Mapping[str, PyTree],
+    num_examples: int,
 ) -> Plan:
     """Compiles a step for a topology and reads what it costs.
 
@@ -91,6 +92,7 @@ def plan_step(
         mesh: the devices of the topology as a mesh.
         topology: the devices.
         names: parts of the arguments by name, whose bytes are listed one by one.
+        num_examples: examples of the batch.
 
     Returns:
         A `Plan`.
@@ -115,11 +117,10 @@ def plan_step(
         collectives = collectives_of(compiled.as_text(), dict(mesh.shape))
     seconds = time.perf_counter() - start
     hardware = topology.hardware
-    rows = {leaf.shape[0] for leaf in jax.tree.leaves(names.get("batch"))}
     return Plan(
         topology=topology.name,
         mesh=dict(mesh.shape),
-        num_examples=max(rows, default=0),
+        num_examples=num_examples,
         memory=memory,
         needed=needed,
         available=None if hardware is None else int(hardware.memory),
