@@ -96,6 +96,9 @@ def test_recomputing_changes_no_gradient(sparse):
 
 
 def test_half_precision_spares_what_needs_more():
+    if jax.config.jax_numpy_dtype_promotion == "strict":
+        pytest.skip("JAX's own attention mixes bfloat16 and float32")
+
     def make(rngs):
         return nn.SingleClassifier(vit(SPARSE, dtype=jnp.bfloat16, rngs=rngs), 3, rngs=rngs)
 
@@ -221,7 +224,7 @@ ADDED = {"importance": 0.005, "load": 0.005, "load_balancing": 0.01, "z_loss": 0
 
 
 def test_training_lowers_the_loss():
-    network, optimizer = tiny(capacity_factor=1.0, prioritized=True), optax.adam(3e-3)
+    network, optimizer = tiny(capacity_factor=1.0, prioritized=True), optax.sgd(0.1, momentum=0.9)
     objective = objectives.with_layer_losses(objectives.robust(eta=1.0), **ADDED)
     state = init_state(network, objective, optimizer, jax.random.key(0))
 
