@@ -88,8 +88,10 @@ def normal_cdf(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def _normal_cdf_derivative(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    density = jnp.exp(-0.5 * jnp.square(primals[0])) / math.sqrt(2 * math.pi)
-    return normal_cdf(*primals), tangents[0] * density
+    (x,) = primals
+    # in bfloat16 the square's rounding would be 1 % of the result
+    density = jnp.exp(-0.5 * jnp.square(at_least_float32(x))) / math.sqrt(2 * math.pi)
+    return normal_cdf(x), tangents[0] * density.astype(x.dtype)
 
 
 def entropy(probs: Float[Array, "*shape categories"]) -> Float[Array, "*shape"]:

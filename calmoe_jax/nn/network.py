@@ -56,7 +56,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
 
     Args:
         make: makes the module from a source of keys: `params` for initial weights, any other
-            name (`dropout`) for random numbers at run time. The module is called as
+            name (`dropout`, `noise`) for random numbers at run time. The module is called as
             `module(inputs, train=...)` and returns a `Prediction`, as `cm.mixture.predict` does;
             if its call has an argument `sparse`, that is passed too (see `Network`). Images of
             dtype uint8 are converted to floats in [0, 1] first.

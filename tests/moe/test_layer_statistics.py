@@ -1,6 +1,7 @@
 """Statistics of sparse layers and their losses against NumPy, and over devices."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ def inputs(tokens=16, experts=5):
     return logits, noise, np.arange(tokens) % 3 != 1
 
 
+@partial(jax.jit, static_argnames=("k", "capacity"))
 def statistics(logits, noise=None, where=None, *, k=2, capacity=None):
     noisy = logits if noise is None else logits + noise
     routed = cm.route(noisy, where=where, k=k, capacity=capacity)

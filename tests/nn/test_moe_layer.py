@@ -199,3 +199,21 @@ def test_capacity_and_dtype():
 def test_bad_options(change, words):
     with pytest.raises(ValueError, match=words):
         build(**change)
+
+
+def test_noise_is_added_to_the_logits():
+    layer, x = build(), tokens(3, 5)
+    noise = 5 * jax.random.normal(jax.random.key(2), (3, 5, 4))
+    where = jnp.arange(15).reshape(3, 5) % 4 > 0
+    got = layer(x, where=where, noise=noise)
+    want = layer.with_gate_logits(x, layer.gate_logits(x) + noise, where=where)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    chosen = (plain.routed.routing.expert_indices for plain in (got, layer(x, where=where)))
+    assert not np.array_equal(*chosen)
+
+
+def test_the_order_of_service_arrives():
+    x = tokens(20)
+    plans = [build(capacity_factor=0.5, prioritized=p)(x).routed.plan for p in (False, True)]
+    assert plans[0].num_over_capacity == plans[1].num_over_capacity > 0
+    assert (plans[0].dropped != plans[1].dropped).any()

