@@ -205,7 +205,7 @@ def test_pmap(exchange):
     (x, logits, params, bias, _), where = problem("padded")
     mapped = jax.pmap(gradient, axis_name="e", devices=jax.devices()[:4])
     found, output = mapped(*split((x, logits, params, where)))
-    zeros = jax.tree.map(lambda a: jnp.zeros((2, *a.shape[1:])), params)
+    zeros = jax.tree.map(lambda a: jnp.zeros((2, *a.shape[1:]), a.dtype), params)
     (wanted_output, *_), wanted = reference(k=2)((x, logits, params, bias * 0, zeros), where)
     near(output, split(wanted_output), 1e-5, "output")
     jax.tree.map(lambda a, b: near(a, b, 1e-5, ""), found, split(wanted[:3]))
@@ -243,7 +243,7 @@ def test_bfloat16(exchange):
 @pytest.mark.parametrize("exchange", ["all_to_all", "ring", *exhaustive("ragged")])
 def test_no_tokens(exchange):
     _, _, params, bias, shared = problem("random")[0]
-    arrays = jnp.zeros((0, D)), jnp.zeros((0, E)), params, bias, shared
+    arrays = *(jnp.zeros((0, n), jnp.float32) for n in (D, E)), params, bias, shared
     layer = over(mesh_of("4"), exchange=exchange, k=2)
     output, load, dropped = jax.jit(layer)(arrays, jnp.zeros(0, bool))
     assert output.shape == (0, D)
