@@ -237,6 +237,15 @@ def test_jit_is_eager(exchange):
     jax.tree.map(lambda a, b: near(a, b, 1e-6, ""), eager, jax.jit(layer)(*problem("random")))
 
 
+@pytest.mark.parametrize("exchange", [*exhaustive(*EXCHANGES)])
+def test_64_bits_agree_to_the_last_digits(exchange):
+    with jax.enable_x64(True):
+        given = problem("masked", np.float64)
+        options = {"k": 3} | GROUPS
+        layer = over(mesh_of("4"), exchange=exchange, **options)
+        agree(with_gradients(layer)(*given), reference(**options)(*given), 1e-13)
+
+
 @pytest.mark.parametrize("exchange", ["ring", *exhaustive("all_to_all", "ragged")])
 def test_bfloat16(exchange):
     arrays, where = problem("random", jnp.bfloat16)
