@@ -28,8 +28,9 @@ def all_to_all_experts(
     """Outputs of a device's tokens, from experts on all devices, through two all-to-alls.
 
     Empty rows travel and are multiplied like the others: without the numbers of rows, which would
-    be one more exchange, an expert cannot tell them apart. They are 0, and nobody reads what comes
-    of them.
+    be one more exchange, an expert cannot tell them apart. They are 0, nobody reads what comes of
+    them, and their cotangents are 0. Only parameters that are not finite, or an activation without
+    a slope at 0, can make themselves felt there: as NaN in that expert's own gradient.
 
     Args:
         x: the device's own tokens.

@@ -35,7 +35,6 @@ from calmoe_jax.moe.exchange_ring import ring_experts
 from calmoe_jax.moe.experts import ExpertParams
 from calmoe_jax.moe.layer import scaled, shared_output
 from calmoe_jax.moe.route import Routed, route
-from calmoe_kernels.varying import vary_along, varying_axes
 
 EXCHANGES = ("all_to_all", "ring", "ragged")
 
@@ -98,7 +97,9 @@ def expert_parallel_layer(
         where: tokens that count, as in `sparse_layer`.
         k: experts per token.
         exchange: `"all_to_all"`, `"ring"` or `"ragged"`; see the module.
-        activation: as in `expert_mlp`, for shared experts too.
+        activation: as in `expert_mlp`, for shared experts too. With `"all_to_all"` its slope must
+            be a number at `b_in` too (0 without biases), which is what an expert makes of the empty
+            rows that it gets.
         scores: as in `route`.
         renormalize: as in `route`.
         num_groups: as in `route`.
@@ -184,13 +185,6 @@ def expert_parallel_layer(
     if shared is not None:
         output = output + shared_output(x, shared, where, activation)
     return ExpertParallelOutput(output, routed, num_dropped)
-
-
-def _own(arrays: Any, axis_name: str | Sequence[str]) -> Any:
-    """The arrays, marked as the device's own where `shard_map` keeps account of it."""
-    names = {axis_name} if isinstance(axis_name, str) else set(axis_name)
-    manual = names & set(jax.sharding.get_abstract_mesh().manual_axes)
-    return vary_along(arrays, varying_axes(arrays) | manual)
 
 
 def _check(

@@ -9,6 +9,7 @@ import pytest
 from devices import shard_map
 from dispatching import normal
 
+from calmoe_jax._numerics import at_least_float32
 from calmoe_jax.moe import ExpertParams, expert_parallel_layer, sparse_layer
 
 TOKENS, E, D, H = 24, 8, 4, 3
@@ -57,19 +58,19 @@ def problem(kind, dtype=np.float32):
 
 def experts(seed, number):
     shapes = (number, D, H), (number, H, D), (number, H), (number, D)
-    return ExpertParams(*(normal(seed + i, *shape) for i, shape in enumerate(shapes)))
+    return ExpertParams(*(normal(seed + i, *shape) / 2 for i, shape in enumerate(shapes)))
 
 
 def loss_of(output):
-    return jnp.sum(jnp.sin(output.astype(jnp.float32)))
+    return jnp.sum(jnp.sin(at_least_float32(output)))
 
 
 def with_gradients(layer):
-    """Compiled: outputs, load and drops of a layer, and a loss's gradients to its arrays."""
+    """Compiled: outputs and sums of a layer, and a loss's gradients to its arrays."""
 
     def loss(arrays, where):
-        output, load, dropped = layer(arrays, where)
-        return loss_of(output), (output, load, dropped)
+        results = layer(arrays, where)
+        return loss_of(results[0]), results
 
     def call(arrays, where):
         gradients, results = jax.grad(loss, has_aux=True)(arrays, where)
@@ -79,7 +80,10 @@ def with_gradients(layer):
 
 
 def over(mesh, *, check_vma=True, **options):
-    """The layer under `shard_map`: `(arrays, where) -> output, load, drops` of all devices."""
+    """The layer under `shard_map`, a function of arrays and `where`.
+
+    It gives outputs, and the sums of loads, drops and logsumexp over all devices.
+    """
     axes = mesh.axis_names
     rows, own = jax.P(axes), jax.P("expert")
     options = {"axis_name": "expert"} | options
@@ -88,12 +92,13 @@ def over(mesh, *, check_vma=True, **options):
 
     def of_device(x, logits, params, bias, shared, where):
         result = expert_parallel_layer(x, logits, params, bias, shared, where=where, **options)
-        load, dropped = jax.lax.psum((result.routed.plan.load, result.num_dropped), axes)
-        return result.output, load, dropped
+        log_sums = jnp.sum(result.routed.statistics.logsumexp)
+        sums = result.routed.plan.load, result.num_dropped, log_sums
+        return result.output, *jax.lax.psum(sums, axes)
 
     mapped = shard_map(
         of_device, mesh=mesh, in_specs=(rows, rows, own, jax.P(), jax.P(), rows),
-        out_specs=(rows, jax.P(), jax.P()), check_vma=check_vma,
+        out_specs=(rows, jax.P(), jax.P(), jax.P()), check_vma=check_vma,
     )  # fmt: skip
     return lambda arrays, where: mapped(*arrays, where)
 
@@ -106,11 +111,13 @@ def alone(*, parts=1, **options):
 
         def of_part(x, logits, where):
             result = sparse_layer(x, logits, *rest, where=where, **options)
-            return result.output, result.routed.plan.load, result.routed.plan.num_over_capacity
+            plan, statistics = result.routed[1:]
+            log_sums = jnp.sum(statistics.logsumexp)
+            return result.output, plan.load, plan.num_over_capacity, log_sums
 
         split = (a.reshape(parts, -1, *a.shape[1:]) for a in (x, logits, where))
-        output, load, dropped = jax.vmap(of_part)(*split)
-        return output.reshape(TOKENS, D), load.sum(axis=0), dropped.sum(axis=0)
+        output, *sums = jax.vmap(of_part)(*split)
+        return output.reshape(TOKENS, D), *(each.sum(axis=0) for each in sums)
 
     return layer
 
@@ -122,11 +129,12 @@ def reference(**options):
 
 def agree(found, wanted, tolerance=1e-5):
     """Results and gradients, tensor by tensor, and those to experts expert by expert."""
-    (output, load, dropped), gradients = found
-    (wanted_output, wanted_load, wanted_dropped), wanted_gradients = wanted
+    (output, load, dropped, log_sums), gradients = found
+    (wanted_output, wanted_load, wanted_dropped, wanted_log_sums), wanted_gradients = wanted
     np.testing.assert_array_equal(load, wanted_load)
     assert dropped == wanted_dropped
     near(output, wanted_output, tolerance, "output")
+    near(log_sums, wanted_log_sums, tolerance, "logsumexp")
     names = "x", "gate_logits", "params", "selection_bias", "shared"
     for name, each, other in zip(names, gradients, wanted_gradients, strict=True):
         if name not in ("params", "shared"):

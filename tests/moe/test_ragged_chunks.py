@@ -142,18 +142,19 @@ def of_slots(kept, arrays, where):
     plan = cm.plan_dispatch(routed.routing.expert_indices, weights, num_experts=E)
     outputs = expert_mlp(cm.dispatch(x, plan), plan, params)
     output = cm.combine(outputs, plan, weights) + shared_mlp(x, shared)
-    return output, routed.plan.load, jnp.sum(~kept)
+    log_sums = jnp.sum(routed.statistics.logsumexp)
+    return output, routed.plan.load, jnp.sum(~kept), log_sums
 
 
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("kind", ["skewed", *exhaustive("random")])
 def test_a_small_buffer_drops_what_the_loop_cuts(kind):
     arrays, where = problem(kind)
-    num_rows = 9  # 0.75 times the 12 slots of a device
+    num_rows = 18  # 0.75 times the 24 slots of a device
     indices = jax.jit(functools.partial(cm.route, k=2))(*arrays[1::2]).routing.expert_indices
-    kept = kept_slots(np.asarray(indices), 4, num_rows)
+    kept = kept_slots(np.asarray(indices), 2, num_rows)
     assert 0 < (~kept).sum() < kept.size
-    layer = over(mesh_of("4"), exchange="ragged", k=2, buffer_factor=0.75)
+    layer = over(mesh_of("2"), exchange="ragged", k=2, buffer_factor=0.75)
     found = with_gradients(layer)(arrays, where)
     wanted = with_gradients(functools.partial(of_slots, jnp.asarray(kept)))(arrays, where)
     agree(found, wanted)
@@ -163,7 +164,7 @@ def test_support_is_probed():
     if jax.default_backend() != "cpu":
         pytest.skip("what it is elsewhere depends on the devices")
     assert not ragged_is_supported()
-    assert not jax.jit(lambda x: x + ragged_is_supported())(0)  # also while tracing
+    assert not jax.jit(lambda x: x + int(ragged_is_supported()))(0)  # also while tracing
     layer = over(mesh_of("4"), exchange="ragged", k=2)
     with pytest.raises(
         NotImplementedError, match=r"not run on .* cpu devices; use exchange='ring'"
