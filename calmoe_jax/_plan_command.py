@@ -58,7 +58,7 @@ class Plan:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.out, planning.to_file(planned))
         if self.picture is not None:
-            from calmoe_jax.drawing.plans import draw_plans
+            from calmoe_jax.study.plan_picture import draw_plans
 
             self.picture.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.picture, draw_plans([one.plan for one in planned]))

@@ -57,20 +57,6 @@ def on_auto_axes(
     return jax.tree.map(outside, result)
 
 
-def varying_axes(x: jax.Array) -> tuple[str, ...]:
-    """Axes along which an array differs between devices, in the order of their names.
-
-    Args:
-        x: an array inside `shard_map`.
-
-    Returns:
-        Names of axes; none outside `shard_map`, or where it does not follow them.
-    """
-    kind: Any = jax.typeof(x)
-    axes = kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
-    return tuple(sorted(axes))
-
-
 def _arrays(tree: Any) -> Iterator[jax.Array]:
     return (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
 

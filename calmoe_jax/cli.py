@@ -86,9 +86,9 @@ class Run:
     """Number of processes."""
     process_id: int | None = None
     """Number of this process, from 0."""
-    timeout: float = 300
+    timeout: float = 300.0
     """Seconds to wait for the other processes."""
-    heartbeat: float = 20
+    heartbeat: float = 20.0
     """Seconds without a sign of life after which another process counts as lost."""
 
     def __call__(self) -> int:

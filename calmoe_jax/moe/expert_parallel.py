@@ -153,7 +153,6 @@ def expert_parallel_layer(
         raise ValueError(
             f"prioritized must be False with exchange={exchange!r}, got prioritized=True."
         )
-    x, gate_logits = _own((x, gate_logits), axis_name)
     if x.shape[0] == 0:
         exchange, capacity = "all_to_all", 1  # JAX gathers no empty arrays
     routing: dict[str, Any] = {

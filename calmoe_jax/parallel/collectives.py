@@ -147,26 +147,31 @@ _Groups = dict[frozenset[frozenset[int]], tuple[str, ...]]
 
 def _groups_of_axes(axis_sizes: Mapping[str, int]) -> _Groups:
     """Axes by the groups of devices that lie along them; of equal ones, the fewest axes."""
-    names, shape = list(axis_sizes), tuple(axis_sizes.values())
-    numbers = np.arange(math.prod(shape)).reshape(shape)
+    names, shape = list(axis_sizes), list(axis_sizes.values())
     found: _Groups = {}
     for count in range(len(names) + 1):
-        for chosen in itertools.combinations(range(len(names)), count):
-            others = [i for i in range(len(names)) if i not in chosen]
-            rows = numbers.transpose(*others, *chosen).reshape(
-                -1, math.prod(shape[i] for i in chosen)
-            )
-            groups = frozenset(frozenset(row.tolist()) for row in rows)
-            found.setdefault(groups, tuple(names[i] for i in chosen))
+        for chosen in itertools.combinations(names, count):
+            found.setdefault(_groups_along(shape, [name in chosen for name in names]), chosen)
     return found
+
+
+def _groups_along(shape: list[int], chosen: list[bool]) -> frozenset[frozenset[int]]:
+    """The groups of devices of a mesh that lie along some of its axes."""
+    inside = [i for i, one in enumerate(chosen) if one]
+    outside = [i for i, one in enumerate(chosen) if not one]
+    numbers = np.arange(math.prod(shape)).reshape(shape).transpose(*outside, *inside)
+    rows = numbers.reshape(-1, math.prod(shape[i] for i in inside))
+    return frozenset(frozenset(row.tolist()) for row in rows)
 
 
 def _axes(line: str, groups: _Groups, axis_sizes: Mapping[str, int]) -> tuple[str, ...]:
     """The axes that a collective goes over; all where its groups fit none."""
     everything = tuple(name for name, size in axis_sizes.items() if size > 1)
-    named = re.search(r"replica_groups=mesh\[[^\]]*\] \{([^}]*)\}", line)
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
     if named:
-        return tuple(re.findall(r"'([^']+)'", named[1]))
+        mesh = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
+        over = re.findall(r"'([^']+)'", named[2])
+        return groups.get(_groups_along(list(mesh.values()), [n in over for n in mesh]), everything)
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
     if iota:
         source = [int(n) for n in iota[3].split(",")]

@@ -35,8 +35,8 @@ def join_processes(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    timeout: float = 300,
-    heartbeat: float = 20,
+    timeout: float = 300.0,
+    heartbeat: float = 20.0,
 ) -> None:
     """Joins this process to the others of its job; before anything else uses JAX.
 

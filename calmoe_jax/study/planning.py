@@ -194,7 +194,7 @@ def _line(each: Collective) -> str:
     return f"{each.times:>4} x {each.kind:<16}{_size(each.num_bytes):>12}  over {axes}"
 
 
-def _size(number: float) -> str:
+def _size(number: int | float) -> str:
     for unit in ("B", "KB", "MB"):
         if number < 1000:
             return f"{number:.3g} {unit}"
@@ -230,7 +230,7 @@ def difference(old: Planned, new: Planned) -> str:
     return "\n".join(lines)
 
 
-def _change(a: float, b: float) -> str:
+def _change(a: int | float, b: int | float) -> str:
     return f"{100 * (b - a) / a:+.1f} %" if a else "new"
 
 

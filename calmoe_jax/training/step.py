@@ -9,13 +9,13 @@ from jaxtyping import Array, Float, PyTree
 
 from calmoe_jax import fgr, mixture, reweighting
 from calmoe_jax._numerics import AxisName, psum
-from calmoe_jax._sharding import varying_axes
 from calmoe_jax.mixture import Prediction
 from calmoe_jax.nn.network import Network, as_float
 from calmoe_jax.training.batch import Batch
 from calmoe_jax.training.objective import Objective, Rectification
 from calmoe_jax.training.objectives._parts import dense_weights
 from calmoe_jax.training.state import StepLog, TrainState, all_finite
+from calmoe_kernels.varying import vary_along, varying_axes
 
 
 class StepLeft(NamedTuple):
@@ -151,8 +151,12 @@ def _gradient(
     axis_name: AxisName,
 ) -> tuple[PyTree, StepLeft]:
     """Gradient of a mean of the losses: the objective alone, or it and the second loss."""
+    # Marked here, and not wherever a parameter meets an example: the gradient of a bias would else
+    # be summed over devices row by row, before it is summed over the rows.
+    followed = varying_axes(batch.labels)
 
     def losses(params: PyTree) -> tuple[Float[Array, " losses"], StepLeft]:
+        params = vary_along(params, followed)
         prediction, network_state = network.apply(
             params, state.network_state, batch.inputs, train=True,
             sparse=not objective.needs_all_experts,

@@ -33,6 +33,7 @@ def program(line, *, before="", entry="  r = f32[] parameter(0)"):
         ("replica_groups=[2,2]<=[2,2]T(1,0)", ("data",)),
         ("replica_groups=[1,4]<=[4]", ("data", "expert")),
         ("replica_groups=mesh['data'=2,'expert'=2] {'expert'}", ("expert",)),
+        ("replica_groups=mesh['a'=1,'b'=2,'c'=2] {'b'}, use_global_device_ids=true", ("data",)),
         ("source_target_pairs={{0,1},{1,0},{2,3},{3,2}}", ("expert",)),
         ("source_target_pairs={{0,2},{2,0}}", ("data",)),
         ("replica_groups={{0,3},{1,2}}", ("data", "expert")),  # along no axis

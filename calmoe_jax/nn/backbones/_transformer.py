@@ -19,10 +19,10 @@ from calmoe_jax._checks import (
     check_positive,
     check_range,
 )
-from calmoe_jax._sharding import varying_axes
 from calmoe_jax.moe import LayerStatistics, layer_statistics
 from calmoe_jax.moe.activations import function_of
 from calmoe_jax.nn.moe_layer import MoELayer
+from calmoe_kernels.varying import varying_axes
 
 Remat = Literal["none", "block"]
 _DType = Any
@@ -265,7 +265,7 @@ class Transformer(nnx.Module):
 
 def _own_key(key: jax.Array, x: Float[Array, "examples tokens width"]) -> jax.Array:
     """The key, and on each device another one where `shard_map` gives each its own examples."""
-    for axis in varying_axes(x):
+    for axis in sorted(varying_axes(x)):
         key = jax.random.fold_in(key, jax.lax.axis_index(axis))
     return key
 

@@ -1,20 +1,18 @@
 """A picture of plans: the memory of a device and what it sends, one bar each."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from calmoe_jax.drawing.style import COLOURS, STYLE, literal, png
-
-if TYPE_CHECKING:
-    from calmoe_jax.parallel.plan import Plan
+from calmoe_jax.parallel.plan import Plan
 
 _GB = 1e9
 
 
-def draw_plans(plans: "Sequence[Plan]") -> bytes:
+def draw_plans(plans: Sequence[Plan]) -> bytes:
     """Draws plans side by side.
 
     Args:
@@ -41,12 +39,12 @@ def draw_plans(plans: "Sequence[Plan]") -> bytes:
         return png(figure)
 
 
-def _name(plan: "Plan") -> str:
+def _name(plan: Plan) -> str:
     mesh = " x ".join(str(size) for size in plan.mesh.values())
     return f"{plan.topology}\n{mesh}, batch {plan.num_examples}"
 
 
-def _memory(plan: "Plan") -> dict[str, float]:
+def _memory(plan: Plan) -> dict[str, Any]:
     if plan.memory is None:
         return {"more than there is": plan.needed}
     return {
@@ -56,22 +54,22 @@ def _memory(plan: "Plan") -> dict[str, float]:
     }
 
 
-def _sent(plan: "Plan") -> dict[str, float]:
-    found: dict[str, float] = {}
+def _sent(plan: Plan) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for each in plan.collectives:
         name = f"{each.kind} over {', '.join(each.axes)}"
         found[name] = found.get(name, 0) + each.bytes_sent
     return found
 
 
-def _bars(axes: Any, names: list[str], parts: list[dict[str, float]]) -> None:
+def _bars(axes: Any, names: list[str], parts: list[dict[str, Any]]) -> None:
     """Stacked bars; parts of less than a hundredth of the longest are one."""
     longest = max(sum(each.values()) for each in parts) or 1
     kept: dict[str, None] = {}
     for each in parts:
         kept |= dict.fromkeys(n for n, value in each.items() if value >= longest / 100)
     labels = [*kept, "other"]
-    starts = [0.0] * len(parts)
+    starts: list[Any] = [0.0] * len(parts)
     for i, label in enumerate(labels):
         values = [
             sum(v for n, v in each.items() if n not in kept)
