@@ -20,6 +20,9 @@ _CALLED = re.compile(
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"^\s*%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
+_ROOT = re.compile(r"^\s*ROOT .* compare\([^,]*, %?([\w.\-]+)\), direction=LT")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -106,9 +109,13 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 def _times(text: str) -> dict[str, int]:
     """How often each computation runs when the program runs once."""
     calls: dict[str, list[tuple[str, int]]] = {}
+    limits = _limits(text)
     for computation, line in _lines(text):
-        trips = _TRIPS.search(line)
-        number = int(trips[1]) if trips and " while(" in line else 1
+        number = 1
+        if " while(" in line:
+            trips, condition = _TRIPS.search(line), _CONDITION.search(line)
+            number = limits.get(condition[1], 1) if condition else 1
+            number = int(trips[1]) if trips else number
         called = _CALLED.findall(line)
         for branches in _BRANCHES.findall(line):
             called += [each.strip().lstrip("%") for each in branches.split(",")]
@@ -124,6 +131,23 @@ def _times(text: str) -> dict[str, int]:
     if entry:
         visit(entry[1], 1)
     return times
+
+
+def _limits(text: str) -> dict[str, int]:
+    """Numbers below which a counter has to be, by the computations that say so.
+
+    Where the compiler does not note how often a loop runs, its counter, which `scan` begins at 0,
+    is compared with that number.
+    """
+    constants: dict[tuple[str, str], int] = {}
+    limits: dict[str, int] = {}
+    for computation, line in _lines(text):
+        if constant := _CONSTANT.match(line):
+            constants[computation, constant[1]] = int(constant[2])
+        elif root := _ROOT.match(line):
+            if (computation, root[1]) in constants:
+                limits[computation] = constants[computation, root[1]]
+    return limits
 
 
 def _num_bytes(result: str, kind: str, start: bool) -> int:

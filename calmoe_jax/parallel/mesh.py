@@ -67,6 +67,7 @@ def device_mesh(devices: Sequence[Any] | None = None, *, expert_shards: int = 1)
     from jax.experimental.mesh_utils import create_hybrid_device_mesh
 
     ordered = create_hybrid_device_mesh(
-        (shape[0] // slices, expert_shards), (slices, 1), devices=chosen
-    )
+        (shape[0] // slices, expert_shards), (slices, 1), devices=chosen,
+        allow_split_physical_axes=True,
+    )  # fmt: skip
     return Mesh(ordered, axes, axis_types=types)

@@ -75,6 +75,20 @@ def test_loops_count_by_their_length_and_done_operations_not_at_all():
     assert collectives_of(program(line), AXES) == []  # nothing calls it
 
 
+def test_loops_count_by_their_condition_where_nothing_else_says_it():
+    line = "  %r = f32[8] all-reduce(%x), replica_groups=[1,4]<=[4]"
+    condition = (
+        "%cond (p: s32[]) -> pred[] {\n  %n = s32[]{:T(128)} constant(6), metadata={}\n"
+        "  ROOT %lt = pred[] compare(%i, %n), direction=LT\n}\n"
+    )
+    entry = "  %w = f32[] while(%p), condition=%cond, body=%body"
+    (found,) = collectives_of(program(line, before=condition, entry=entry), AXES)
+    assert found.times == 6
+    unknown = condition.replace("direction=LT", "direction=NE")
+    (found,) = collectives_of(program(line, before=unknown, entry=entry), AXES)
+    assert found.times == 1
+
+
 def compiled(function, mesh, *shapes, specs, out):
     mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out)
     given = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
