@@ -57,6 +57,8 @@ def sharded_training(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    *,
+    parts: int = 1,
 ) -> ShardedTraining:
     """Compiles training for a mesh.
 
@@ -70,6 +72,7 @@ def sharded_training(
         objective: objective to minimise.
         optimizer: gradients to updates.
         mesh: the devices, as from `calmoe_jax.parallel.device_mesh`.
+        parts: parts that each device computes its examples in, as in `train_step`.
 
     Returns:
         A `ShardedTraining`.
@@ -96,7 +99,7 @@ def sharded_training(
     _check_divides(jax.eval_shape(init, jax.random.key(0)).params, specs.params, mesh)
     both = 1 if objective.rectification is None else 2
     step = sharded_step(
-        partial(step_gradients, network=network, objective=objective),
+        partial(step_gradients, network=network, objective=objective, parts=parts),
         partial(apply_gradients, optimizer=optimizer),
         mesh,
         state_specs=specs,

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from calmoe_jax.nn.network import Network
 from calmoe_jax.training.objective import Objective
+from calmoe_kernels.varying import vary_along, varying_axes
 
 
 class TrainState(NamedTuple):
@@ -61,6 +62,15 @@ def init_state(
     """
     params, network_state = network.init(key)
     return TrainState(params, network_state, optimizer.init(params), objective.init())
+
+
+def zeros_beside(tree: PyTree) -> PyTree:
+    """Zeros of the shapes of a tree that differ between devices where the tree does.
+
+    Args:
+        tree: pytree of arrays.
+    """
+    return jax.tree.map(lambda x: vary_along(jnp.zeros_like(x), varying_axes(x)), tree)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:

@@ -1,5 +1,7 @@
 """One step of training on one batch, as a pure function: forward, gradient, update."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ from calmoe_jax import fgr, mixture, reweighting
 from calmoe_jax._numerics import AxisName, psum
 from calmoe_jax.mixture import Prediction
 from calmoe_jax.nn.network import Network, as_float
+from calmoe_jax.training.accumulation import gradient_in_parts
 from calmoe_jax.training.batch import Batch
 from calmoe_jax.training.objective import Objective, Rectification
 from calmoe_jax.training.objectives._parts import dense_weights
@@ -40,6 +43,7 @@ def train_step(
     network: Network,
     objective: Objective,
     optimizer: optax.GradientTransformation,
+    parts: int = 1,
     axis_name: AxisName = None,
 ) -> tuple[TrainState, StepLog]:
     """Takes one step: the gradient of the objective on a batch, rectified if set, and an update.
@@ -54,6 +58,8 @@ def train_step(
         network: the classifier.
         objective: objective to minimise.
         optimizer: gradients to updates.
+        parts: parts that a device's examples are computed in, to save memory, as in
+            `calmoe_jax.training.accumulation`; loss and gradient are those of the whole batch.
         axis_name: device axis that the batch is sharded over: losses, weights and gradients are
             then those of the full batch, and running statistics of the network are averaged.
             The state is the same on every device, before and after.
@@ -78,8 +84,9 @@ def train_step(
         True
     """
     gradients, left = step_gradients(
-        state, batch, key, network=network, objective=objective, axis_name=axis_name
-    )
+        state, batch, key,
+        network=network, objective=objective, parts=parts, axis_name=axis_name,
+    )  # fmt: skip
     return apply_gradients(state, gradients, left, optimizer=optimizer)
 
 
@@ -90,6 +97,7 @@ def step_gradients(
     *,
     network: Network,
     objective: Objective,
+    parts: int = 1,
     axis_name: AxisName = None,
 ) -> tuple[tuple[PyTree, ...], StepLeft]:
     """The first half of a step: the passes over the batch, without the update.
@@ -103,17 +111,18 @@ def step_gradients(
         key: as in `train_step`.
         network: as in `train_step`.
         objective: as in `train_step`.
+        parts: as in `train_step`.
         axis_name: as in `train_step`.
 
     Returns:
         The gradient of the objective and, if it has a rectification, that of the second loss; and
         what else the passes leave.
     """
+    one = partial(_gradient, network=network, objective=objective, parts=parts, axis_name=axis_name)
     if objective.rectification is None:
-        chosen = jnp.ones(1, jnp.float32)
-        gradient, left = _gradient(state, batch, chosen, network, objective, axis_name)
+        gradient, left = one(state, batch, jnp.ones(1, jnp.float32))
         return (gradient,), left
-    return _two_gradients(state, batch, key, network, objective, objective.rectification, axis_name)
+    return _two_gradients(one, state, batch, key, objective.rectification)
 
 
 def apply_gradients(
@@ -146,8 +155,10 @@ def _gradient(
     state: TrainState,
     batch: Batch,
     chosen: Float[Array, " losses"],
+    *,
     network: Network,
     objective: Objective,
+    parts: int,
     axis_name: AxisName,
 ) -> tuple[PyTree, StepLeft]:
     """Gradient of a mean of the losses: the objective alone, or it and the second loss."""
@@ -155,12 +166,15 @@ def _gradient(
     # be summed over devices row by row, before it is summed over the rows.
     followed = varying_axes(batch.labels)
 
-    def losses(params: PyTree) -> tuple[Float[Array, " losses"], StepLeft]:
-        params = vary_along(params, followed)
-        prediction, network_state = network.apply(
-            params, state.network_state, batch.inputs, train=True,
+    def apply(params: PyTree, network_state: PyTree, inputs: PyTree) -> tuple[Prediction, PyTree]:
+        return network.apply(
+            vary_along(params, followed), network_state, inputs, train=True,
             sparse=not objective.needs_all_experts,
         )  # fmt: skip
+
+    def losses(
+        prediction: Prediction, network_state: PyTree
+    ) -> tuple[Float[Array, " losses"], StepLeft]:
         log, objective_state = batch_loss(
             objective, prediction, batch, state.objective_state, axis_name=axis_name
         )
@@ -172,19 +186,27 @@ def _gradient(
             _mean_state(network_state, axis_name), log, objective_state
         )
 
-    _, pull_back, left = jax.vjp(losses, state.params, has_aux=True)
-    gradient: PyTree = _total(pull_back(chosen)[0], batch, axis_name)
-    return gradient, left
+    gradient: PyTree
+    if parts == 1:
+        _, pull_back, left = jax.vjp(
+            lambda params: losses(*apply(params, state.network_state, batch.inputs)),
+            state.params,
+            has_aux=True,
+        )
+        (gradient,) = pull_back(chosen)
+    else:
+        gradient, left = gradient_in_parts(
+            apply, losses, state.params, state.network_state, batch.inputs, chosen, parts=parts
+        )
+    return _total(gradient, batch, axis_name), left
 
 
 def _two_gradients(
+    one: Callable[..., tuple[PyTree, StepLeft]],
     state: TrainState,
     batch: Batch,
     key: jax.Array,
-    network: Network,
-    objective: Objective,
     rectification: Rectification,
-    axis_name: AxisName,
 ) -> tuple[tuple[PyTree, ...], StepLeft]:
     """The gradients of the objective and of the second loss; logs are of the objective."""
     # A loop of two passes of one program: side by side, XLA holds the activations of both
@@ -194,8 +216,7 @@ def _two_gradients(
 
     def one_pass(given: tuple[jax.Array, PyTree]) -> tuple[PyTree, StepLeft]:
         chosen, inputs = given
-        some = batch._replace(inputs=inputs)
-        return _gradient(state, some, chosen, network, objective, axis_name)
+        return one(state, batch._replace(inputs=inputs), chosen)
 
     gradients, left = jax.lax.map(one_pass, (jnp.eye(2, dtype=jnp.float32), seen))
     both = tuple(jax.tree.map(lambda x, i=i: x[i], gradients) for i in range(2))
