@@ -58,6 +58,7 @@ def test_parts_are_the_whole(name, parts):
     )
 
 
+@pytest.mark.exhaustive
 def test_statistics_of_layers_are_those_of_all_parts():
     moe = MoEBlocks(num_experts=4, noise=0.0)
     network = from_nnx(
