@@ -31,11 +31,12 @@ class Collective(NamedTuple):
 
     Attributes:
         kind: operation, such as `"all-reduce"`.
-        axes: axes of the mesh that it goes over.
+        axes: axes of the mesh that it goes over, perhaps over a part of them at a time.
         group_size: number of devices that exchange.
         num_bytes: size of the whole value on one device: what a reduction gives or takes, what an
             all-gather gives, what an all-to-all sends and gets.
         times: how often a step runs it; loops of unknown length count once.
+        far: whether it goes from slice to slice.
         origin: operation of the source it comes from.
     """
 
@@ -44,6 +45,7 @@ class Collective(NamedTuple):
     group_size: int
     num_bytes: int
     times: int
+    far: bool
     origin: str
 
     @property
@@ -54,12 +56,15 @@ class Collective(NamedTuple):
         return factor * self.num_bytes * self.times
 
 
-def collectives_of(text: str, axis_sizes: Mapping[str, int]) -> list[Collective]:
+def collectives_of(
+    text: str, axis_sizes: Mapping[str, int], *, slices: int = 1
+) -> list[Collective]:
     """Reads the collectives of a compiled program.
 
     Args:
         text: the program, as from `compiled.as_text()`.
         axis_sizes: the mesh's axes in order, and their sizes.
+        slices: number of slices (or hosts) that the devices are in, one after the other.
 
     Returns:
         The collectives, the largest traffic first; equal ones are added up. Groups of one device
@@ -72,26 +77,26 @@ def collectives_of(text: str, axis_sizes: Mapping[str, int]) -> list[Collective]
         ... }''', {"data": 2})[0][:4]
         ('all-reduce', ('data',), 2, 32)
     """
-    times = _times(text)
-    groups = _groups_of_axes(axis_sizes)
-    found: dict[tuple[str, tuple[str, ...], int, int, str], int] = {}
+    times, by_axes = _times(text), _groups_by_axes(axis_sizes)
+    devices = math.prod(axis_sizes.values())
+    found: dict[tuple[str, tuple[str, ...], int, int, bool, str], int] = {}
     for computation, line in _lines(text):
         match = _OPERATION.search(line)
         if not match or not times.get(computation):
             continue
-        axes = _axes(line, groups, axis_sizes)
-        size = math.prod(axis_sizes[a] for a in axes)
+        kind, groups = match["kind"], _groups(line, devices)
+        size = max(map(len, groups))
         if size == 1:
             continue
-        kind = match["kind"]
+        far = any(len({n * slices // devices for n in group}) > 1 for group in groups)
         whole = _num_bytes(match["result"], kind, bool(match["start"]))
         if kind == "reduce-scatter":
             whole *= size
         name = _OP_NAME.search(line)
         origin = name[1].rpartition("/")[2] if name else ""
-        key = kind, axes, size, whole, origin
+        key = kind, _axes(groups, by_axes), size, whole, far, origin
         found[key] = found.get(key, 0) + times[computation]
-    result = [Collective(*k[:4], times=n, origin=k[4]) for k, n in found.items()]
+    result = [Collective(*k[:4], times=n, far=k[4], origin=k[5]) for k, n in found.items()]
     return sorted(result, key=lambda one: -one.bytes_sent)
 
 
@@ -166,60 +171,55 @@ def _size(dtype: str, shape: str) -> int:
     return number * int(bits[0] if bits else 8) // 8
 
 
-_Groups = dict[frozenset[frozenset[int]], tuple[str, ...]]
+_Groups = frozenset[frozenset[int]]
 
 
-def _groups_of_axes(axis_sizes: Mapping[str, int]) -> _Groups:
-    """Axes by the groups of devices that lie along them; of equal ones, the fewest axes."""
+def _groups_by_axes(axis_sizes: Mapping[str, int]) -> dict[tuple[str, ...], _Groups]:
+    """The groups of devices that lie along some axes, for all choices, the fewest axes first."""
     names, shape = list(axis_sizes), list(axis_sizes.values())
-    found: _Groups = {}
-    for count in range(len(names) + 1):
-        for chosen in itertools.combinations(names, count):
-            found.setdefault(_groups_along(shape, [name in chosen for name in names]), chosen)
-    return found
+    chosen = itertools.chain.from_iterable(
+        itertools.combinations(names, count) for count in range(len(names) + 1)
+    )
+    return {each: _groups_along(shape, [name in each for name in names]) for each in chosen}
 
 
-def _groups_along(shape: list[int], chosen: list[bool]) -> frozenset[frozenset[int]]:
+def _groups_along(shape: list[int], chosen: list[bool]) -> _Groups:
     """The groups of devices of a mesh that lie along some of its axes."""
     inside = [i for i, one in enumerate(chosen) if one]
     outside = [i for i, one in enumerate(chosen) if not one]
     numbers = np.arange(math.prod(shape)).reshape(shape).transpose(*outside, *inside)
-    rows = numbers.reshape(-1, math.prod(shape[i] for i in inside))
+    return _rows(numbers.reshape(-1, math.prod(shape[i] for i in inside)))
+
+
+def _rows(rows: np.ndarray) -> _Groups:
     return frozenset(frozenset(row.tolist()) for row in rows)
 
 
-def _axes(line: str, groups: _Groups, axis_sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """The axes that a collective goes over; all where its groups fit none."""
-    everything = tuple(name for name, size in axis_sizes.items() if size > 1)
+def _axes(groups: _Groups, by_axes: Mapping[tuple[str, ...], _Groups]) -> tuple[str, ...]:
+    """The fewest axes within whose groups all groups lie."""
+    for axes, along in by_axes.items():
+        place = {device: number for number, group in enumerate(along) for device in group}
+        if all(len({place[device] for device in group}) == 1 for group in groups):
+            return axes
+    return ()
+
+
+def _groups(line: str, devices: int) -> _Groups:
+    """The groups of devices that a collective goes over; one of all where it does not say."""
     named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
     if named:
         mesh = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
         over = re.findall(r"'([^']+)'", named[2])
-        return groups.get(_groups_along(list(mesh.values()), [n in over for n in mesh]), everything)
+        return _groups_along(list(mesh.values()), [name in over for name in mesh])
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
     if iota:
         source = [int(n) for n in iota[3].split(",")]
         numbers = np.arange(math.prod(source)).reshape(source)
         if iota[4]:
             numbers = numbers.transpose([int(n) for n in iota[4].split(",")])
-        rows = numbers.reshape(int(iota[1]), int(iota[2]))
-        return groups.get(frozenset(frozenset(row.tolist()) for row in rows), everything)
-    listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line)
+        return _rows(numbers.reshape(int(iota[1]), int(iota[2])))
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", line)
     if listed:
         found = re.findall(r"\{([\d,]+)\}", listed[1])
-        given = frozenset(frozenset(int(n) for n in each.split(",")) for each in found)
-        return groups.get(given, everything)
-    pairs = re.search(r"source_target_pairs=\{([\d,{}]*)\}", line)
-    if pairs:
-        return _axes_of_pairs(re.findall(r"\{(\d+),(\d+)\}", pairs[1]), axis_sizes) or everything
-    return everything
-
-
-def _axes_of_pairs(pairs: list[tuple[str, str]], axis_sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """The axes along which the devices of pairs differ."""
-    shape = tuple(axis_sizes.values())
-    differ = np.zeros(len(shape), bool)
-    for a, b in pairs:
-        first, second = (np.array(np.unravel_index(int(n), shape)) for n in (a, b))
-        differ |= first != second
-    return tuple(name for name, moved in zip(axis_sizes, differ, strict=True) if moved)
+        return frozenset(frozenset(int(n) for n in each.split(",")) for each in found)
+    return frozenset([frozenset(range(devices))])

@@ -114,7 +114,7 @@ def plan_step(
     else:
         memory = _memory(compiled.memory_analysis(), sizes)
         needed = memory.total
-        collectives = collectives_of(compiled.as_text(), dict(mesh.shape))
+        collectives = collectives_of(compiled.as_text(), dict(mesh.shape), slices=topology.slices)
     seconds = time.perf_counter() - start
     hardware = topology.hardware
     return Plan(
@@ -172,18 +172,8 @@ def _needed(message: str) -> int:
 
 
 def _exchange_seconds(collectives: list[Collective], topology: Topology) -> float | None:
-    """Time of the exchanges; those over data go through the network between slices."""
+    """Time of the exchanges at full speed, where those from slice to slice use the network."""
     hardware = topology.hardware
     if hardware is None:
         return None
-    total = 0.0
-    for each in collectives:
-        beyond = topology.slices > 1 and "data" in each.axes
-        if not beyond:
-            total += each.bytes_sent / hardware.link
-            continue
-        # within a slice first; then each device has its share of the sums to exchange
-        inside = max(1, each.group_size // topology.slices)
-        total += each.bytes_sent / hardware.link
-        total += each.bytes_sent / inside / hardware.network
-    return total
+    return sum(c.bytes_sent / (hardware.network if c.far else hardware.link) for c in collectives)

@@ -190,8 +190,11 @@ def describe(planned: Planned) -> str:
 
 
 def _line(each: Collective) -> str:
-    axes = ", ".join(each.axes)
-    return f"{each.times:>4} x {each.kind:<16}{_size(each.num_bytes):>12}  over {axes}"
+    axes = ", ".join(each.axes) + (", from slice to slice" if each.far else "")
+    return (
+        f"{each.times:>4} x {each.kind:<16}{_size(each.num_bytes):>10}  "
+        f"{each.group_size} devices over {axes}"
+    )
 
 
 def _size(number: int | float) -> str:
