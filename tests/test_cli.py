@@ -133,6 +133,18 @@ def test_doctor(run):
 
 
 @pytest.mark.exhaustive
+def test_a_run_over_devices_has_a_report(tmp_path, capsys):
+    given = "run portal --methods vanilla --seeds 1 --epochs 2 --warmup-epochs 0 --sharded --out"
+    assert cli.main([*given.split(), str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert cli.main([*given.split(), str(tmp_path / "run")]) == 0  # it is finished
+    assert "Report:" in capsys.readouterr().out
+    wrong = "run portal --num-processes 2 --out"
+    assert cli.main([*wrong.split(), str(tmp_path / "no")]) == 2
+    assert "--num-processes must be given with --distributed" in capsys.readouterr().err
+
+
+@pytest.mark.exhaustive
 def test_run_and_report(run, monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "resolve_task", lambda task, data_dir: small_task())
     code, out, _ = run("run", "--methods", "vanilla", "robust", *SMALL)
