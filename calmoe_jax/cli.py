@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -90,11 +91,17 @@ class Run:
     """Seconds to wait for the other processes."""
     heartbeat: float = 20.0
     """Seconds without a sign of life after which another process counts as lost."""
+    tensorboard: Path | None = None
+    """Folder for TensorBoard's events (needs tensorboardX)."""
+    profile: Path | None = None
+    """Folder for a trace of the whole run by JAX's profiler; make it a short one."""
 
     def __call__(self) -> int:
         """Runs the command."""
         config = _checked(self.config)
         self._join()
+        import jax
+
         from calmoe_jax import _compilation_cache as compilation_cache
         from calmoe_jax.parallel import device_mesh
         from calmoe_jax.parallel.processes import is_writer
@@ -104,17 +111,17 @@ class Run:
         if self.cache or os.environ.get(compilation_cache.VARIABLE):
             compilation_cache.keep_compiled_programs(compilation_cache.user_cache_dir())
         out = self.out or Path("runs") / _name_of(config.task)
-        results = run(
-            config.task,
-            config.methods,
-            out=out,
-            model=config.model,
-            train=config.train,
-            seeds=config.seeds,
-            first_seed=config.first_seed,
-            data_dir=_data_dir(self.data_dir),
-            mesh=device_mesh() if self.sharded or self.distributed else None,
-        )
+        for name in ("tensorboard", "profile"):
+            if (folder := vars(self)[name]) is not None:
+                check_folder(name, folder)
+        traced = nullcontext() if self.profile is None else jax.profiler.trace(str(self.profile))
+        with traced:
+            results = run(
+                config.task, config.methods, out=out, model=config.model, train=config.train,
+                seeds=config.seeds, first_seed=config.first_seed,
+                data_dir=_data_dir(self.data_dir), tensorboard=self.tensorboard,
+                mesh=device_mesh() if self.sharded or self.distributed else None,
+            )  # fmt: skip
         if not is_writer():
             return 0
         summary = Summary(results)

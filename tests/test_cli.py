@@ -134,8 +134,12 @@ def test_doctor(run):
 
 @pytest.mark.exhaustive
 def test_a_run_over_devices_has_a_report(tmp_path, capsys):
+    pytest.importorskip("tensorboardX")
     given = "run portal --methods vanilla --seeds 1 --epochs 2 --warmup-epochs 0 --sharded --out"
-    assert cli.main([*given.split(), str(tmp_path / "run")]) == 0
+    more = "--tensorboard", str(tmp_path / "events"), "--profile", str(tmp_path / "trace")
+    assert cli.main([*given.split(), str(tmp_path / "run"), *more]) == 0
+    assert list((tmp_path / "events").glob("*tfevents*"))
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
     assert (tmp_path / "run" / "report.html").is_file()
     assert cli.main([*given.split(), str(tmp_path / "run")]) == 0  # it is finished
     assert "Report:" in capsys.readouterr().out

@@ -91,6 +91,9 @@ class TrainConfig:
         z_loss: coefficient of the router z-loss; .001 for top_k and hard routing and 0 otherwise
             by default.
         checkpoint_every: epochs between checkpoints.
+        parts: parts that a batch is computed in, to save memory; the loss is the whole batch's.
+        skip_non_finite: steps in a row that may be left out because their gradient is not finite;
+            0 ends the run at the first.
     """
 
     epochs: int = 50
@@ -108,9 +111,12 @@ class TrainConfig:
     load_balancing: float | None = None
     z_loss: float | None = None
     checkpoint_every: int = 10
+    parts: int = 1
+    skip_non_finite: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "checkpoint_every"):
+        check_at_least("skip_non_finite", self.skip_non_finite, 0)
+        for name in ("epochs", "batch_size", "checkpoint_every", "parts"):
             check_at_least(name, getattr(self, name), 1)
         for name in ("learning_rate", "eta"):
             check_positive(name, getattr(self, name))

@@ -77,7 +77,7 @@ def _build(
 
 @lru_cache(maxsize=16)
 def build_optimizer(train: TrainConfig, num_examples: int) -> optax.GradientTransformation:
-    """AdamW with a cosine schedule over all steps, and gradient clipping if configured.
+    """AdamW with a cosine schedule; clips gradients and skips those not finite if configured.
 
     Args:
         train: with its defaults filled in.
@@ -87,5 +87,7 @@ def build_optimizer(train: TrainConfig, num_examples: int) -> optax.GradientTran
     schedule = optax.cosine_decay_schedule(train.learning_rate, steps)
     adamw = optax.adamw(schedule, weight_decay=train.weight_decay)
     if train.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(train.clip_norm), adamw)
+        adamw = optax.chain(optax.clip_by_global_norm(train.clip_norm), adamw)
+    if train.skip_non_finite:
+        return optax.apply_if_finite(adamw, train.skip_non_finite)
     return adamw

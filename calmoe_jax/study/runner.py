@@ -5,18 +5,17 @@ The folder holds `config.json`, `checkpoints/`, `metrics.jsonl`, `results.json`,
 """
 
 import dataclasses
-import hashlib
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from calmoe_jax._environment import describe_environment
-from calmoe_jax.data import TASKS, Split, Task, resolve_task
+from calmoe_jax.data import Split, Task, resolve_task
 from calmoe_jax.nn.network import Network
 from calmoe_jax.parallel import device_mesh, processes
 from calmoe_jax.study._plain import from_plain
@@ -31,6 +30,7 @@ from calmoe_jax.study.config import (
 )
 from calmoe_jax.study.evaluation import Evaluation, evaluate
 from calmoe_jax.study.folder import Say, claim_folder
+from calmoe_jax.study.identity import describe_run
 from calmoe_jax.study.methods import Method, build_method, check_method_names, warm_up_objective
 from calmoe_jax.study.networks import build_network, build_optimizer
 from calmoe_jax.study.records import (
@@ -54,6 +54,7 @@ from calmoe_jax.training import (
     train,
     train_on_mesh,
 )
+from calmoe_jax.training.tensorboard import TensorBoardLog
 
 # The routing kind in the records for a network that the user gave.
 _GIVEN = "given"
@@ -86,6 +87,7 @@ def run(
     reference: str = REFERENCE,
     data_dir: Path | None = None,
     mesh: Mesh | None = None,
+    tensorboard: Path | None = None,
     say: Say = print,
 ) -> Results:
     """Trains, calibrates and evaluates methods on a task, and writes records and a report.
@@ -107,6 +109,7 @@ def run(
             after the other; by default all seeds train at once on one device, or, where several
             processes work together, on a mesh of all devices. All processes call this function;
             one evaluates and writes.
+        tensorboard: folder for TensorBoard's events; none by default.
         say: prints a line of progress.
 
     Returns:
@@ -139,7 +142,10 @@ def run(
         say(f"{folder} is finished; rendering its report again.")
         results = read_results(folder)
     else:
-        results = _train_and_evaluate(plan, folder, environment, mesh, say)
+        log = MetricsLog(folder / "metrics.jsonl")
+        if tensorboard is not None and processes.is_writer():
+            log = TensorBoardLog(log.path, tensorboard)
+        results = _train_and_evaluate(plan, folder, environment, mesh, log, say)
         if processes.is_writer():
             write_results(results_path, results)
     if processes.is_writer():
@@ -184,7 +190,7 @@ def _plan(
         check_objective(method, prediction, batch_size=size)
         training = Training(
             method.training, of_method, method.objective, optimizer, train.epochs,
-            train.warmup_epochs or 0, size, warm_up_objective(train),
+            train.warmup_epochs or 0, size, warm_up_objective(train), train.parts,
         )  # fmt: skip
         if trainings.setdefault(method.training, training) != training:
             raise RunInputError(
@@ -194,7 +200,7 @@ def _plan(
     return _Plan(
         loaded, built, tuple(trainings.values()), config.seed_numbers,
         model.routing if network is None else _GIVEN, train.checkpoint_every, reference,
-        _describe(config, task, loaded, built, network),
+        describe_run(config, task, loaded, built, network),
     )  # fmt: skip
 
 
@@ -239,47 +245,13 @@ def _default_network(methods: tuple[Method, ...], task: Task, model: ModelConfig
         raise RunInputError(str(error)) from error
 
 
-def _describe(
-    config: RunConfig,
-    given: Task | str,
-    task: Task,
-    methods: tuple[Method, ...],
-    network: Network | None,
-) -> dict[str, Any]:
-    """Everything that distinguishes this run from another one, as plain JSON values."""
-    plain = config.to_dict()
-    if not (isinstance(given, str) and given in TASKS):
-        plain["data"] = _fingerprint(task)
-    own = {m.name: _name_of(m) for m in methods if not _name_of(m).startswith("calmoe_jax.")}
-    if own:
-        plain["objectives"] = own
-    if network is not None:
-        shapes = jax.eval_shape(network.init, jax.random.key(0))
-        leaves = jax.tree_util.tree_leaves_with_path(shapes)
-        text = "".join(f"{jax.tree_util.keystr(path)}{x.shape}{x.dtype}" for path, x in leaves)
-        plain["model"] = {"given": hashlib.sha256(text.encode()).hexdigest()[:16]}
-    return plain
-
-
-def _name_of(method: Method) -> str:
-    """Module and name of the function or class of a method's loss."""
-    loss: Any = method.objective.loss
-    kind = loss if hasattr(loss, "__qualname__") else type(loss)
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _fingerprint(task: Task) -> str:
-    """Hash of all inputs and labels of a task."""
-    digest = hashlib.sha256()
-    for split in task.splits:
-        digest.update(f"{split.name} {split.kind}".encode())
-        for x in (*jax.tree.leaves(split.inputs), split.labels):
-            digest.update(f"{x.shape}{x.dtype}".encode() + np.ascontiguousarray(x).tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _train_and_evaluate(
-    plan: _Plan, out: Path, environment: dict[str, Any], mesh: Mesh | None, say: Say
+    plan: _Plan,
+    out: Path,
+    environment: dict[str, Any],
+    mesh: Mesh | None,
+    log: MetricsLog,
+    say: Say,
 ) -> Results:
     records: list[Record] = []
     fits: list[Fit] = []
@@ -287,9 +259,11 @@ def _train_and_evaluate(
     reliability: list[Reliability] = []
     warnings: list[str] = []
     comparator = Comparator(len(plan.seeds), reference=plan.reference)
-    log = MetricsLog(out / "metrics.jsonl")
     epochs = plan.trainings[0].epochs
-    if mesh is not None:  # one seed after the other
+    examples, clock = len(plan.task.train), [0.0]
+    if mesh is None:
+        examples *= len(plan.seeds)
+    else:  # one seed after the other
         epochs *= len(plan.seeds)
     quiet = None if processes.is_writer() else True
     with tqdm(total=len(plan.trainings) * epochs, unit="epoch", disable=quiet, leave=False) as bar:
@@ -297,8 +271,12 @@ def _train_and_evaluate(
             bar.set_description(f"{training.name} ({number + 1} of {len(plan.trainings)})")
 
             def on_epoch(loss: float) -> None:
-                bar.set_postfix(loss=f"{loss:.4f}")
+                seconds, clock[0] = time.perf_counter() - clock[0], time.perf_counter()
+                speed = f"{examples / seconds:.3g}"
+                bar.set_postfix({"loss": f"{loss:.4f}", "examples/s": speed})
                 bar.update()
+
+            clock[0] = time.perf_counter()
 
             trained = _trained(plan, training, out, log, on_epoch, mesh, say)
             bar.n = (number + 1) * epochs  # epochs before resuming count too

@@ -67,6 +67,7 @@ def train_epoch(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     batch_size: int,
+    parts: int = 1,
 ) -> tuple[TrainState, EpochLog]:
     """Trains on every example once, in batches.
 
@@ -84,6 +85,7 @@ def train_epoch(
         objective: objective to minimise.
         optimizer: gradients to updates.
         batch_size: examples per step, at most the number of examples.
+        parts: parts that a batch is computed in, as in `train_step`.
     """
     key = jax.random.fold_in(data_key(seed), epoch)
     steps = len(labels) // batch_size
@@ -96,7 +98,7 @@ def train_epoch(
         batch = Batch(jax.tree.map(lambda x: x[rows], inputs), labels[rows])
         return train_step(
             state, batch, jax.random.fold_in(key, number),
-            network=network, objective=objective, optimizer=optimizer,
+            network=network, objective=objective, optimizer=optimizer, parts=parts,
         )  # fmt: skip
 
     numbers = jnp.arange(steps, dtype=jnp.int32)

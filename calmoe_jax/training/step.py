@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from calmoe_jax import fgr, mixture, reweighting
 from calmoe_jax._numerics import AxisName, psum
@@ -66,7 +66,9 @@ def train_step(
 
     Returns:
         The new state, and the log of the step. If the loss or a number of the new state is not
-        finite, the log's `finite` is false; the new state is returned as computed.
+        finite, the log's `finite` is false; the new state is returned as computed. With
+        `optax.apply_if_finite` around the optimiser a step whose gradient is not finite changes
+        nothing but its counters, also of the network's and the objective's state, and is `finite`.
 
     Example:
         >>> import optax
@@ -146,9 +148,26 @@ def apply_gradients(
     gradient = gradients[0] if len(gradients) == 1 else fgr.rectify_gradient(*gradients)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    state = TrainState(params, left.network_state, opt_state, left.objective_state)
+    rest = left.network_state, left.objective_state
+    fine = jnp.isfinite(left.log.loss)
+    skipped = _skipped(opt_state)
+    if skipped is not None:
+        before = state.network_state, state.objective_state
+        rest = jax.tree.map(lambda old, new: jnp.where(skipped, old, new), before, rest)
+        fine |= skipped
+    state = TrainState(params, rest[0], opt_state, rest[1])
     # of the full state: Adam's moments can overflow while the parameters stay finite
-    return state, left.log._replace(finite=jnp.isfinite(left.log.loss) & all_finite(state))
+    return state, left.log._replace(finite=fine & all_finite(state))
+
+
+def _skipped(opt_state: PyTree) -> Bool[Array, ""] | None:
+    """Whether `optax.apply_if_finite` left the step out; `None` where nobody asked it to."""
+
+    def asks(x: PyTree) -> bool:
+        return isinstance(x, optax.ApplyIfFiniteState)
+
+    found = [x for x in jax.tree.leaves(opt_state, is_leaf=asks) if asks(x)]
+    return ~found[0].last_finite if found else None
 
 
 def _gradient(

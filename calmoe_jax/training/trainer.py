@@ -43,6 +43,7 @@ class Training(NamedTuple):
         batch_size: examples per step; all if there are fewer.
         warm_up: what is minimised first; it must return the objective's state unchanged, as `erm`
             does.
+        parts: parts that a batch is computed in, as in `train_step`.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Training(NamedTuple):
     warmup_epochs: int = 0
     batch_size: int = 128
     warm_up: Objective = _STATELESS
+    parts: int = 1
 
 
 class TrainedSeeds(NamedTuple):
@@ -115,7 +117,7 @@ def train(
     size = min(training.batch_size, len(labels))
     network, optimizer = training.network, training.optimizer
     main, warm_up = (
-        _epoch_program(network, each, optimizer, size)
+        _epoch_program(network, each, optimizer, size, training.parts)
         for each in (training.objective, training.warm_up)
     )
     numbers = jnp.array(seeds, jnp.int32)
@@ -159,11 +161,13 @@ def _epoch_program(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     batch_size: int,
+    parts: int,
 ) -> Callable[..., tuple[TrainState, EpochLog]]:
     """An epoch of all seeds, compiled once; vanilla shares the program of the warm-up."""
     one_seed = partial(
         train_epoch,
         network=network, objective=objective, optimizer=optimizer, batch_size=batch_size,
+        parts=parts,
     )  # fmt: skip
 
     @jax.jit

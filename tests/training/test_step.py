@@ -249,3 +249,26 @@ def test_non_finite_values_are_reported():
         state, BATCH, network=network, objective=OBJECTIVES["erm"], optimizer=optimizer
     )
     assert log.finite
+
+
+def test_steps_that_are_not_finite_are_left_out_where_asked():
+    network, objective = network_of(TASK), objectives.cross_batch_robust(eta=2.0)
+    optimizer = optax.apply_if_finite(optax.adam(1e-2), 5)
+    state = start(network, objective, optimizer)
+    step = jax.jit(
+        lambda s, b: train_step(
+            s, b, KEY, network=network, objective=objective, optimizer=optimizer
+        )
+    )
+    state, log = step(state, BATCH)
+    assert log.finite
+    after, log = step(state, BATCH._replace(inputs=BATCH.inputs.at[0].set(jnp.nan)))
+    assert log.finite
+    assert jnp.isnan(log.loss)
+    assert after.opt_state.total_notfinite == 1
+    kept = after._replace(opt_state=None), state._replace(opt_state=None)
+    assert same_bits(*kept)
+    assert same_bits(after.opt_state.inner_state, state.opt_state.inner_state)
+    again, log = step(after, BATCH)
+    assert jnp.isfinite(log.loss)
+    assert not same_bits(again.params, after.params)
