@@ -1,12 +1,13 @@
 """Scaling of the training step of a sparse transformer: compiled for pods, and run on CPU devices.
 
-    JAX_PLATFORMS=cpu python -m benchmarks.scaling [--parts weak strong devices] [--out FILE]
+`python -m benchmarks.scaling [--parts weak strong devices] [--out FILE] [--table FILE]`
 
 `weak` (as many examples a chip) and `strong` (as many in all) are *compiled* for TPU v5e, which the
 extra `tpu` can do anywhere: memory and bytes sent of a device, and the time to compile. Nothing is
 timed there. `devices` *runs* 20 steps on 1, 2, 4 and 8 CPU devices of this machine and compares the
 losses with those of one: it is about being right, not fast. Processes are compared in
-`tests/parallel/test_processes.py`. About ten minutes on two cores.
+`tests/parallel/test_processes.py`. About ten minutes on two cores, with `JAX_PLATFORMS=cpu`.
+`--table` prints the README's table of such a file.
 """
 
 import argparse
@@ -122,12 +123,42 @@ def _line(part: str, row: dict[str, Any]) -> str:
     )
 
 
+def table(found: dict[str, Any]) -> str:
+    """The table of the README, from the figures."""
+    model = found["model"]
+    lines = [
+        f"Compiled for TPU v5e, not run (ViT-{model['model']}, {model['experts']} experts over "
+        f"{model['expert_shards']} chips, k = 2, bfloat16, Robust):",
+        "",
+        "| chips | examples a chip | memory of a chip | sent by a chip | of it between experts |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["weak"] + found["strong"]:
+        sent = row["sent_megabytes"]
+        exchanged = sum(value for name, value in sent.items() if name.startswith("all-to-all"))
+        lines.append(
+            f"| {row['chips']} | {row['batch'] // row['chips']} | {row['gigabytes']:.2f} GB | "
+            f"{sum(sent.values()):.0f} MB | {exchanged:.0f} MB |"
+        )
+    worst = max(found["devices"].values())
+    lines += [
+        "",
+        f"Run on {', '.join(map(str, found['devices']))} CPU devices: {STEPS} steps of a small "
+        f"one, every loss within {worst:.0e} of one device's.",
+    ]
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path, help="where to write everything as JSON")
+    parser.add_argument("--table", type=Path, help="print the README's table of such a file")
     given = parser.parse_args(arguments)
+    if given.table:
+        print(table(json.loads(given.table.read_text())))
+        return 0
     found = measure(tuple(given.parts))
     if given.out:
         write_json(given.out, {"environment": environment(), **found})

@@ -1,5 +1,6 @@
 """The commands in the README run, and its API table lists existing names."""
 
+import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -46,6 +47,15 @@ def test_the_table_names_what_is_there(row):
         assert any(found), namespace
         if row[0].count("`") == 2:
             assert all(found), namespace
+
+
+def test_the_table_of_scaling_is_that_of_its_results():
+    results = Path(__file__).parents[1] / "benchmarks" / "results" / "scaling.json"
+    if not results.is_file():
+        pytest.skip("the results are not installed")
+    from benchmarks.scaling import table
+
+    assert table(json.loads(results.read_text())) in TEXT
 
 
 def test_every_namespace_has_a_row():
