@@ -17,8 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from benchmarks.harness import environment, write_json
 
 # ViT-S/16 with 32 experts in every second block, k = 2, bfloat16, the robust objective.
@@ -97,6 +95,8 @@ def run(count: int) -> None:
 
 def measure(parts: tuple[str, ...]) -> dict[str, Any]:
     """All figures of some parts."""
+    from tqdm import tqdm
+
     work = [("weak", n, PER_CHIP * n) for n in TOPOLOGIES] if "weak" in parts else []
     work += [("strong", n, IN_ALL) for n in TOPOLOGIES if n > 8] if "strong" in parts else []
     found: dict[str, Any] = {"model": MODEL}

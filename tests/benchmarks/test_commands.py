@@ -21,6 +21,7 @@ COMMANDS = [
         "gpu_check",
         "kernels",
         "moe_layer",
+        "scaling",
     )
 ]
 # of the library's packages, those that a GPU machine may lack
