@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from calmoe_jax.drawing.style import COLOURS, STYLE, literal, png
 from calmoe_jax.parallel.plan import Plan
 
-_GB = 1e9
+_UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
 def draw_plans(plans: Sequence[Plan]) -> bytes:
@@ -23,19 +23,22 @@ def draw_plans(plans: Sequence[Plan]) -> bytes:
         on the right what it sends in a step, by operation and axis.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 1.6 + 0.7 * len(plans)), layout="constrained")
+        figure = Figure(figsize=(11, 2.2 + 0.7 * len(plans)), layout="constrained")
         left, right = figure.subplots(1, 2)
         names = [literal(_name(plan)) for plan in plans]
-        _bars(left, names, [_memory(plan) for plan in plans])
+        unit = _bars(left, names, [_memory(plan) for plan in plans])
         for row, plan in enumerate(plans):
             if plan.available:
-                left.plot([plan.available / _GB] * 2, [row - 0.4, row + 0.4], color="black", lw=2)
-        left.set_xlabel("memory of a device (GB); black: what it has")
-        _bars(right, names, [_sent(plan) for plan in plans])
-        right.set_xlabel("sent by a device in a step (GB), at least")
+                has = plan.available / _UNITS[unit]
+                left.plot([has, has], [row - 0.4, row + 0.4], color="black", lw=2)
+        left.set_title(f"memory of a device ({unit}); black: what it has", fontsize=10)
+        unit = _bars(right, names, [_sent(plan) for plan in plans])
+        right.set_title(f"sent by a device in a step ({unit}), at least", fontsize=10)
         right.set_yticklabels([])
         for axes in (left, right):
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=3, frameon=False)
+            axes.legend(
+                loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, frameon=False, fontsize=9
+            )
         return png(figure)
 
 
@@ -62,9 +65,10 @@ def _sent(plan: Plan) -> dict[str, Any]:
     return found
 
 
-def _bars(axes: Any, names: list[str], parts: list[dict[str, Any]]) -> None:
-    """Stacked bars; parts of less than a hundredth of the longest are one."""
+def _bars(axes: Any, names: list[str], parts: list[dict[str, Any]]) -> str:
+    """Stacked bars, and their unit; parts of less than a hundredth of the longest are one."""
     longest = max(sum(each.values()) for each in parts) or 1
+    unit = next((name for name, size in _UNITS.items() if longest >= size), "kB")
     kept: dict[str, None] = {}
     for each in parts:
         kept |= dict.fromkeys(n for n, value in each.items() if value >= longest / 100)
@@ -79,10 +83,11 @@ def _bars(axes: Any, names: list[str], parts: list[dict[str, Any]]) -> None:
         ]
         if not any(values):
             continue
-        widths = [value / _GB for value in values]
+        widths = [value / _UNITS[unit] for value in values]
         axes.barh(
             names, widths, left=starts, color=COLOURS[(i + 1) % len(COLOURS)], label=literal(label),
             height=0.6,
         )  # fmt: skip
         starts = [a + b for a, b in zip(starts, widths, strict=True)]
     axes.invert_yaxis()
+    return unit
