@@ -57,8 +57,10 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Exhaustive tests run when asked for, comparisons with other libraries where installed."""
+    _spread_cases(items)
     if not config.getoption("--exhaustive"):
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
         config.hook.pytest_deselected(items=left_out)
@@ -68,6 +70,24 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("peers"):
                 item.add_marker(skipped)
+
+
+def _spread_cases(items):
+    """Marks all but the first, the middle and the last of a test's many cases as exhaustive.
+
+    Cases that cost nothing and differ in kind are kept by the mark `every_case`.
+    """
+    tests = {}
+    for item in items:
+        marked = item.get_closest_marker("exhaustive") or item.get_closest_marker("every_case")
+        if not marked and hasattr(item, "callspec"):
+            kernel = "triton" in item.name or "tokamax" in item.name  # skipped on most machines
+            tests.setdefault((item.path, item.originalname, kernel), []).append(item)
+    for cases in tests.values():
+        kept = (0, len(cases) // 2, len(cases) - 1)
+        for i, item in enumerate(cases):
+            if i not in kept:
+                item.add_marker(pytest.mark.exhaustive)
 
 
 def skip_without(name: str | None) -> str | None:

@@ -16,6 +16,8 @@ from small import small_task
 from calmoe_jax import _compilation_cache, cli, training
 from calmoe_jax.study import runner
 
+pytestmark = pytest.mark.every_case
+
 SMALL = ("--epochs", "2", "--batch-size", "16", "--width", "8", "--experts", "3", "--seeds", "2")
 
 

@@ -12,6 +12,8 @@ import calmoe_jax as cm
 from calmoe_jax import cli
 from calmoe_jax.study.records import read_results
 
+pytestmark = pytest.mark.every_case
+
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 TABLE = TEXT.split("## API")[1].split("## Symbols")[0]
 ROWS = re.findall(r"^\| (`[^|]*) \|[^|]*\| (`[^|]*) \|$", TABLE, re.MULTILINE)
