@@ -79,11 +79,8 @@ def examples_of_step(
     if not 1 <= examples <= _LARGEST:
         raise ValueError(f"examples must be in [1, 2^32], got examples={examples}.")
     size = min(batch_size, examples)
-    epoch, number = divmod(step, steps_of_epoch(examples, size, drop_remainder=drop_remainder))
-    hashed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-    order = _grain().MapDataset.range(examples).shuffle(seed=hashed)
-    places = range(number * size, min((number + 1) * size, examples))
-    return np.array([order[place] for place in places], np.int64)
+    epoch, places = _places(step, examples, size, drop_remainder)
+    return _shuffled(np.asarray(places), seed, epoch, examples)
 
 
 def steps_of_epoch(examples: int, batch_size: int, *, drop_remainder: bool = True) -> int:
@@ -101,6 +98,19 @@ def steps_of_epoch(examples: int, batch_size: int, *, drop_remainder: bool = Tru
     """
     size = min(batch_size, examples)
     return examples // size if drop_remainder else -(-examples // size)
+
+
+def _places(step: int, examples: int, size: int, drop_remainder: bool) -> tuple[int, range]:
+    """The epoch of a step, and the places in it that the step has."""
+    epoch, number = divmod(step, steps_of_epoch(examples, size, drop_remainder=drop_remainder))
+    return epoch, range(number * size, min((number + 1) * size, examples))
+
+
+def _shuffled(places: np.ndarray, seed: int, epoch: int, examples: int) -> np.ndarray:
+    """The examples at places of an epoch."""
+    hashed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+    order = _grain().MapDataset.range(examples).shuffle(seed=hashed)
+    return np.array([order[place] for place in places.tolist()], np.int64)
 
 
 def stream(
@@ -194,13 +204,11 @@ class _Reader(NamedTuple):
 
     def __call__(self, step: int) -> Rows:
         """The rows of a step."""
-        numbers = examples_of_step(
-            step, seed=self.seed, examples=len(self.source), batch_size=self.size,
-            drop_remainder=self.drop_remainder,
-        )  # fmt: skip
-        counted = self.rows < len(numbers)
-        ours = numbers[np.where(counted, self.rows, 0)]
-        found = self._examples(ours)
+        count = len(self.source)
+        epoch, places = _places(step, count, self.size, self.drop_remainder)
+        counted = self.rows < len(places)
+        ours = places.start + np.where(counted, self.rows, 0)
+        found = self._examples(_shuffled(ours, self.seed, epoch, count))
         inputs = jax.tree.map(lambda *leaves: np.stack(leaves), *(x["inputs"] for x in found))
         labels = np.array([x["label"] for x in found], np.int32)
         return Rows(inputs, labels, counted if self.padded else None)

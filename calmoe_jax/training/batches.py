@@ -112,10 +112,12 @@ def place(rows_of: Callable[[Any], np.ndarray], like: Any, total: int, mesh: Mes
         total: rows of the batch.
         mesh: the devices.
     """
+
+    def of_device(index: Any) -> np.ndarray:
+        return rows_of(index[0])
+
     shape = (total, *like.shape[1:])
-    return jax.make_array_from_callback(
-        shape, batch_sharding(mesh), lambda index: rows_of(index[0])
-    )
+    return jax.make_array_from_callback(shape, batch_sharding(mesh), of_device)
 
 
 def own_rows(total: int, mesh: Mesh) -> np.ndarray:
@@ -125,6 +127,6 @@ def own_rows(total: int, mesh: Mesh) -> np.ndarray:
         total: rows of the batch.
         mesh: the devices.
     """
-    found = batch_sharding(mesh).addressable_devices_indices_map((total,))
-    slices = [index[0] for index in found.values() if index is not None]
-    return np.sort(np.concatenate([np.arange(total)[each] for each in slices]))
+    found = batch_sharding(mesh).addressable_devices_indices_map((total,)).values()
+    rows = [np.arange(total)[index] for index in found if index is not None]
+    return np.sort(np.concatenate(rows))
