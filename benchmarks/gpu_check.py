@@ -53,8 +53,7 @@ _SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "0"}
 
 # pytest as pyproject.toml has it, without the plugins that may be missing
 _PYTEST = (
-    "-m", "pytest", "-q", "-ra", "--exhaustive",
-    "-p", "no:cacheprovider", "-p", "benchmarks.shards",
+    "-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", "-p", "benchmarks.shards",
     "-o", "addopts=", "-o", "filterwarnings=default", "--import-mode=importlib",
     "-m", "not slow and not exhaustive",
 )  # fmt: skip

@@ -1,7 +1,8 @@
 """Training: objectives, one pure step, drivers that call it, checkpoints.
 
 `Objective(init, loss)` defines what is minimised, `train_step` takes one step on one `Batch`, and
-`train` is a driver for data in memory: all seeds in one program, with checkpoints.
+`train` is a driver for data in memory: all seeds in one program, with checkpoints. `train_on_mesh`
+spreads batches over devices and processes, and `train_on_stream` reads them as it goes.
 """
 
 from calmoe_jax._export import register_named_tuples as _register_named_tuples
@@ -23,6 +24,7 @@ from calmoe_jax.training.state import init_state as init_state
 from calmoe_jax.training.step import apply_gradients as apply_gradients
 from calmoe_jax.training.step import step_gradients as step_gradients
 from calmoe_jax.training.step import train_step as train_step
+from calmoe_jax.training.streaming import train_on_stream as train_on_stream
 from calmoe_jax.training.trainer import NonFiniteLossError as NonFiniteLossError
 from calmoe_jax.training.trainer import TrainedSeeds as TrainedSeeds
 from calmoe_jax.training.trainer import Training as Training

@@ -1,5 +1,6 @@
 """Trains on a mesh, one seed after the other: batches over all devices, of one process or many."""
 
+import contextlib
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -15,8 +16,8 @@ from jaxtyping import Array, Float, PyTree
 
 from calmoe_jax._signals import Stopped
 from calmoe_jax.parallel.processes import as_peer_lost, is_writer, stop_is_due, whole
-from calmoe_jax.parallel.sharded import batch_sharding
 from calmoe_jax.training.batch import Batch
+from calmoe_jax.training.batches import Batches, InMemory, jax_order
 from calmoe_jax.training.in_memory import EpochLog, EpochMeans, data_key, init_key
 from calmoe_jax.training.log import MetricsLog
 from calmoe_jax.training.sharded import ShardedTraining, sharded_training
@@ -88,7 +89,51 @@ def train_on_mesh(
         Preempted: if a process got a SIGTERM.
         PeerLostError: if another process has ended.
     """
-    size = min(training.batch_size, len(labels))
+    batches = InMemory(inputs, labels, jax_order)
+    steps = len(batches) // min(training.batch_size, len(batches))
+    return train_on_batches(
+        training, batches, seeds, mesh,
+        folder=folder, log=log, steps_per_checkpoint=checkpoint_every * steps,
+        on_epoch=on_epoch, on_step=on_step, say=say,
+    )  # fmt: skip
+
+
+def train_on_batches(
+    training: Training,
+    batches: Batches,
+    seeds: tuple[int, ...],
+    mesh: Mesh,
+    *,
+    folder: Path,
+    log: MetricsLog,
+    steps_per_checkpoint: int,
+    on_epoch: Callable[[float], None],
+    on_step: Callable[[int], None],
+    say: Callable[[str], None],
+) -> TrainedSeeds:
+    """The loop of `train_on_mesh` and `train_on_stream`: batches from wherever they come.
+
+    Args:
+        training: the training to run.
+        batches: the batches of each step.
+        seeds: seed numbers.
+        mesh: the devices.
+        folder: folder of the checkpoints; a subfolder for each seed.
+        log: log that gets a line for each seed and epoch, from one process.
+        steps_per_checkpoint: steps between checkpoints; the last step has one too.
+        on_epoch: called after every epoch, with its mean loss.
+        on_step: called before every step, with its number.
+        say: prints a line.
+
+    Returns:
+        The trained seeds, with states on the host of every process.
+
+    Raises:
+        NonFiniteLossError: at the first epoch or checkpoint with a non-finite loss.
+        Preempted: if a process got a SIGTERM.
+        PeerLostError: if another process has ended.
+    """
+    size = min(training.batch_size, len(batches))
     programs = {
         # the warm-up returns the objective's state unchanged
         objective: sharded_training(
@@ -107,8 +152,8 @@ def train_on_mesh(
     found = []
     for seed in seeds:
         one = _Seed(
-            training, programs, helpers, inputs, labels, seed, size,
-            ShardedCheckpoints(folder / f"seed-{seed}"), log, checkpoint_every, say,
+            training, programs, helpers, batches, seed, size,
+            ShardedCheckpoints(folder / f"seed-{seed}"), log, steps_per_checkpoint, say,
         )  # fmt: skip
         try:
             found.append(one.run(on_epoch, on_step))
@@ -136,13 +181,12 @@ class _Seed(NamedTuple):
     training: Training
     programs: dict[Any, ShardedTraining]
     helpers: "_Helpers"
-    inputs: PyTree
-    labels: np.ndarray
+    batches: Batches
     seed: int
     size: int
     checkpoints: ShardedCheckpoints
     log: MetricsLog
-    checkpoint_every: int
+    steps_per_checkpoint: int
     say: Callable[[str], None]
 
     def run(
@@ -150,34 +194,54 @@ class _Seed(NamedTuple):
     ) -> tuple[TrainState, np.ndarray]:
         """Takes all steps that are left; the state and the last epoch's importance."""
         main = self.programs[self.training.objective]
-        steps = len(self.labels) // self.size
+        steps = len(self.batches) // self.size
         first, held = self._start(main)
         name, seed = self.training.name, self.seed
         if is_writer():
             self.log.forget_after(name, first // steps, seed=seed)
-        saved = first
-        for step in range(first, self.training.epochs * steps):
-            on_step(step)
-            if stop_is_due(step):
-                self.checkpoints.save(step, held)
-                self.checkpoints.close()
-                place = f"; {name}, seed {seed}, is saved at step {step}"
-                raise Preempted(signal.SIGTERM, place)
-            held = self._step(held, step, steps)
-            epoch = (step + 1) // steps
-            if (step + 1) % steps:
-                continue
-            epoch_log = jax.tree.map(lambda x: np.asarray(x)[None], _means(whole(held.sums), steps))
-            check_finite(name, (seed,), epoch - 1, steps, epoch_log, self.checkpoints.folder, saved)
-            if is_writer():
-                self.log.write(log_lines(name, (seed,), epoch - 1, steps, epoch_log))
-            on_epoch(float(epoch_log.means.loss[0]))
-            if epoch % self.checkpoint_every == 0 or epoch == self.training.epochs:
-                self.checkpoints.save(step + 1, held)
-                saved = step + 1
+        saved, last = first, self.training.epochs * steps
+        with contextlib.ExitStack() as stack:
+            # a generator, which may read ahead until it is closed
+            batches = self.batches.placed(seed, self.size, main.mesh, first)
+            stack.callback(getattr(batches, "close", lambda: None))
+            for step in range(first, last):
+                on_step(step)
+                self._stop_if_due(step, held)
+                held = self._step(held, next(batches), step, steps)
+                done = step + 1
+                epoch_ends = done % steps == 0
+                save = done % self.steps_per_checkpoint == 0 or done == last
+                if epoch_ends or save:
+                    epoch_log = self._checked_log(held, step, steps, saved)
+                if epoch_ends:
+                    if is_writer():
+                        self.log.write(log_lines(name, (seed,), step // steps, steps, epoch_log))
+                    on_epoch(float(epoch_log.means.loss[0]))
+                if save:
+                    self.checkpoints.save(done, held)
+                    saved = done
         self.checkpoints.close()
         sums = whole(held.sums)
         return whole(held.state), sums.values.importance / steps
+
+    def _stop_if_due(self, step: int, held: _Held) -> None:
+        """Raises `Preempted` once the state is saved, where a process got a SIGTERM."""
+        if not stop_is_due(step):
+            return
+        self.checkpoints.save(step, held)
+        self.checkpoints.close()
+        place = f"; {self.training.name}, seed {self.seed}, is saved at step {step}"
+        raise Preempted(signal.SIGTERM, place)
+
+    def _checked_log(self, held: _Held, step: int, steps: int, saved: int) -> EpochLog:
+        """The log of the epoch so far; raises where a number was not finite."""
+        sums = _means(whole(held.sums), steps)
+        found: EpochLog = jax.tree.map(lambda x: np.asarray(x)[None], sums)
+        check_finite(
+            self.training.name, (self.seed,), step // steps, steps, found,
+            self.checkpoints.folder, saved,
+        )  # fmt: skip
+        return found
 
     def _start(self, main: ShardedTraining) -> tuple[int, _Held]:
         state = main.state_like()
@@ -197,12 +261,10 @@ class _Seed(NamedTuple):
         no_sums = jax.jit(partial(_no_sums, experts.shape), out_shardings=shared)
         return 0, _Held(start, no_sums())
 
-    def _step(self, held: _Held, step: int, steps: int) -> _Held:
+    def _step(self, held: _Held, batch: Batch, step: int, steps: int) -> _Held:
         epoch, number = divmod(step, steps)
         warm = epoch < self.training.warmup_epochs
         program = self.programs[self.training.warm_up if warm else self.training.objective]
-        rows = _order(self.seed, epoch, len(self.labels))
-        batch = self._batch(rows[number * self.size : (number + 1) * self.size], program.mesh)
         key = self.helpers.key(np.int32(self.seed), np.int32(epoch), np.int32(number))
         state, log = program.step(held.state, batch, key)
         sums = self.helpers.add(held.sums, log, np.int32(number))
@@ -210,44 +272,15 @@ class _Seed(NamedTuple):
             jax.block_until_ready(sums)  # collectives of several steps at once hang there
         return _Held(state, sums)
 
-    def _batch(self, rows: np.ndarray, mesh: Mesh) -> Batch:
-        """The rows as a batch: each process places those of its own devices."""
-        sharding = batch_sharding(mesh)
-        missing = -len(rows) % mesh.size
-        counted = np.arange(len(rows) + missing) < len(rows)
-        rows = np.concatenate([rows, rows[:1].repeat(missing)])
-
-        def place(values: np.ndarray) -> jax.Array:
-            shape = (len(rows), *values.shape[1:])
-
-            def of_device(index: Any) -> np.ndarray:
-                return values[rows[index[0]]]
-
-            return jax.make_array_from_callback(shape, sharding, of_device)
-
-        where = None
-        if missing:
-            where = jax.make_array_from_callback(
-                counted.shape, sharding, lambda index: counted[index]
-            )
-        return Batch(jax.tree.map(place, self.inputs), place(self.labels), where)
-
     def _batch_like(self) -> PyTree:
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((self.size, *x.shape[1:]), x.dtype), self.inputs
+            lambda x: jax.ShapeDtypeStruct((self.size, *x.shape), x.dtype), self.batches.input_spec
         )
 
 
 def _step_key(seed: Array, epoch: Array, number: Array) -> jax.Array:
     """The key of a step, as `train_epoch` has it."""
     return jax.random.fold_in(jax.random.fold_in(data_key(seed), epoch), number)
-
-
-def _order(seed: int, epoch: int, number: int) -> np.ndarray:
-    """The order of an epoch, as `train_epoch` has it; on this host alone."""
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        key = jax.random.fold_in(data_key(jnp.int32(seed)), epoch)
-        return np.asarray(jax.random.permutation(key, number))
 
 
 def _importance(network: Any, state: TrainState, inputs: PyTree) -> jax.Array:

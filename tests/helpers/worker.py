@@ -1,4 +1,7 @@
-"""A process of a small training over several: `worker.py FOLDER PORT COUNT ID METHOD PAUSE`."""
+"""A process of a small training over several: `worker.py FOLDER PORT COUNT ID METHOD PAUSE`.
+
+Where the folder has records, they are what is trained on.
+"""
 
 import os
 import sys
@@ -24,7 +27,7 @@ def work(folder, port, count, number, method="robust", pause="0"):
     from small import small_task
     from trainings import TRAIN, training_of
 
-    from calmoe_jax.training import MetricsLog, train_on_mesh
+    from calmoe_jax.training import MetricsLog, train_on_mesh, train_on_stream
 
     check_agreement({"method": method})
     task = small_task()
@@ -33,11 +36,20 @@ def work(folder, port, count, number, method="robust", pause="0"):
         print("step", step, flush=True)
         time.sleep(float(pause))
 
-    trained = train_on_mesh(
-        training_of(method, task), task.train.inputs, task.train.labels, (7,), device_mesh(),
-        folder=folder / "checkpoints", log=MetricsLog(folder / "metrics.jsonl"),
-        checkpoint_every=TRAIN.checkpoint_every, on_step=on_step,
-    )  # fmt: skip
+    training, log = training_of(method, task), MetricsLog(folder / "metrics.jsonl")
+    if (folder / "records").is_dir():
+        from calmoe_jax.data.records import open_records
+
+        trained = train_on_stream(
+            training, open_records(folder / "records"), (7,), device_mesh(),
+            folder=folder / "checkpoints", log=log, steps_per_checkpoint=4, on_step=on_step,
+        )  # fmt: skip
+    else:
+        trained = train_on_mesh(
+            training, task.train.inputs, task.train.labels, (7,), device_mesh(),
+            folder=folder / "checkpoints", log=log,
+            checkpoint_every=TRAIN.checkpoint_every, on_step=on_step,
+        )  # fmt: skip
     if is_writer():
         np.savez(folder / "state.npz", *jax.tree.leaves(trained.state.params))
     wait_for_all("the end")

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 from dispatching import exhaustive
-from small import small_task
+from small import CLASSES, small_task
 from trainings import SEEDS, train
 
+from calmoe_jax.data.records import write_records
 from calmoe_jax.parallel.processes import ProcessError, check_agreement, join_processes, stop_is_due
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,23 @@ def test_processes_train_as_one_device(tmp_path, count):
         state(tmp_path / "job"), jax.tree.leaves(alone.state.params), strict=True
     ):
         np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_processes_train_on_one_stream(tmp_path):
+    """Each reads its own rows of the same batches."""
+    for name in ("grain", "array_record"):
+        pytest.importorskip(name, reason=f"needs {name} (the data extra)")
+    pairs = zip(small_task().train.inputs, small_task().train.labels, strict=True)
+    examples = [{"inputs": inputs, "label": int(label)} for inputs, label in pairs]
+    for count in (1, 2):
+        records = tmp_path / str(count) / "records"
+        write_records(records, examples, classes=CLASSES, shards=2, quiet=True)
+        codes, said = Job(tmp_path / str(count), count).end()
+        assert codes == [0] * count, said
+    for one, two in zip(state(tmp_path / "1"), state(tmp_path / "2"), strict=True):
+        np.testing.assert_allclose(two, one, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.slow
