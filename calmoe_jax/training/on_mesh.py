@@ -141,6 +141,7 @@ def train_on_batches(
             objective._replace(init=training.objective.init),
             training.optimizer,
             mesh,
+            parts=training.parts,
         )
         for objective in (training.objective, training.warm_up)
     }
