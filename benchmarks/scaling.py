@@ -133,7 +133,9 @@ def table(found: dict[str, Any]) -> str:
         "| chips | examples a chip | memory of a chip | sent by a chip | of it between experts |",
         "|---|---|---|---|---|",
     ]
-    for row in found["weak"] + found["strong"]:
+    seen = {(row["chips"], row["batch"]) for row in found["weak"]}
+    others = [row for row in found["strong"] if (row["chips"], row["batch"]) not in seen]
+    for row in found["weak"] + others:
         sent = row["sent_megabytes"]
         exchanged = sum(value for name, value in sent.items() if name.startswith("all-to-all"))
         lines.append(
