@@ -55,6 +55,7 @@ from calmoe_jax.training import (
     train_on_mesh,
 )
 from calmoe_jax.training.tensorboard import TensorBoardLog
+from calmoe_jax.training.throughput import flops_of_example, peak_flops
 
 # The routing kind in the records for a network that the user gave.
 _GIVEN = "given"
@@ -270,10 +271,15 @@ def _train_and_evaluate(
         for number, training in enumerate(plan.trainings):
             bar.set_description(f"{training.name} ({number + 1} of {len(plan.trainings)})")
 
-            def on_epoch(loss: float) -> None:
+            work = _share_of_peak(training, plan, mesh)
+
+            def on_epoch(loss: float, work: float = work) -> None:
                 seconds, clock[0] = time.perf_counter() - clock[0], time.perf_counter()
-                speed = f"{examples / seconds:.3g}"
-                bar.set_postfix({"loss": f"{loss:.4f}", "examples/s": speed})
+                speed = examples / seconds
+                shown = {"loss": f"{loss:.4f}", "examples/s": f"{speed:.3g}"}
+                if work:
+                    shown["utilisation"] = f"{work * speed:.1%}"
+                bar.set_postfix(shown)
                 bar.update()
 
             clock[0] = time.perf_counter()
@@ -311,6 +317,17 @@ def _train_and_evaluate(
     )
 
 
+def _share_of_peak(training: Training, plan: _Plan, mesh: Mesh | None) -> float:
+    """The share of the devices' peak that an example a second takes; 0 if it is not known."""
+    peak = peak_flops(jax.devices()[0].device_kind)
+    if peak is None:
+        return 0.0
+    examples = plan.task.train
+    size = min(training.batch_size, len(examples))
+    flops = flops_of_example(training, examples.inputs, size)
+    return flops / (peak * (1 if mesh is None else mesh.size))
+
+
 def _trained(
     plan: _Plan,
     training: Training,
@@ -326,7 +343,7 @@ def _trained(
         return train(
             training, examples.inputs, examples.labels, plan.seeds,
             checkpoints=Checkpoints(folder), log=log,
-            checkpoint_every=plan.checkpoint_every, on_epoch=on_epoch,
+            checkpoint_every=plan.checkpoint_every, on_epoch=on_epoch, say=say,
         )  # fmt: skip
     return train_on_mesh(
         training, examples.inputs, examples.labels, plan.seeds, mesh,

@@ -1,6 +1,7 @@
 """Atomic checkpoints of a training's seeds, with orbax."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from calmoe_jax._errors import RunError
 from calmoe_jax.training.state import TrainState
 
 _KEPT = 2
+
+
+class CheckpointError(RunError):
+    """No checkpoint of a folder can be restored."""
 
 
 class Checkpoints:
@@ -35,6 +41,35 @@ class Checkpoints:
         with self._manager() as manager:
             step: int | None = manager.latest_step()
         return step
+
+    def restore_latest(
+        self, like: TrainState, say: Callable[[str], None]
+    ) -> tuple[int, TrainState] | None:
+        """The latest checkpoint that can be read, with the epochs it has seen; `None` if none can.
+
+        Args:
+            like: shapes and dtypes of the state.
+            say: gets a line for each checkpoint that cannot be read.
+
+        Raises:
+            CheckpointError: if there are checkpoints, and none can be read.
+        """
+        if not self.folder.is_dir():
+            return None
+        with self._manager() as manager:
+            steps = sorted(manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return step, self.restore(step, like)
+            except Exception as error:  # tensorstore and orbax raise many kinds for broken files
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                say(f"checkpoint {self.folder / str(step)} cannot be read: {reason}")
+        if steps:
+            raise CheckpointError(
+                f"none of the {len(steps)} checkpoints in {self.folder} can be restored: they are "
+                f"broken, or of another model or task ({reason})."
+            )
+        return None
 
     def save(self, epochs_seen: int, state: TrainState) -> Path:
         """Writes a checkpoint, and deletes all but the two latest; returns its folder."""

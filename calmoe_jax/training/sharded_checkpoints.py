@@ -13,13 +13,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from calmoe_jax._errors import RunError
+from calmoe_jax.training.checkpoints import CheckpointError
 
 _KEPT = 2
-
-
-class CheckpointError(RunError):
-    """No checkpoint of a folder can be restored."""
 
 
 class ShardedCheckpoints:

@@ -91,6 +91,7 @@ def train(
     log: MetricsLog,
     checkpoint_every: int = 10,
     on_epoch: Callable[[float], None] = lambda loss: None,
+    say: Callable[[str], None] = print,
 ) -> TrainedSeeds:
     """Trains all seeds, from their latest checkpoint if there is one.
 
@@ -106,6 +107,7 @@ def train(
         log: log that gets a line for each seed and epoch.
         checkpoint_every: epochs between checkpoints.
         on_epoch: called after every epoch, with the mean loss over the seeds.
+        say: prints a line.
 
     Returns:
         The trained seeds.
@@ -128,11 +130,8 @@ def train(
 
     inputs, classes = jax.tree.map(jnp.asarray, inputs), jnp.asarray(labels)
 
-    first = checkpoints.latest() or 0
-    if first:
-        state = checkpoints.restore(first, jax.eval_shape(init, numbers))
-    else:
-        state = init(numbers)
+    restored = checkpoints.restore_latest(jax.eval_shape(init, numbers), say)
+    first, state = (0, init(numbers)) if restored is None else restored
     log.forget_after(training.name, first)
     epochs_done, saved = first, first
     importance = log.last_importance(training.name, seeds) if first == training.epochs else None

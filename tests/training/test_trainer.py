@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from dispatching import exhaustive
 from small import small_task
-from trainings import MODEL, SEEDS, TRAIN, same_bits, train
+from trainings import MODEL, SEEDS, TRAIN, same_bits, train, training_of
 
 from calmoe_jax import training
 from calmoe_jax.study.config import ModelConfig, TrainConfig
 from calmoe_jax.training import trainer
+from calmoe_jax.training.checkpoints import CheckpointError
+from calmoe_jax.training.throughput import flops_of_example, peak_flops
 
 
 @pytest.mark.exhaustive
@@ -154,3 +156,27 @@ def test_the_single_classifier_is_one_expert(tmp_path):
     assert train(tmp_path, "single").num_experts == 1
     assert MODEL.experts == 3
     assert TRAIN.epochs == 3
+
+
+# orbax leaves its other reads of the broken files to themselves
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_broken_checkpoint_is_said_and_the_one_before_is_taken(tmp_path):
+    whole, said = train(tmp_path), []
+    last = tmp_path / "checkpoints" / str(TRAIN.epochs)
+    for path in last.rglob("*"):
+        if path.is_file() and not path.name.startswith("_"):
+            path.write_bytes(b"")
+    assert same_bits(train(tmp_path, say=said.append).state, whole.state)
+    assert f"checkpoint {last} cannot be read" in said[0]
+    with pytest.raises(CheckpointError, match="of another model or task"):
+        train(tmp_path, "single", say=said.append)
+
+
+def test_the_peak_of_devices_and_the_work_of_an_example():
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("a machine") is None
+    task = small_task()
+    work = flops_of_example(training_of("vanilla", task), task.train.inputs, 16)
+    double = flops_of_example(training_of("vanilla", task), task.train.inputs, 32)
+    assert 0 < work < 1e5
+    assert work == double
