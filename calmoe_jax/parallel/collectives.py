@@ -13,6 +13,8 @@ _KINDS = (
     "collective-permute", "collective-broadcast",
 )  # fmt: skip
 _OPERATION = re.compile(rf"= (?P<result>.*?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\(")
+# Between slices TPUs exchange through their hosts: a send, whose attributes say what comes of it.
+_SEND = re.compile(r"= (?P<result>.*?) send\(.*_xla_megascale_transfer_type=\"(?P<kind>\w+)\"")
 _ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+(?:e\w+)?)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
 _CALLED = re.compile(
@@ -63,7 +65,7 @@ def collectives_of(
 
     Args:
         text: the program, as from `compiled.as_text()`.
-        axis_sizes: the mesh's axes in order, and their sizes.
+        axis_sizes: the mesh's axes in order, and their sizes; slices lie along the first.
         slices: number of slices (or hosts) that the devices are in, one after the other.
 
     Returns:
@@ -81,8 +83,17 @@ def collectives_of(
     devices = math.prod(axis_sizes.values())
     found: dict[tuple[str, tuple[str, ...], int, int, bool, str], int] = {}
     for computation, line in _lines(text):
+        if not times.get(computation):
+            continue
+        name = _OP_NAME.search(line)
+        origin = name[1].rpartition("/")[2] if name else ""
+        if sent := _SEND.search(line):
+            kind, whole = sent["kind"].lower().replace("_", "-"), _size(*_ARRAY.findall(line)[0])
+            key = kind, tuple(axis_sizes)[:1], slices, whole, True, origin
+            found[key] = found.get(key, 0) + times[computation]
+            continue
         match = _OPERATION.search(line)
-        if not match or not times.get(computation):
+        if not match:
             continue
         kind, groups = match["kind"], _groups(line, devices)
         size = max(map(len, groups))
@@ -92,8 +103,6 @@ def collectives_of(
         whole = _num_bytes(match["result"], kind, bool(match["start"]))
         if kind == "reduce-scatter":
             whole *= size
-        name = _OP_NAME.search(line)
-        origin = name[1].rpartition("/")[2] if name else ""
         key = kind, _axes(groups, by_axes), size, whole, far, origin
         found[key] = found.get(key, 0) + times[computation]
     result = [Collective(*k[:4], times=n, far=k[4], origin=k[5]) for k, n in found.items()]

@@ -90,6 +90,20 @@ def test_loops_count_by_their_condition_where_nothing_else_says_it():
     assert found.times == 1
 
 
+def test_what_hosts_of_slices_send_is_an_exchange_between_slices():
+    line = (
+        "  %send = (f32[1,1,128]{2,1,0}, u32[], token[]) send(%x, %t), is_host_transfer=true, "
+        'frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    (found,) = collectives_of(
+        program(line, entry="  %c = f32[] call(%p), to_apply=%body"), AXES, slices=2
+    )
+    assert brief([found]) == [("all-reduce", ("data",), 2, 512, 1)]
+    assert found.far
+    assert found.bytes_sent == 512
+
+
 def compiled(function, mesh, *shapes, specs, out):
     mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out)
     given = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
