@@ -146,6 +146,7 @@ def of_slots(kept, arrays, where):
     return output, routed.plan.load, jnp.sum(~kept), log_sums
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("kind", ["skewed", *exhaustive("random")])
 def test_a_small_buffer_drops_what_the_loop_cuts(kind):

@@ -80,6 +80,7 @@ def test_a_sparse_one_is_a_loop_over_blocks_tokens_and_experts(options, capacity
     assert over.sum() > 0 or capacity is None
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sparse", [SPARSE._replace(noise=0.0), *exhaustive((None,))])
 def test_recomputing_changes_no_gradient(sparse):
     def gradient(remat):
@@ -96,6 +97,7 @@ def test_recomputing_changes_no_gradient(sparse):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), kept, again)
 
 
+@pytest.mark.exhaustive
 def test_half_precision_spares_what_needs_more():
     if jax.config.jax_numpy_dtype_promotion == "strict":
         pytest.skip("JAX's own attention mixes bfloat16 and float32")
@@ -228,6 +230,7 @@ def tiny(**options):
 ADDED = {"importance": 0.005, "load": 0.005, "load_balancing": 0.01, "z_loss": 0.001}
 
 
+@pytest.mark.exhaustive
 def test_training_lowers_the_loss():
     network, optimizer = tiny(capacity_factor=1.0, prioritized=True), optax.sgd(0.1, momentum=0.9)
     objective = objectives.with_layer_losses(objectives.robust(eta=1.0), **ADDED)

@@ -67,6 +67,7 @@ def state(folder):
         return [held[name] for name in held.files]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, *exhaustive(4)])
 def test_processes_train_as_one_device(tmp_path, count):

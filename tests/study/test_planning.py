@@ -58,6 +58,7 @@ def test_the_exchanges_of_a_step(plan):
     assert sum(c.times for c in sums[1:]) <= 5
 
 
+@pytest.mark.exhaustive
 def test_no_exchange_grows_with_examples_and_classes(plan):
     larger = planned(batch=64)
     sums = [

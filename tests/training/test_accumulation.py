@@ -72,6 +72,7 @@ def test_statistics_of_layers_are_those_of_all_parts():
     close(steps(network, objective, batch, 4, 2), steps(network, objective, batch, 1, 2))
 
 
+@pytest.mark.exhaustive
 def test_over_devices():
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")

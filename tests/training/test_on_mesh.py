@@ -70,6 +70,7 @@ def test_resumption_is_bit_equal(tmp_path):
     np.testing.assert_array_equal(whole.importance, again.importance)
 
 
+@pytest.mark.exhaustive
 def test_another_number_of_devices_goes_on(tmp_path):
     whole = on_mesh(tmp_path / "whole", seeds=(7,))
     with pytest.raises(Stop):
@@ -99,6 +100,7 @@ def test_a_broken_checkpoint_is_said_and_the_one_before_is_taken(tmp_path):
     assert f"checkpoint {folder / str(steps[-1])} cannot be read" in said[0]
 
 
+@pytest.mark.exhaustive
 def test_checkpoints_of_another_model_are_refused(tmp_path):
     on_mesh(tmp_path, seeds=(7,))
     with pytest.raises(CheckpointError, match="of another model or task"):
