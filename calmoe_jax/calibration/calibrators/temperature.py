@@ -22,9 +22,9 @@ _BELOW_MARGIN = 3.0
 # Logit of an impossible class, in units of the logits' scale: its probability underflows at every
 # temperature of the search, and its square is still finite.
 _IMPOSSIBLE = -1e15
-# From this many examples on, or logits and examples, the search starts at the optimum for every
-# sixteenth example: it then needs about three passes over all examples instead of ten.
-_MANY, _MANY_LOGITS, _ENOUGH = 2**16, 2**20, 2**14
+# From this many examples on the search starts at the optimum for every sixteenth example: it then
+# needs about three passes over all examples instead of ten.
+_MANY = 2**12
 _STRIDE = 16
 # Up to this many examples are added plainly.
 _PLAIN = 2**14
@@ -70,8 +70,8 @@ def fit_temperature(
     optimum; scaling the logits scales T. A class that is farther below the largest of its example
     than 750 nats, 750 times the typical margin (the lower quartile of the difference between the
     two largest logits), and twice the distance of any true class, is a mask: it is impossible, as
-    with logit `-inf`. Of 65536 examples or more (or a million logits of 16384) the search starts at
-    the optimum for every sixteenth example.
+    with logit `-inf`. Of 4096 examples or more the search starts at the optimum for every sixteenth
+    example.
 
     The temperature is differentiable with respect to logits and weights, forwards and backwards:
     the slope stays 0, so `dlog T = d(slope) / curvature` (slope and curvature of the loss in
@@ -193,8 +193,8 @@ def _start(
     idle: Bool[Array, ""],
 ) -> Float[Array, ""]:
     """Where the search begins: at the scale, or of many examples near the optimum of some."""
-    scale, size = jnp.zeros((), scaled.dtype), scaled.shape[0]
-    if size < _MANY and (size < _ENOUGH or scaled.size < _MANY_LOGITS):
+    scale = jnp.zeros((), scaled.dtype)
+    if scaled.shape[0] < _MANY:
         return scale
     some = slice(None, None, _STRIDE)
     moments = _moments(scaled[some], true[some], weight[some])
