@@ -166,14 +166,17 @@ def _solve(
     temperature = jnp.minimum(unit * jnp.exp(-found.at), jnp.finfo(dtype).max)
     temperature = jnp.where(trivial, 1, temperature)
 
-    def or_identity(old: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        given = jnp.where(sound[:, None], -distance, 0), original, weight
-        unscaled = _loss(*given, jnp.ones((), dtype))
-        worse = ~((_loss(*given, old[0]) <= unscaled) | jnp.isnan(unscaled))
-        slope, _ = moments(jnp.log(unit))
+    def or_identity(
+        old: tuple[jax.Array, ...], given: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, ...]:
+        logits, scale = given
+        below = jnp.where(sound[:, None], -distances(logits), 0)
+        scaled, unscaled = _losses(below, original, weight, old[0])
+        worse = ~((scaled <= unscaled) | jnp.isnan(unscaled))
+        slope, _ = moments(jnp.log(scale))
         return jnp.where(worse, 1, old[0]), jnp.where(worse, slope, old[1])
 
-    ended, slope = once(fitted & ~converged, or_identity, (temperature, slope))
+    ended, slope = once(fitted & ~converged, or_identity, (temperature, slope), (logits, unit))
     fit = TemperatureFit(
         temperature=jnp.where(invalid, jnp.nan, ended).astype(dtype),
         residual=jnp.where(invalid, jnp.nan, jnp.where(trivial, 0, jnp.abs(slope))),
@@ -204,15 +207,24 @@ def _start(
     return jnp.where(inside, few.at, scale)
 
 
-def _loss(
+def _losses(
     below: Float[Array, "examples classes"],
     true: Float[Array, " examples"],
     weight: Float[Array, " examples"],
     temperature: Float[Array, ""],
-) -> Float[Array, ""]:
-    """The mean log loss at a temperature, with every class as possible as its logit says."""
-    losses = jax.nn.logsumexp(below / temperature, axis=-1) - true / temperature
-    return jnp.sum(jnp.where(weight > 0, weight * losses, 0))
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The mean log loss at a temperature and at 1, with every class as possible as its logit says.
+
+    Args:
+        below: logits minus the largest of their example: of their powers one is 1.
+        true: the same for the true class.
+        weight: weight of each example; they sum to 1.
+        temperature: the temperature.
+    """
+    totals = sums(jnp.exp(below / temperature), jnp.exp(below), axis=1)
+    of_each = jnp.log(totals[0]) - true / temperature, jnp.log(totals[1]) - true
+    scaled, unscaled = (jnp.sum(jnp.where(weight > 0, weight * x, 0)) for x in of_each)
+    return scaled, unscaled
 
 
 def _moments(
