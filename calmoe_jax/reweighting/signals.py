@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._checks import check_at_least, check_positive
 from calmoe_jax._numerics import AxisName, all_rows, at_least_float32, entropy, psum, row_positions
 from calmoe_jax._signatures import checked
-from calmoe_jax.reweighting._solver.regression import predicted_last
+from calmoe_jax.reweighting._solver.regression import ends_of, predicted_last
 from calmoe_jax.reweighting._solver.units import one_row
 
 
@@ -163,13 +163,14 @@ def configuration_signal(
         one = one_row(jnp.where(where[:, None], rows, 0), where.astype(rows.dtype), axis_name)
         rows = jnp.where(where[:, None], rows, one[None])
     fold = row_positions(len(losses), axis_name) % num_folds
+    ends = ends_of(rows, axis_name)
 
     def predict(number: jax.Array) -> Float[Array, " examples"]:
         others = counted & (fold != number)
         # without others to learn from, the mean loss of all
         alone = psum(jnp.sum(others), axis_name) == 0
         learnt = jnp.where(alone, counted, others)
-        return predicted_last(rows, learnt, ~alone, ridge=ridge, axis_name=axis_name)
+        return predicted_last(rows, ends, learnt, ~alone, ridge=ridge, axis_name=axis_name)
 
     every = jax.lax.map(predict, jnp.arange(num_folds))
     return jnp.take_along_axis(every, fold[None], axis=0)[0]

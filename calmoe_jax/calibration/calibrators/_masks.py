@@ -37,11 +37,30 @@ def margin_of(
     logits, counted = logits[::stride], counted[::stride]
     if logits.shape[0] == 0 or logits.shape[1] < 2:
         return jnp.full((), jnp.inf, logits.dtype)
-    first = jnp.argmax(logits, axis=-1)[:, None] == jnp.arange(logits.shape[1])[None]
-    largest = jnp.max(logits, axis=-1)
-    second = jnp.max(jnp.where(first, -jnp.inf, logits), axis=-1)
-    margins = jnp.sort(jnp.where(counted, largest - second, jnp.inf))
-    return margins[jnp.maximum(jnp.sum(counted) - 1, 0) // 4]
+    # a constant for gradients
+    largest, second = _two_largest(jax.lax.stop_gradient(logits))
+    margins = jnp.where(counted, largest - second, jnp.inf)
+    # as of a sort, in a third of its time
+    smallest = -jax.lax.top_k(-margins, (margins.shape[0] - 1) // 4 + 1)[0]
+    return smallest[jnp.maximum(jnp.sum(counted) - 1, 0) // 4]
+
+
+def _two_largest(
+    values: Float[Array, "examples classes"],
+) -> tuple[Float[Array, " examples"], Float[Array, " examples"]]:
+    """The largest of each row and the next, in one pass."""
+
+    def larger(
+        a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        after = jnp.where(b[1] > a[1], b[1], a[1])
+        worse = jnp.where(b[0] > a[0], a[0], b[0])
+        return jnp.where(b[0] > a[0], b[0], a[0]), jnp.where(worse > after, worse, after)
+
+    none = jnp.array(-jnp.inf, values.dtype)
+    pairs = values, jnp.full_like(values, -jnp.inf)
+    largest, second = jax.lax.reduce(pairs, (none, none), larger, (1,))
+    return largest, second
 
 
 def reach_of(

@@ -135,12 +135,15 @@ def minimise(
     level = fitted & (found.decrement <= flat)
     converged = level & (found.moved <= settled)
 
-    def or_identity(old: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        new = _at(loss, identity)
+    def or_identity(
+        old: tuple[jax.Array, ...], given: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, ...]:
+        new = _at(loss, *given)
         kept = (old[1] <= new[1]) | jnp.isnan(new[1])
         return tuple(jnp.where(kept, x, y) for x, y in zip(old, new, strict=True))
 
-    end = once(fitted & ~converged, or_identity, (found.parameters, found.loss, found.residual))
+    ended = found.parameters, found.loss, found.residual
+    end = once(fitted & ~converged, or_identity, ended, (identity,))
     return Minimum(
         parameters=jnp.where(given.invalid, jnp.nan, end[0]),
         loss=end[1],

@@ -68,18 +68,31 @@ def search_root(
     return jax.lax.while_loop(unfinished, step, begin)
 
 
-def once(needed: Bool[Array, ""], function: Callable[[Values], Values], values: Values) -> Values:
-    """`function(values)` where that is needed, else the values.
+def once(
+    needed: Bool[Array, ""],
+    function: Callable[[Values, Values], Values],
+    values: Values,
+    given: Values,
+) -> Values:
+    """`function(values, given)` where that is needed, else the values.
 
     A loop of at most one step: unlike both sides of `lax.cond`, it costs nothing under `vmap` where
     no element needs it.
+
+    Args:
+        needed: whether to call the function.
+        function: takes everything that costs something from its arguments: the compiler moves what
+            depends on constants alone out of the loop, where it is always computed.
+        values: its first argument.
+        given: its second.
     """
 
     def unfinished(state: tuple[Bool[Array, ""], Values]) -> Bool[Array, ""]:
         return state[0]
 
     def step(state: tuple[Bool[Array, ""], Values]) -> tuple[Bool[Array, ""], Values]:
-        return jnp.zeros_like(state[0]), function(state[1])
+        (_, values), held = jax.lax.optimization_barrier((state, given))
+        return jnp.zeros_like(state[0]), function(values, held)
 
     return jax.lax.while_loop(unfinished, step, (needed, values))[1]
 

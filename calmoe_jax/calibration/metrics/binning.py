@@ -228,8 +228,8 @@ def sums_by_bin(
         num_bins: number of bins.
 
     Returns:
-        The compensated sums: in float32 accurate to 1e-6 of the total weight for up to 1e7 examples
-        and 64 bins. All NaN if an example that counts is NaN.
+        The sums: in float32 accurate to 1e-6 of the total weight for up to 1e7 examples and 64
+        bins. All NaN if an example that counts is NaN.
     """
     weight = example_weights(confidence.shape, weights, where, confidence.dtype)
     return sums_by_cell(index, confidence, outcome, weight, (num_bins,))
@@ -252,7 +252,7 @@ def sums_by_cell(
         shape: shape of the table: bins, or clusters and bins.
 
     Returns:
-        The compensated sums, of that shape; all of a row's are NaN if an example of it is.
+        The sums, of that shape; all of a row's are NaN if an example of it is.
     """
 
     def per_cell(values: Float[Array, " examples"]) -> Float[Array, "*table"]:

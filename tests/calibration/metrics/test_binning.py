@@ -325,16 +325,32 @@ def test_equal_numbers_are_summed_to_their_last_digits(value):
     np.testing.assert_allclose(jax.jit(_sums.total)(values), exact, rtol=2e-7)
 
 
-def test_compensated_sums_cancel_and_are_linear():
-    values = jnp.array([1e8, 1.0, -1e8, 2.0**-10])
-    assert _sums.compensated_sum(values) == 1 + 2.0**-10
-    assert _sums.compensated_sum(jnp.array([jnp.inf, 1.0])) == jnp.inf
-    assert jnp.isnan(_sums.compensated_sum(jnp.array([jnp.nan, 1.0])))
+@pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 255, 257, 4111])
+def test_sums_in_pairs_are_of_every_row_once(size):
+    rows = jnp.arange(3.0 * size).reshape(size, 3)
+    np.testing.assert_allclose(_sums.pairwise_sum(rows), np.arange(3 * size).reshape(-1, 3).sum(0))
+    np.testing.assert_array_equal(_sums.pairwise_sum(jnp.ones((size, 3))), size)
+
+
+def test_sums_in_pairs_are_linear():
+    assert _sums.pairwise_sum(jnp.array([jnp.inf, 1.0])) == jnp.inf
+    assert jnp.isnan(_sums.pairwise_sum(jnp.array([jnp.nan, 1.0])))
     assert _sums.total(jnp.zeros(0)) == 0
     rows = jnp.arange(12.0).reshape(4, 3)
-    assert jax.grad(lambda x: _sums.compensated_sum(x)[1])(rows).tolist() == [[0, 1, 0]] * 4
-    mapped = jax.vmap(_sums.compensated_sum)(rows[:, :, None])
+    assert jax.grad(lambda x: _sums.pairwise_sum(x)[1])(rows).tolist() == [[0, 1, 0]] * 4
+    mapped = jax.vmap(_sums.pairwise_sum)(rows[:, :, None])
     np.testing.assert_array_equal(mapped[:, 0], rows.sum(1))
+
+
+def test_bins_anywhere_where_the_value_is_0():
+    values, bins = jnp.array([1.0, 0.0, 0.0, 2.0] * 100), jnp.array([1, -3, 70, 2] * 100)
+    assert _sums.sum_by_bin(values, bins, 3).tolist() == [0, 100, 200]
+
+
+def test_bins_of_a_narrow_dtype():
+    bins = jnp.arange(10_000, dtype=jnp.int32) % 3
+    summed = _sums.sum_by_bin(jnp.ones(10_000), bins.astype(jnp.int8), 3)
+    assert summed.tolist() == [3334, 3333, 3333]
 
 
 def test_an_unknown_norm(unchecked):
