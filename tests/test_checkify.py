@@ -13,6 +13,8 @@ from jax.experimental import checkify
 import calmoe_jax as cm
 from calmoe_jax.moe import ExpertParams
 
+pytestmark = pytest.mark.exhaustive
+
 CHECKS = checkify.index_checks | checkify.nan_checks | checkify.div_checks
 BY_DEFAULT = ("route", "calibration.expected_calibration_error", "reweighting.cvar")
 # JAX has no rule for them: scatters and while loops under `vmap`, updates of slices, and

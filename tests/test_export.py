@@ -15,6 +15,8 @@ import calmoe_jax as cm
 from calmoe_jax import _export
 from calmoe_jax.moe import ExpertParams, sparse_layer
 
+pytestmark = pytest.mark.exhaustive
+
 ROOMS = ("routing", "mixture", "moe", "reweighting", "calibration", "shift", "training")
 
 

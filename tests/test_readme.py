@@ -52,7 +52,7 @@ def test_the_table_names_what_is_there(row):
 
 
 def test_the_table_of_scaling_is_that_of_its_results():
-    results = Path(__file__).parents[1] / "benchmarks" / "results" / "scaling.json"
+    results = Path(__file__).parents[1] / "benchmarks" / "scaling.json"
     if not results.is_file():
         pytest.skip("the results are not installed")
     from benchmarks.scaling import table

@@ -12,6 +12,8 @@ from calmoe_jax.moe import ExpertParams, gather_slots, sparse_layer
 from calmoe_jax.nn import MoELayer
 
 # Those that sort, search, scatter, gather and scan; the others are tried by `--exhaustive`.
+pytestmark = pytest.mark.exhaustive
+
 BY_DEFAULT = (
     "expert_load", "route", "top_k_routing", "mixture.predict", "moe.load_balancing_loss",
     "calibration.expected_calibration_error", "calibration.smooth_calibration_error",

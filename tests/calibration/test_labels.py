@@ -10,6 +10,8 @@ from scipy.special import log_softmax
 import calmoe_jax as cm
 
 calibration, calibrators = cm.calibration, cm.calibration.calibrators
+pytestmark = pytest.mark.exhaustive
+
 CLASSES, EXAMPLES, VOTES = 3, 40, 4
 
 

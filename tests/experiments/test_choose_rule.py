@@ -10,6 +10,8 @@ from experimenting import run_small
 import calmoe_jax as cm
 from experiments import choose_rule
 
+pytestmark = pytest.mark.exhaustive
+
 
 @pytest.mark.exhaustive
 @pytest.mark.slow

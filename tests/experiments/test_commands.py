@@ -9,6 +9,8 @@ from benchmarking import help_of
 
 import experiments.trained
 
+pytestmark = pytest.mark.exhaustive
+
 README = Path(experiments.trained.__file__).with_name("README.md").read_text()
 COMMANDS = ("choose_rule", "interval_coverage", "repair_without_labels", "theorem_class")
 

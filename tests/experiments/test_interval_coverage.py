@@ -7,6 +7,8 @@ import pytest
 
 from experiments import interval_coverage
 
+pytestmark = pytest.mark.exhaustive
+
 
 @pytest.mark.parametrize("spread", interval_coverage.SPREADS)
 def test_gaps_have_the_size_and_keep_accuracies_in_range(spread, monkeypatch):

@@ -7,6 +7,8 @@ from small import small_task
 
 from experiments import repair_without_labels
 
+pytestmark = pytest.mark.exhaustive
+
 
 @pytest.mark.exhaustive
 @pytest.mark.slow

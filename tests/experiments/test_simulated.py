@@ -6,6 +6,8 @@ import pytest
 from calmoe_jax.data import Split, Task
 from experiments import simulated
 
+pytestmark = pytest.mark.exhaustive
+
 
 def a_task(dtype=np.float32):
     """Two classes of four clouds each, and the cloud that each example is of."""

@@ -10,6 +10,8 @@ from calmoe_jax.data import Split, Task
 from calmoe_jax.shift import repair
 from experiments import theorem_class
 
+pytestmark = pytest.mark.exhaustive
+
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 def test_tilts_have_the_given_effective_share(share):

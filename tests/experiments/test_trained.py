@@ -10,6 +10,8 @@ from small import small_task
 from calmoe_jax.study import RunConfig
 from experiments import trained
 
+pytestmark = pytest.mark.exhaustive
+
 CONFIG = RunConfig(seeds=2, first_seed=7, model=trainings.MODEL, train=trainings.TRAIN)
 
 

@@ -12,6 +12,8 @@ from calmoe_kernels.derivatives import Derivatives, with_derivatives
 from calmoe_kernels.multilinear import gradients
 
 # y_f = sum_d x_i(d) w_df: linear in x and in w, with indices
+pytestmark = pytest.mark.exhaustive
+
 X, W, Y = range(3)
 
 

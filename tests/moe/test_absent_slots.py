@@ -23,6 +23,8 @@ from dispatching import (
 
 import calmoe_jax as cm
 
+pytestmark = pytest.mark.exhaustive
+
 
 def masked_logits(tokens=12, experts=5):
     """Every third token has one expert left, the last expert none."""

@@ -13,6 +13,8 @@ from jax.test_util import check_grads
 import calmoe_jax as cm
 from calmoe_jax.moe import ExpertParams, gather_slots, grouped_matmul, sparse_layer
 
+pytestmark = pytest.mark.exhaustive
+
 TOKENS, EXPERTS, D, HIDDEN, D_OUT = 6, 4, 3, 5, 2
 
 

@@ -23,6 +23,8 @@ from flax import nnx
 import calmoe_jax as cm
 from calmoe_jax.nn import MoELayer
 
+pytestmark = pytest.mark.exhaustive
+
 GARBAGE = [np.nan, np.inf, -np.inf, 3e38]
 
 

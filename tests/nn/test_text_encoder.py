@@ -11,6 +11,8 @@ from flax import nnx
 from calmoe_jax import nn
 from calmoe_jax.training import Batch, init_state, objectives, train_step
 
+pytestmark = pytest.mark.exhaustive
+
 SPARSE = nn.MoEBlocks(num_experts=4, noise=0.0)
 MASK = jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 0, 1, 0, 1, 0], [0] * 6], bool)
 

@@ -13,6 +13,8 @@ from scipy.special import logsumexp
 import calmoe_jax as cm
 from calmoe_jax.reweighting._solver.units import units
 
+pytestmark = pytest.mark.exhaustive
+
 rw = cm.reweighting
 
 

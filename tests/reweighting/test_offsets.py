@@ -15,6 +15,8 @@ from dispatching import exhaustive
 
 import calmoe_jax as cm
 
+pytestmark = pytest.mark.exhaustive
+
 rw = cm.reweighting
 SIZE, FAR = 600, 1e6
 

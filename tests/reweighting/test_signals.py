@@ -8,6 +8,8 @@ import references
 
 import calmoe_jax as cm
 
+pytestmark = pytest.mark.exhaustive
+
 
 def test_brier_and_excess_by_hand():
     probs = references.softmax(np.random.RandomState(0).randn(10, 3))

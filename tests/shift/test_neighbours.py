@@ -10,6 +10,8 @@ import pytest
 
 import calmoe_jax as cm
 
+pytestmark = pytest.mark.exhaustive
+
 CLASSES = 3
 
 

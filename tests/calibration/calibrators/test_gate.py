@@ -9,6 +9,8 @@ import scipy.optimize
 
 from calmoe_jax.calibration.calibrators import gate
 
+pytestmark = pytest.mark.exhaustive
+
 compiled = jax.jit(gate.fit_gate_temperature)
 
 

@@ -12,6 +12,8 @@ import calmoe_jax as cm
 from calmoe_jax.calibration import intervals
 from calmoe_jax.calibration.intervals import bootstrap_bins, cluster_bins
 
+pytestmark = pytest.mark.exhaustive
+
 KEY = jax.random.key(3)
 NORMS = ("l1", "l2")
 OPTIONS = ("norm", "level", "num_replicates")

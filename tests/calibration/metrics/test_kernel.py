@@ -11,6 +11,8 @@ import references
 
 from calmoe_jax.calibration.metrics import kernel
 
+pytestmark = pytest.mark.exhaustive
+
 jitted_mmce = jax.jit(kernel.maximum_mean_calibration_error)
 jitted_skce = jax.jit(kernel.squared_kernel_calibration_error, static_argnames="from_logits")
 
