@@ -19,7 +19,7 @@ from calmoe_jax.calibration.metrics.smooth import smooth_calibration_error
 SIZE = 10_000_000
 FORECASTS = ["constant", *(pytest.param(x, marks=pytest.mark.exhaustive) for x in ("two", "even"))]
 every = pytest.mark.parametrize("forecast", FORECASTS)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
 @functools.cache
