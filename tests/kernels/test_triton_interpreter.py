@@ -15,6 +15,7 @@ EVERY = [*DISPATCH, "tests/moe/test_matmul.py", "tests/moe/test_experts.py"]
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("suites", "options"),
     [

@@ -14,6 +14,8 @@ from dispatching import close, combine, dispatch, exhaustive, normal, plan_of, r
 import calmoe_jax as cm
 from calmoe_jax.moe import PLAN_NAME, ROUTING_NAME
 
+pytestmark = pytest.mark.exhaustive
+
 
 def layer(x, logits, scale, *, implementation, k=2, capacity=None):
     """A layer of experts that multiply by their own scale and take a sine."""

@@ -11,6 +11,8 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 import calmoe_jax as cm
 
+pytestmark = pytest.mark.exhaustive
+
 match = jax.jit(cm.shift.match_confidence)
 separate = jax.jit(cm.shift.separability)
 

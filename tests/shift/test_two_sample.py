@@ -7,6 +7,8 @@ import pytest
 
 import calmoe_jax as cm
 
+pytestmark = pytest.mark.exhaustive
+
 SIZE = 60
 shift_test = jax.jit(
     cm.shift.configuration_shift_test, static_argnames=("num_clusters", "num_permutations")

@@ -14,6 +14,8 @@ import calmoe_jax as cm
 from calmoe_jax.calibration import intervals
 from calmoe_jax.calibration.intervals import Interval, ScoreIntervals, bootstrap_counts
 
+pytestmark = pytest.mark.exhaustive
+
 KEY = jax.random.key(7)
 STATIC = ("num_clusters", "level", "num_replicates")
 jitted = jax.jit(intervals.mean, static_argnames=STATIC)

@@ -20,6 +20,8 @@ from calmoe_jax.calibration.metrics.experts import (
     mixture_calibration,
 )
 
+pytestmark = pytest.mark.exhaustive
+
 
 def mixed(probs, routing, labels, from_logits=False):
     return {

@@ -10,6 +10,8 @@ import scipy.optimize
 import calmoe_jax as cm
 from calmoe_jax.calibration.metrics.smooth import smooth_null_level
 
+pytestmark = pytest.mark.exhaustive
+
 jitted_smooth = jax.jit(cm.calibration.smooth_calibration_error)
 jitted_soft_binned = jax.jit(
     cm.calibration.soft_binned_error, static_argnames=("num_bins", "bin_temperature")
