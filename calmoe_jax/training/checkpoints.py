@@ -1,7 +1,7 @@
 """Atomic checkpoints of a training's seeds, with orbax."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +57,8 @@ class Checkpoints:
         if not self.folder.is_dir():
             return None
         with self._manager() as manager:
-            steps = sorted(manager.all_steps(), reverse=True)
-        for step in steps:
-            try:
-                return step, self.restore(step, like)
-            except Exception as error:  # tensorstore and orbax raise many kinds for broken files
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                say(f"checkpoint {self.folder / str(step)} cannot be read: {reason}")
-        if steps:
-            raise CheckpointError(
-                f"none of the {len(steps)} checkpoints in {self.folder} can be restored: they are "
-                f"broken, or of another model or task ({reason})."
-            )
-        return None
+            steps = manager.all_steps()
+        return newest_readable(steps, lambda step: self.restore(step, like), self.folder, say)
 
     def save(self, epochs_seen: int, state: TrainState) -> Path:
         """Writes a checkpoint, and deletes all but the two latest; returns its folder."""
@@ -106,6 +95,35 @@ class Checkpoints:
 
         state: TrainState = jax.tree.map(fill, like)
         return state
+
+
+def newest_readable(
+    steps: Iterable[int], read: Callable[[int], Any], folder: Path, say: Callable[[str], None]
+) -> tuple[int, Any] | None:
+    """The newest of some checkpoints that can be read, with its number; `None` if there are none.
+
+    Args:
+        steps: numbers of the checkpoints.
+        read: reads one.
+        folder: where they are.
+        say: gets a line for each that cannot be read.
+
+    Raises:
+        CheckpointError: if there are some, and none can be read.
+    """
+    newest_first, reason = sorted(steps, reverse=True), ""
+    for step in newest_first:
+        try:
+            return step, read(step)
+        except Exception as error:  # tensorstore and orbax raise many kinds for broken files
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            say(f"checkpoint {folder / str(step)} cannot be read: {reason}")
+    if not newest_first:
+        return None
+    raise CheckpointError(
+        f"none of the {len(newest_first)} checkpoints in {folder} can be restored: they are "
+        f"broken, or of another model or task ({reason})."
+    )
 
 
 def _without_keys(state: TrainState) -> TrainState:

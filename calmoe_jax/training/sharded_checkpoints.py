@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from calmoe_jax.training.checkpoints import CheckpointError
+from calmoe_jax.training.checkpoints import newest_readable
 
 _KEPT = 2
 
@@ -48,23 +48,13 @@ class ShardedCheckpoints:
         Raises:
             CheckpointError: if there are checkpoints, and none can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
         shapes = jax.tree.map(_plain_shape, like)
-        failed = ""
-        for step in steps:
-            try:
-                found = self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
-            except Exception as error:  # tensorstore and orbax raise many kinds for broken files
-                failed = str(error).splitlines()[0] if str(error) else type(error).__name__
-                say(f"checkpoint {self.folder / str(step)} cannot be read: {failed}")
-                continue
-            return step, jax.tree.map(_filled, like, found)
-        if steps:
-            raise CheckpointError(
-                f"none of the {len(steps)} checkpoints in {self.folder} can be restored: they are "
-                f"broken, or of another model or task ({failed})."
-            )
-        return None
+
+        def read(step: int) -> PyTree:
+            found = self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
+            return jax.tree.map(_filled, like, found)
+
+        return newest_readable(self._manager.all_steps(), read, self.folder, say)
 
     def wait(self) -> None:
         """Waits until all checkpoints are written."""

@@ -9,7 +9,7 @@ from trainings import SEEDS, TRAIN, same_bits, train, training_of
 
 from calmoe_jax.parallel import device_mesh
 from calmoe_jax.training import MetricsLog, train_on_mesh
-from calmoe_jax.training.sharded_checkpoints import CheckpointError
+from calmoe_jax.training.checkpoints import CheckpointError
 
 TASK = small_task()
 
