@@ -163,6 +163,10 @@ def train_on_batches(
             if lost is None:
                 raise
             raise type(lost)(f"{lost}; the latest checkpoint is in {folder}.") from error
+        except BaseException:
+            if jax.process_count() == 1:  # others may not come to this point
+                one.checkpoints.close()
+            raise
     states, importance = zip(*found, strict=True)
     stacked = jax.tree.map(lambda *x: _stack(x), *states)
     return TrainedSeeds(training.network, stacked, np.stack(importance))
