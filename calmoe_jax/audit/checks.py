@@ -105,7 +105,8 @@ def predictions(columns: dict[str, np.ndarray], where: np.ndarray) -> Prediction
     probs = np.asarray(probs, np.float32)
     if indices is None:
         return Predictions(weights, probs)
-    return _scattered(weights, probs, np.where(used, indices, -1))
+    # an unsigned type cannot hold the mark of a slot that is not used
+    return _scattered(weights, probs, np.where(used, indices.astype(np.int64), -1))
 
 
 def _check_weights(weights: np.ndarray, where: np.ndarray, one: str) -> None:
