@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from calmoe_jax._checks import check_at_least
@@ -62,12 +63,11 @@ def device_mesh(devices: Sequence[Any] | None = None, *, expert_shards: int = 1)
     shape = len(chosen) // expert_shards, expert_shards
     axes = DATA_AXIS, EXPERT_AXIS
     types = (AxisType.Auto,) * 2
+    # experts may share a part of a physical axis: 32 of a torus of 16 x 16, say
+    options: Any = {"devices": chosen, "allow_split_physical_axes": True}
     if slices == 1:
-        return jax.make_mesh(shape, axes, devices=chosen, axis_types=types)
-    from jax.experimental.mesh_utils import create_hybrid_device_mesh
-
-    ordered = create_hybrid_device_mesh(
-        (shape[0] // slices, expert_shards), (slices, 1), devices=chosen,
-        allow_split_physical_axes=True,
-    )  # fmt: skip
+        ordered = create_device_mesh(shape, **options)
+    else:
+        inside = shape[0] // slices, expert_shards
+        ordered = create_hybrid_device_mesh(inside, (slices, 1), **options)
     return Mesh(ordered, axes, axis_types=types)
