@@ -85,6 +85,11 @@ def test_modules_import_only_lower_layers(path):
             assert other == room(path) or layer(other) < layer(room(path)), f"imports {name}"
 
 
+def test_a_file_has_one_idea():
+    long = {str(p): n for p in sources() if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
+
+
 def test_no_module_imports_itself_through_others():
     modules = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sources()}
     modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}

@@ -29,6 +29,12 @@ from calmoe_jax.calibration.calibrators.ensemble import (
 from calmoe_jax.calibration.calibrators.ensemble import (
     fit_ensemble_temperature as fit_ensemble_temperature,
 )
+from calmoe_jax.calibration.calibrators.expert_temperatures import (
+    apply_expert_temperatures as apply_expert_temperatures,
+)
+from calmoe_jax.calibration.calibrators.expert_temperatures import (
+    fit_expert_temperatures as fit_expert_temperatures,
+)
 from calmoe_jax.calibration.calibrators.gate import GateTemperatureFit as GateTemperatureFit
 from calmoe_jax.calibration.calibrators.gate import apply_gate_temperature as apply_gate_temperature
 from calmoe_jax.calibration.calibrators.gate import fit_gate_temperature as fit_gate_temperature
@@ -52,13 +58,7 @@ from calmoe_jax.calibration.calibrators.platt import PlattFit as PlattFit
 from calmoe_jax.calibration.calibrators.platt import apply_platt as apply_platt
 from calmoe_jax.calibration.calibrators.platt import fit_platt as fit_platt
 from calmoe_jax.calibration.calibrators.temperature import TemperatureFit as TemperatureFit
-from calmoe_jax.calibration.calibrators.temperature import (
-    apply_expert_temperatures as apply_expert_temperatures,
-)
 from calmoe_jax.calibration.calibrators.temperature import apply_temperature as apply_temperature
-from calmoe_jax.calibration.calibrators.temperature import (
-    fit_expert_temperatures as fit_expert_temperatures,
-)
 from calmoe_jax.calibration.calibrators.temperature import fit_temperature as fit_temperature
 from calmoe_jax.calibration.calibrators.temperature import scale_log_probs as scale_log_probs
 from calmoe_jax.calibration.calibrators.vector import VectorFit as VectorFit
