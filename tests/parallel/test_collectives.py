@@ -144,7 +144,7 @@ def test_flops_of_products_loops_and_branches():
             return jax.checkpoint(jnp.tanh)(a @ b), None
 
         a, _ = jax.lax.scan(once, a, length=3)
-        return jax.lax.cond(a[0, 0] > 0, lambda a: a @ b, lambda a: a, a)
+        return jax.lax.cond(a[0, 0] > 0, lambda a: a @ b, lambda a: jnp.sin(a @ b), a)
 
     a, b = jnp.ones((2, 4)), jnp.ones((4, 4))
     assert count_flops(step, a, b) == 4 * 2 * 2 * 4 * 4

@@ -50,7 +50,8 @@ OTHERS = [(name, 4) for name in sorted(set(OBJECTIVES) - {*BY_DEFAULT})]
     [*((name, 4) for name in BY_DEFAULT), *exhaustive(*OTHERS, ("rectified", 48), ("robust", 2))],
 )
 def test_parts_are_the_whole(name, parts):
-    where = jnp.arange(48) < 41
+    # statistics of the gate are of all tokens where none is left out
+    where = None if name == "gate losses" else jnp.arange(48) < 41
     batch = Batch(jnp.asarray(TASK.train.inputs[:48]), jnp.asarray(TASK.train.labels[:48]), where)
     network = network_of(TASK, MODEL)
     close(

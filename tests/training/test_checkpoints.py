@@ -8,6 +8,7 @@ from trainings import same_bits, train
 from calmoe_jax import training
 from calmoe_jax.study.config import ModelConfig
 from calmoe_jax.training import TrainState
+from calmoe_jax.training.sharded_checkpoints import ShardedCheckpoints
 
 
 def test_checkpoints_restore_every_bit(tmp_path):
@@ -32,3 +33,18 @@ def test_random_keys_are_kept(tmp_path):
     held = checkpoints.restore(1, jax.eval_shape(lambda: state))
     assert same_bits(held, state)
     assert held.network_state["drop"]["key"].dtype == state.network_state["drop"]["key"].dtype
+
+
+def test_random_keys_are_kept_on_a_mesh(tmp_path):
+    state = {"key": jax.random.key(3), "x": jnp.arange(4.0)}
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    checkpoints = ShardedCheckpoints(tmp_path)
+    checkpoints.save(5, state)
+    checkpoints.wait()
+    step, found = checkpoints.restore(like, print)
+    checkpoints.close()
+    assert step == 5
+    assert same_bits(found, state)
+    assert found["key"].dtype == state["key"].dtype  # a key, not its data
