@@ -1,0 +1,1 @@
+"""What a few labels of the targets show, and which targets to label."""
