@@ -13,14 +13,14 @@ from calmoe_jax.calibration.intervals._interval import check_level
 
 # Candidates per unit of the mean's range; a bound is rounded down to one of them.
 _CANDIDATES = 512
-# The variance is estimated as if so many draws before the first had the prior one.
+# The second moment is estimated as if so many draws before the first had the prior one.
 _PRIOR_DRAWS = 4.0
 # Largest part of the wealth at stake in one draw: a loss of all of it could not be made good.
-_MOST_AT_STAKE = 0.95
+_MOST_AT_STAKE = 0.99
 
 
 class _Bets(NamedTuple):
-    """Wealth against every candidate, and what the variance of the values is estimated from."""
+    """Wealth against every candidate, and the sums that the second moment is estimated from."""
 
     log_wealth: Float[Array, " candidates"]
     rejected: Bool[Array, " candidates"]
@@ -49,7 +49,7 @@ def lower_confidence_sequence(
     distribution, and exceeds `1 / (1 - level)` with probability at most `1 - level` (Ville). The
     bound is the largest `g` up to which all are rejected. The stake `c_t` depends on earlier draws
     only; it is what would reach the threshold at the planned number of draws,
-    `sqrt(2 log(threshold / wealth) / (draws left * variance of X / mu))`. After them the plan is
+    `sqrt(2 log(threshold / wealth) / (draws left * E (X - mu)^2 / mu^2))`. After them the plan is
     doubled.
 
     Args:
@@ -104,11 +104,12 @@ def lower_confidence_sequence(
         mean = candidates - before - least
         possible = mean > 0
         mean = jnp.where(possible, mean, 1)
-        centre = bets.total / jnp.maximum(bets.count, 1)
-        spread = bets.squares - bets.count * jnp.square(centre)
-        variance = (_PRIOR_DRAWS * prior + jnp.maximum(spread, 0)) / (_PRIOR_DRAWS + bets.count)
+        # about the candidate, so that a mean far above it does not count as certainty
+        about = candidates - before
+        spread = bets.squares + about * (bets.count * about - 2 * bets.total)
+        moment = (_PRIOR_DRAWS * prior + jnp.maximum(spread, 0)) / (_PRIOR_DRAWS + bets.count)
         missing = jnp.maximum(threshold - bets.log_wealth, 0)
-        stake = jnp.sqrt(2 * missing / (left * variance)) * mean
+        stake = jnp.sqrt(2 * missing / (left * moment)) * mean
         stake = jnp.minimum(stake, _MOST_AT_STAKE)
         won = jnp.log1p(stake * ((value - least) / mean - 1))
         wealth = jnp.where(bets.rejected, bets.log_wealth, bets.log_wealth + won)

@@ -126,8 +126,8 @@ def confidence_gap_sequence(
         -values.value, least=-values.most_above, mean_range=(-mean, 1 - mean), **bets
     )
     # what the units that are left can make of the mean at most, whatever their labels
-    lower = jnp.maximum(lower, values.known_after + values.guessed_left - values.left_after)
-    upper = jnp.minimum(upper, values.known_after + values.guessed_left)
+    most = values.known_after + values.guessed_left
+    lower, upper = (jnp.clip(x, most - values.left_after, most) for x in (lower, upper))
     estimate, error = _running_mean(values)
     return GapSequence(
         *(
