@@ -15,6 +15,7 @@ from calmoe_jax.shift.confidence import separability_confidence as separability_
 from calmoe_jax.shift.confidence import share_above as share_above
 from calmoe_jax.shift.neighbours import NeighbourSupport as NeighbourSupport
 from calmoe_jax.shift.neighbours import neighbour_accuracy as neighbour_accuracy
+from calmoe_jax.shift.neighbours import neighbour_shares as neighbour_shares
 from calmoe_jax.shift.neighbours import neighbour_support as neighbour_support
 from calmoe_jax.shift.separability import configuration_coordinates as configuration_coordinates
 from calmoe_jax.shift.separability import separability as separability
