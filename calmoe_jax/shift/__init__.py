@@ -1,6 +1,7 @@
 """Unlabelled targets: tests for shift of the configuration, estimated accuracy, repair."""
 
 from calmoe_jax._export import register_named_tuples as _register_named_tuples
+from calmoe_jax.shift import estimators as estimators
 from calmoe_jax.shift.agreement import Agreement as Agreement
 from calmoe_jax.shift.agreement import agreement_accuracy as agreement_accuracy
 from calmoe_jax.shift.agreement import chance_corrected_agreement as chance_corrected_agreement

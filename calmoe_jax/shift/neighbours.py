@@ -7,7 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_non_negative
-from calmoe_jax._numerics import AxisName, all_rows, at_least_float32, pmax, psum, row_positions
+from calmoe_jax._numerics import (
+    AxisName,
+    all_rows,
+    all_size,
+    at_least_float32,
+    pmax,
+    psum,
+    row_positions,
+)
 from calmoe_jax._signatures import checked
 
 # Points compared with all references at once.
@@ -187,7 +195,7 @@ def neighbour_support(
     size = len(points)
     if clusters is None or num_clusters is None:
         clusters = row_positions(size, axis_name)
-        num_clusters = max(size if axis_name is None else size * jax.lax.axis_size(axis_name), 1)
+        num_clusters = max(all_size(size, axis_name), 1)
     counted = jnp.ones(size, bool) if where is None else where
     labels = all_rows(labels, axis_name)
     counting = jnp.ones(len(labels), bool)
