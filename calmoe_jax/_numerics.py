@@ -51,6 +51,11 @@ def row_positions(size: int, axis_name: AxisName) -> Int[Array, " size"]:
     return positions if axis_name is None else positions + size * jax.lax.axis_index(axis_name)
 
 
+def all_size(size: int, axis_name: AxisName) -> int:
+    """Number of rows on all devices, with `size` rows on each."""
+    return size if axis_name is None else size * int(jax.lax.axis_size(axis_name))
+
+
 def safe_divide(
     numerator: Float[Array, "*shape"], denominator: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:

@@ -20,6 +20,7 @@ NAMESPACES = {
     "reweighting.": cm.reweighting,
     "routing.": cm.routing,
     "shift.": cm.shift,
+    "shift.estimators.": cm.shift.estimators,
 }
 
 

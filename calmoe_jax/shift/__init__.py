@@ -1,6 +1,7 @@
 """Unlabelled targets: tests for shift of the configuration, estimated accuracy, repair."""
 
 from calmoe_jax._export import register_named_tuples as _register_named_tuples
+from calmoe_jax.shift import estimators as estimators
 from calmoe_jax.shift.agreement import Agreement as Agreement
 from calmoe_jax.shift.agreement import agreement_accuracy as agreement_accuracy
 from calmoe_jax.shift.agreement import chance_corrected_agreement as chance_corrected_agreement
@@ -15,6 +16,7 @@ from calmoe_jax.shift.confidence import separability_confidence as separability_
 from calmoe_jax.shift.confidence import share_above as share_above
 from calmoe_jax.shift.neighbours import NeighbourSupport as NeighbourSupport
 from calmoe_jax.shift.neighbours import neighbour_accuracy as neighbour_accuracy
+from calmoe_jax.shift.neighbours import neighbour_shares as neighbour_shares
 from calmoe_jax.shift.neighbours import neighbour_support as neighbour_support
 from calmoe_jax.shift.separability import configuration_coordinates as configuration_coordinates
 from calmoe_jax.shift.separability import separability as separability

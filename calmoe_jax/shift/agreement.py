@@ -94,13 +94,15 @@ def agreement_accuracy(
     held_out_accuracy: Float[Array, " models"],
     chance: Float[Array, " models"] | float,
     *,
+    target_confidence: Float[Array, " models"] | None = None,
     growth: float = 3.0,
     margin: float = 1.0,
 ) -> Float[Array, " models"]:
     """Estimated accuracy on unlabelled examples: its excess over chance falls with agreement.
 
     With `rho = (kappa_targets + margin e) / kappa_held_out`, clipped to [0, 1], and `e` the
-    standard error of the difference: `chance + (accuracy - chance) rho^(1 + growth (1 - rho)^2)`.
+    standard error of the difference: `chance + (anchor - chance) rho^(1 + growth (1 - rho)^2)`,
+    where the anchor is the larger of the held-out accuracy and the mean confidence on the targets.
     To first order in the loss of agreement it is proportional; the exponent grows because the
     errors of such models coincide the more, the further examples are from the training data.
 
@@ -110,13 +112,17 @@ def agreement_accuracy(
         held_out_accuracy: accuracy on the held-out examples, or mean confidence there after
             calibration, which varies less.
         chance: accuracy of a guess; 1 / classes where classes are equally frequent.
+        target_confidence: mean confidence on the targets, after the same calibration. Where they
+            are easier than the held-out examples, as after a change of the classes' shares, the
+            estimate is then not held down to the accuracy of the harder ones. By default the
+            anchor is the held-out accuracy.
         growth: growth of the exponent as agreement is lost, at least 0.
         margin: standard errors in favour of the targets, at least 0.
 
     Returns:
-        The estimate, never above `held_out_accuracy` (where that exceeds chance): agreement does
-        not show that a model became better. NaN where kappa is NaN, or not above 0 on held-out
-        examples: the agreement of such models is no evidence.
+        The estimate, never above the anchor (where that exceeds chance): agreement does not show
+        that a model became better. NaN where kappa or the anchor is NaN, or kappa is not above 0
+        on held-out examples: the agreement of such models is no evidence.
 
     Raises:
         ValueError: if `growth` or `margin` is negative.
@@ -139,6 +145,9 @@ def agreement_accuracy(
     ratio = (targets.kappa + margin * error) / jnp.where(informative, held_out.kappa, 1)
     rho = jnp.where(informative, jnp.clip(ratio, 0, 1), jnp.nan)
     kept = jnp.power(rho, 1 + growth * jnp.square(1 - rho))
-    accuracy = at_least_float32(held_out_accuracy)
-    chance = jnp.asarray(chance, accuracy.dtype)
-    return chance + (accuracy - chance) * kept
+    anchor = at_least_float32(held_out_accuracy)
+    if target_confidence is not None:
+        # of the type of the other: promotion may be strict
+        anchor = jnp.maximum(anchor, target_confidence.astype(anchor.dtype))
+    chance = jnp.asarray(chance, anchor.dtype)
+    return chance + (anchor - chance) * kept

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_non_negative
-from calmoe_jax._numerics import AxisName, all_rows, at_least_float32, pmax, psum, row_positions
+from calmoe_jax._numerics import (
+    AxisName,
+    all_rows,
+    all_size,
+    at_least_float32,
+    pmax,
+    psum,
+    row_positions,
+)
 from calmoe_jax._signatures import checked
 
 # Points compared with all references at once.
@@ -29,6 +37,90 @@ class NeighbourSupport(NamedTuple):
 
 
 @checked
+def neighbour_shares(
+    points: Float[Array, "examples coordinates"],
+    predicted: Int[Array, " examples"],
+    references: Float[Array, "references coordinates"],
+    labels: Int[Array, " references"],
+    *,
+    clusters: Int[Array, " examples"] | None = None,
+    reference_clusters: Int[Array, " references"] | None = None,
+    reference_where: Bool[Array, " references"] | None = None,
+    num_neighbours: int = 15,
+    axis_name: AxisName = None,
+) -> Float[Array, " examples"]:
+    """Share of each example's labelled neighbours that have its predicted class.
+
+    An example's neighbours are the references with the largest cosine similarity of their
+    coordinates. The cost is `examples * references` cosines, 256 examples at a time.
+
+    Args:
+        points: coordinates of each example, as from `configuration_coordinates`.
+        predicted: predicted class of each example.
+        references: coordinates of labelled examples.
+        labels: classes of the references.
+        clusters: cluster of each example.
+        reference_clusters: cluster of each reference, given with `clusters`; references in the
+            example's own cluster are not its neighbours. By default all can be.
+        reference_where: references that count; all by default.
+        num_neighbours: neighbours of each example, at least 1; static; all if there are fewer.
+        axis_name: device axis that the examples and the references are sharded over; each device
+            compares its own examples with all references.
+
+    Returns:
+        The shares, in [0, 1]. Ties go to the earlier reference; coordinates that are all 0 have
+        cosine 0. NaN for an example without neighbours or with a NaN coordinate, and for all if a
+        coordinate of a reference that counts is NaN.
+
+    Raises:
+        TypeError: if the labels are not integers.
+        ValueError: if `num_neighbours` is less than 1, sizes differ, or `reference_clusters` is
+            given without `clusters`.
+
+    Example:
+        >>> points = jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+        >>> neighbour_shares(
+        ...     points, jnp.array([0, 0, 1, 0]), points, jnp.array([0, 0, 1, 1]), num_neighbours=2
+        ... )
+        Array([1., 1., 1., 0.], dtype=float32)
+    """
+    check_at_least("num_neighbours", num_neighbours, 1)
+    if clusters is None and reference_clusters is not None:
+        raise ValueError("reference_clusters must be given with clusters, got clusters=None.")
+    references, labels = all_rows(references, axis_name), all_rows(labels, axis_name)
+    if reference_clusters is not None:
+        reference_clusters = all_rows(reference_clusters, axis_name)
+    if reference_where is not None:
+        reference_where = all_rows(reference_where, axis_name)
+        references = jnp.where(reference_where[:, None], references, 0)
+    size = len(points)
+    if clusters is None:
+        clusters = jnp.zeros(size, jnp.int32)
+    towards = _directions(references)
+    count = min(num_neighbours, len(references))
+
+    def share(
+        direction: Float[Array, " coordinates"], choice: Int[Array, ""], cluster: Int[Array, ""]
+    ) -> Float[Array, ""]:
+        cosines = jnp.dot(towards, direction, precision="highest")
+        unknown = jnp.isnan(cosines).any()
+        if reference_clusters is not None:
+            cosines = jnp.where(reference_clusters == cluster, -jnp.inf, cosines)
+        if reference_where is not None:
+            cosines = jnp.where(reference_where, cosines, -jnp.inf)
+        nearest, index = jax.lax.top_k(cosines, count)
+        near = nearest > -jnp.inf
+        agreeing = jnp.sum(near & (labels[index] == choice), dtype=cosines.dtype)
+        return jnp.where(unknown, jnp.nan, agreeing / jnp.sum(near, dtype=cosines.dtype))
+
+    return jax.lax.map(
+        lambda point: share(*point),
+        (_directions(points), predicted, clusters),
+        batch_size=min(_BATCH, max(size, 1)),
+    )
+
+
+@checked
 def neighbour_support(
     points: Float[Array, "examples coordinates"],
     predicted: Int[Array, " examples"],
@@ -39,6 +131,7 @@ def neighbour_support(
     clusters: Int[Array, " examples"] | None = None,
     num_clusters: int | None = None,
     reference_clusters: Int[Array, " references"] | None = None,
+    reference_where: Bool[Array, " references"] | None = None,
     where: Bool[Array, " examples"] | None = None,
     num_neighbours: int = 15,
     axis_name: AxisName = None,
@@ -61,6 +154,7 @@ def neighbour_support(
         num_clusters: number of clusters; static, and given with `clusters`.
         reference_clusters: cluster of each reference; references in the example's own cluster are
             not its neighbours. By default all can be.
+        reference_where: references that count; all by default.
         where: examples that count; all by default.
         num_neighbours: neighbours of each example, at least 1; static; all if there are fewer.
         axis_name: device axis that the examples and the references are sharded over; each device
@@ -69,7 +163,7 @@ def neighbour_support(
     Returns:
         A `NeighbourSupport`. Ties go to the earlier reference; coordinates that are all 0 have
         cosine 0. NaN if no example counts, an example that counts has no neighbour, a coordinate of
-        a reference or of an example that counts is NaN, or a label is out of range.
+        a reference or of an example that counts is NaN, or a label that counts is out of range.
 
     Raises:
         TypeError: if the labels are not integers.
@@ -93,39 +187,22 @@ def neighbour_support(
             "clusters and num_clusters must be given together, got "
             f"{'num_clusters' if clusters is None else 'clusters'} alone."
         )
-    if clusters is None and reference_clusters is not None:
-        raise ValueError("reference_clusters must be given with clusters, got clusters=None.")
+    shares = neighbour_shares(
+        points, predicted, references, labels, clusters=clusters,
+        reference_clusters=reference_clusters, reference_where=reference_where,
+        num_neighbours=num_neighbours, axis_name=axis_name,
+    )  # fmt: skip
     size = len(points)
-    references, labels = all_rows(references, axis_name), all_rows(labels, axis_name)
-    if reference_clusters is not None:
-        reference_clusters = all_rows(reference_clusters, axis_name)
     if clusters is None or num_clusters is None:
         clusters = row_positions(size, axis_name)
-        num_clusters = max(size if axis_name is None else size * jax.lax.axis_size(axis_name), 1)
+        num_clusters = max(all_size(size, axis_name), 1)
     counted = jnp.ones(size, bool) if where is None else where
-    towards = _directions(references)
-    count = min(num_neighbours, len(references))
-
-    def support(
-        direction: Float[Array, " coordinates"], choice: Int[Array, ""], cluster: Int[Array, ""]
-    ) -> Float[Array, ""]:
-        cosines = jnp.dot(towards, direction, precision="highest")
-        unknown = jnp.isnan(cosines).any()
-        if reference_clusters is not None:
-            cosines = jnp.where(reference_clusters == cluster, -jnp.inf, cosines)
-        nearest, index = jax.lax.top_k(cosines, count)
-        near = nearest > -jnp.inf
-        agreeing = jnp.sum(near & (labels[index] == choice), dtype=cosines.dtype)
-        share = agreeing / jnp.sum(near, dtype=cosines.dtype)
-        return jnp.where(unknown, jnp.nan, share)
-
-    shares = jax.lax.map(
-        lambda point: support(*point),
-        (_directions(points), predicted, clusters),
-        batch_size=min(_BATCH, max(size, 1)),
-    )
+    labels = all_rows(labels, axis_name)
+    counting = jnp.ones(len(labels), bool)
+    if reference_where is not None:
+        counting = all_rows(reference_where, axis_name)
     return _support_of(
-        shares, predicted, labels, num_classes, clusters, num_clusters, counted, axis_name
+        shares, predicted, labels, counting, num_classes, clusters, num_clusters, counted, axis_name
     )
 
 
@@ -133,6 +210,7 @@ def _support_of(
     shares: Float[Array, " examples"],
     predicted: Int[Array, " examples"],
     labels: Int[Array, " references"],
+    counting: Bool[Array, " references"],
     num_classes: int,
     clusters: Int[Array, " examples"],
     num_clusters: int,
@@ -153,8 +231,10 @@ def _support_of(
     predicted = predicted.astype(labels.dtype)
     chosen = jnp.sum((predicted[:, None] == classes[None]) & counted[:, None], axis=0)
     chosen = psum(chosen, axis_name).astype(shares.dtype) / total
-    chance = chosen @ jnp.mean((labels[:, None] == classes[None]).astype(value.dtype), axis=0)
-    outside = jnp.any((labels < 0) | (labels >= num_classes))
+    of_class = (labels[:, None] == classes[None]) & counting[:, None]
+    held_out = jnp.sum(of_class, axis=0).astype(value.dtype)
+    chance = chosen @ (held_out / jnp.sum(counting).astype(value.dtype))
+    outside = jnp.any(counting & ((labels < 0) | (labels >= num_classes)))
     value = jnp.where(outside, jnp.nan, value)
     return NeighbourSupport(value, chance, jnp.where(jnp.isnan(value), jnp.nan, error))
 

@@ -13,7 +13,7 @@ from calmoe_jax.calibration import calibrators, intervals
 
 NAMESPACES = (
     cm, cm.routing, cm.mixture, cm.calibration, calibrators, intervals, cm.fgr, cm.moe,
-    cm.reweighting, cm.shift,
+    cm.reweighting, cm.shift, cm.shift.estimators,
 )  # fmt: skip
 SIZES = {
     **dict.fromkeys(("examples", "tokens", "targets", "references", "images", "losses"), 8),

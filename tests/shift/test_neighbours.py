@@ -97,6 +97,22 @@ def test_no_example_is_supported_by_its_own_cluster():
     assert together.standard_error == jnp.inf
 
 
+def test_references_that_do_not_count_are_as_if_they_were_not_there():
+    points, predicted, _ = arrays(60, 1)
+    references, _, labels = arrays(90)
+    counted = np.arange(90) % 3 > 0
+    spoiled = references.at[~counted].set(jnp.nan), labels.at[~counted].set(-7)
+    found = support(points, predicted, *spoiled, reference_where=jnp.asarray(counted))
+    expected = support(points, predicted, references[counted], labels[counted])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    shares = cm.shift.neighbour_shares(
+        points, predicted, *spoiled, reference_where=jnp.asarray(counted), num_neighbours=7
+    )
+    np.testing.assert_allclose(jnp.mean(shares), found.value, rtol=1e-6)
+    nobody = support(points, predicted, references, labels, reference_where=jnp.zeros(90, bool))
+    assert jnp.isnan(nobody.value)
+
+
 def test_independent_examples_have_the_error_of_a_mean():
     given = (*arrays(200, 1)[:2], *(arrays(90)[i] for i in (0, 2)))
     plain = support(*given)

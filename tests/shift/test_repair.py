@@ -125,7 +125,7 @@ def by_public_functions(labels, own, clusters, held_out, targets, inside):
     )
     shares = jnp.mean(jax.nn.one_hot(predicted[1], CLASSES), axis=0)
     chance = shares @ jnp.mean(jax.nn.one_hot(labels, CLASSES), axis=0)
-    return found, aims["neighbours"], means[0], chance
+    return found, aims["neighbours"], means, chance
 
 
 def matched(log_probs, aim, inside):
@@ -151,12 +151,13 @@ def test_each_rule_is_the_public_functions_put_together(fitted):
     match = jax.jit(matched)
     for i in range(SEEDS):
         of_seed = [repair.Sample(*(x[i] for x in sample)) for sample in (held_out, real)]
-        expected, by_neighbours, confidence, chance = by_public_functions(
+        expected, by_neighbours, means, chance = by_public_functions(
             labels, *ids, *of_seed, inside[i]
         )
         by_seeds = cm.shift.agreement_accuracy(
-            *agreement, jnp.full(SEEDS, confidence), jnp.full(SEEDS, chance)
-        )[i]
+            *agreement, jnp.full(SEEDS, means[0]), jnp.full(SEEDS, chance),
+            target_confidence=jnp.full(SEEDS, means[1]),
+        )[i]  # fmt: skip
         aim = jnp.minimum(by_seeds, by_neighbours)
         expected["agreement"] = match(cm.mix_log_probs(*of_seed[1]), aim, inside[i])
         assert set(expected) == set(found.temperatures)
@@ -209,11 +210,11 @@ def test_agreement_is_the_more_cautious_of_two():
     np.testing.assert_allclose(found["agreement"], found["neighbours"], rtol=1e-4)
     of_seed = [repair.Sample(*(x[0] for x in sample)) for sample in (held_out, targets)]
     numbers = jnp.asarray(alone)
-    expected, _, confidence, _ = by_public_functions(
+    expected, _, means, _ = by_public_functions(
         jnp.asarray(labels), numbers, numbers, *of_seed, jnp.ones(())
     )
     np.testing.assert_allclose(found["neighbours"][0], expected["neighbours"], rtol=1e-3)
-    sure = jax.jit(matched)(cm.mix_log_probs(*of_seed[1]), confidence, jnp.ones(()))
+    sure = jax.jit(matched)(cm.mix_log_probs(*of_seed[1]), max(means), jnp.ones(()))
     assert (found["agreement"] > 1.2 * sure).all()
 
 

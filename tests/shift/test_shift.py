@@ -100,6 +100,18 @@ def test_estimated_accuracy_falls_with_agreement_from_accuracy_to_chance():
     assert jnp.isnan(useless).all()
 
 
+def test_the_agreements_accuracy_falls_from_the_larger_of_accuracy_and_confidence():
+    given = sure([0.8, 0.8, 0.8]), sure([0.8, 0.4, 0.4]), jnp.full(3, 0.7), 0.1
+    plain = cm.shift.agreement_accuracy(*given)
+    sure_of_it = jnp.array([0.9, 0.9, 0.6])
+    found = cm.shift.agreement_accuracy(*given, target_confidence=sure_of_it)
+    kept = (plain - 0.1) / 0.6
+    np.testing.assert_allclose(found[:2], 0.1 + 0.8 * kept[:2], rtol=1e-6)
+    np.testing.assert_allclose(found[2], plain[2], rtol=1e-6)
+    unknown = cm.shift.agreement_accuracy(*given, target_confidence=jnp.full(3, jnp.nan))
+    assert jnp.isnan(unknown).all()
+
+
 def test_growth_and_margin_of_the_agreements_accuracy():
     given = sure([0.9]), sure([0.45], 0.1), jnp.full(1, 0.8), 0.25
     plain = cm.shift.agreement_accuracy(*given, growth=0.0, margin=0.0)
@@ -292,6 +304,16 @@ def test_accuracy_falls_by_the_slope():
     values = [jnp.asarray(x) for x in (0.9, 0.8, 0.7)]
     found = cm.shift.difference_of_confidences(*values, slope=2.0)
     np.testing.assert_allclose(found, 0.7, rtol=1e-6)
+
+
+def test_separability_of_masked_samples_is_that_of_what_counts():
+    rng = np.random.RandomState(0)
+    a, b = (jnp.asarray(rng.randn(n, 3) + d, jnp.float32) for n, d in ((90, 0.0), (70, 0.5)))
+    own, other = jnp.asarray(rng.rand(90) < 0.6), jnp.asarray(rng.rand(70) < 0.7)
+    spoiled = jnp.where(own[:, None], a, jnp.nan), jnp.where(other[:, None], b, jnp.nan)
+    found = separate(*spoiled, where=own, target_where=other)
+    np.testing.assert_allclose(found, separate(a[own], b[other]), atol=1e-4)
+    assert 0.1 < found < 0.9
 
 
 def test_separability_of_scores_that_tie():

@@ -9,7 +9,8 @@
 
 A fit is a NamedTuple of parameters with a certificate (`converged`, `at_bound`, `residual`,
 `num_steps`) if it comes from an iterative method, and passes through `jax.jit` and `jax.vmap`. All
-but the isotonic ones, which run on the host, are fitted under both too.
+are fitted under both too, but the isotonic ones, which run on the host; `pool_adjacent_violators`
+is isotonic regression under both.
 """
 
 from calmoe_jax.calibration.calibrators.beta import BetaFit as BetaFit
@@ -57,6 +58,9 @@ from calmoe_jax.calibration.calibrators.isotonic import fit_isotonic as fit_isot
 from calmoe_jax.calibration.calibrators.platt import PlattFit as PlattFit
 from calmoe_jax.calibration.calibrators.platt import apply_platt as apply_platt
 from calmoe_jax.calibration.calibrators.platt import fit_platt as fit_platt
+from calmoe_jax.calibration.calibrators.pooling import (
+    pool_adjacent_violators as pool_adjacent_violators,
+)
 from calmoe_jax.calibration.calibrators.temperature import TemperatureFit as TemperatureFit
 from calmoe_jax.calibration.calibrators.temperature import apply_temperature as apply_temperature
 from calmoe_jax.calibration.calibrators.temperature import fit_temperature as fit_temperature

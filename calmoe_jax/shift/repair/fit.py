@@ -16,6 +16,7 @@ from calmoe_jax.shift.agreement import agreement_accuracy, chance_corrected_agre
 from calmoe_jax.shift.balance import configuration_balance
 from calmoe_jax.shift.confidence import (
     difference_of_confidences,
+    mean_confidence,
     separability_confidence,
     share_above,
 )
@@ -232,7 +233,12 @@ def _match_agreement(
     chosen = jax.nn.one_hot(theirs.predicted, num_classes)
     shares = jnp.sum(jnp.where(where[None, :, None], chosen, 0), axis=1) / jnp.sum(where)
     chance = shares @ common.class_shares
-    aims = agreement_accuracy(common.agreement, agreement, common.confidence, chance)
+    confidence = jax.vmap(lambda log_probs, t: mean_confidence(log_probs, t, where=where))(
+        theirs.config.log_probs, seeds.temperature
+    )
+    aims = agreement_accuracy(
+        common.agreement, agreement, common.confidence, chance, target_confidence=confidence
+    )
 
     def match(
         log_probs: Float[Array, "targets classes"],

@@ -8,6 +8,7 @@ import references
 from sklearn.isotonic import IsotonicRegression
 
 from calmoe_jax.calibration.calibrators import isotonic
+from calmoe_jax.calibration.calibrators import pool_adjacent_violators as isotonic_pool
 
 apply = jax.jit(isotonic.apply_isotonic)
 
@@ -99,3 +100,44 @@ def test_tracing_is_an_error():
     probs = jnp.stack([confidence, 1 - confidence], axis=1)
     with pytest.raises(TypeError, match="labels must be an array with values"):
         jax.jit(lambda y: isotonic.fit_classwise_isotonic(probs, y))(jnp.zeros(300, jnp.int32))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pooling_under_jit_gives_the_same_map(seed):
+    confidence, outcome = map(jnp.asarray, events(seed))
+    weights = np.random.RandomState(seed).rand(300).astype(np.float32)
+    weights[:40] = 0
+    where = jnp.arange(300) % 7 > 0
+    confidence = confidence.at[0].set(jnp.nan)  # of weight 0
+    given = {"weights": jnp.asarray(weights), "where": where}
+    found = jax.jit(isotonic_pool)(confidence, outcome, **given)
+    expected = isotonic.fit_isotonic(confidence, outcome, **given)
+    at = jnp.linspace(0, 1, 501)
+    np.testing.assert_allclose(apply(found, at), apply(expected, at), atol=2e-5)
+    assert (jnp.diff(found.knots) >= 0).all()
+    assert (jnp.diff(found.values) >= 0).all()
+
+
+def test_pooling_of_runs_that_take_many_rounds_and_of_batches():
+    confidence = jnp.linspace(0, 1, 64)
+    falling = jnp.stack([1 - confidence, confidence, jnp.sqrt(confidence) % 0.3])
+    batch = jax.jit(jax.vmap(lambda outcome: isotonic_pool(confidence, outcome)))(falling)
+    for outcome, fit in zip(falling, zip(*batch, strict=True), strict=True):
+        theirs = IsotonicRegression().fit_transform(np.float64(confidence), np.float64(outcome))
+        np.testing.assert_allclose(fit[1], theirs, atol=1e-6)
+    np.testing.assert_allclose(batch.values[0], 0.5, atol=1e-6)
+
+
+def test_pooling_reports_what_it_cannot_fit():
+    confidence, outcome = jnp.array([0.2, 0.4, 0.6]), jnp.array([0.0, 1.0, 1.0])
+    for given in (
+        {"confidence": confidence.at[1].set(jnp.nan)},
+        {"confidence": confidence.at[1].set(1.5)},
+        {"outcome": outcome.at[0].set(jnp.nan)},
+        {"weights": jnp.array([1.0, -1.0, 1.0])},
+        {"where": jnp.zeros(3, bool)},
+    ):
+        fit = isotonic_pool(**{"confidence": confidence, "outcome": outcome} | given)
+        assert jnp.isnan(fit.values).all(), given
+    assert jnp.isnan(isotonic_pool(confidence[:0], outcome[:0]).values).all()
+    assert isotonic_pool(confidence[:1], outcome[1:2]).values == 1
