@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_where
 from calmoe_jax._numerics import AxisName, all_rows, at_least_float32
+from calmoe_jax.shift._logistic import ridge_logistic
 
-_MAX_STEPS = 30
 # Of more columns than this the classifier sees their leading principal directions, as many, found
 # from at most so many rows by so many rounds of subspace iteration.
 _MOST_COORDINATES = 256
@@ -98,7 +98,9 @@ def cross_fitted_log_odds(pooled: Pooled, penalty: float) -> Float[Array, " rows
         if basis is not None:
             between = _difference_of_means(columns, is_target, counts & fitted)
             seen = columns @ _with_direction(basis, between)
-        return _ridge_logistic(seen, is_target, counts & fitted, penalty)
+        weight = _of_equal_weight(is_target, counts & fitted, seen.dtype)
+        beta = ridge_logistic(seen, is_target.astype(seen.dtype), weight, penalty)
+        return seen @ beta[:-1] + beta[-1]
 
     folds = jnp.stack([even, ~even])
     # one after the other where there are many columns: a batch would hold them twice
@@ -140,41 +142,12 @@ def _with_direction(
     return jnp.concatenate([basis, rest[:, None]], axis=1)
 
 
-class _Fit(NamedTuple):
-    beta: Float[Array, " d"]
-    step: Int[Array, ""]
-    moved: Float[Array, ""]
-
-
-def _ridge_logistic(
-    rows: Float[Array, "n d"],
-    is_target: Bool[Array, " n"],
-    counts: Bool[Array, " n"],
-    penalty: float,
+def _of_equal_weight(
+    is_target: Bool[Array, " n"], counts: Bool[Array, " n"], dtype: jnp.dtype
 ) -> Float[Array, " n"]:
-    """Log odds of all rows by a logistic regression; its intercept is hardly penalised."""
+    """Weights of the rows that count, under which both samples weigh half of all rows."""
     share = jnp.where(
         is_target, jnp.sum(counts & is_target), jnp.sum(counts & ~is_target)
     )  # examples of the row's own sample
-    total, share = (x.astype(rows.dtype) for x in (jnp.sum(counts), share))
-    weight = jnp.where(counts, 0.5 * total / jnp.maximum(share, 1), 0)
-    design = jnp.concatenate([rows, jnp.ones((len(rows), 1), rows.dtype)], axis=1)
-    ridge = jnp.full(design.shape[1], penalty, rows.dtype).at[-1].set(1e-3)
-    label = is_target.astype(rows.dtype)
-
-    def unfinished(fit: _Fit) -> Bool[Array, ""]:
-        return (fit.step < _MAX_STEPS) & (fit.moved > 1e-4)
-
-    def newton(fit: _Fit) -> _Fit:
-        probs = jax.nn.sigmoid(design @ fit.beta)
-        gradient = design.T @ (weight * (probs - label)) + ridge * fit.beta
-        # at least the curvature at a probability of 0.1: a full step then never overshoots far
-        curvature = weight * jnp.maximum(probs * (1 - probs), 0.09)
-        hessian = (design * curvature[:, None]).T @ design + jnp.diag(ridge)
-        step = jnp.linalg.solve(hessian, gradient)
-        return _Fit(fit.beta - step, fit.step + 1, jnp.max(jnp.abs(step)))
-
-    start = _Fit(
-        jnp.zeros(design.shape[1], rows.dtype), jnp.asarray(0), jnp.asarray(jnp.inf, rows.dtype)
-    )
-    return design @ jax.lax.while_loop(unfinished, newton, start).beta
+    total, share = (x.astype(dtype) for x in (jnp.sum(counts), share))
+    return jnp.where(counts, 0.5 * total / jnp.maximum(share, 1), 0)

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -13,7 +12,6 @@ from calmoe_jax._numerics import (
     at_least_float32,
     example_weights,
     psum,
-    row_positions,
 )
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators import apply_isotonic, pool_adjacent_violators
@@ -25,9 +23,13 @@ from calmoe_jax.shift.estimators._observed import (
     observe,
     required,
 )
+from calmoe_jax.shift.estimators._statistics import (
+    probability_of_peers,
+    supports,
+    votes_of_peers,
+)
 from calmoe_jax.shift.estimators.evidence import AccuracyEstimate, Evidence
-from calmoe_jax.shift.estimators.seeds import agreement_estimate, predicted_by_peers
-from calmoe_jax.shift.neighbours import neighbour_shares
+from calmoe_jax.shift.estimators.seeds import agreement_estimate
 from calmoe_jax.shift.separability import separability
 
 _Values = Float[Array, " examples"]
@@ -184,8 +186,8 @@ def confidence_conditional(
     peers = required("peers", held_out, targets)
     agreed = agreement_estimate(peers, labels, (own, other), growth=3.0, margin=0.0)
     chance = chance_level(own, labels, other)
-    supports = _supports(held_out, labels, targets, own, other, num_neighbours)
-    lost = _less(_drop(supports, own, other, chance), margin)
+    shares = supports(held_out, labels, targets, own, other, num_neighbours)
+    lost = _less(_drop(shares, own, other, chance), margin)
     return _lesser(agreed, strength * jnp.maximum(lost - tolerance, 0), chance, own, other)
 
 
@@ -248,10 +250,10 @@ def confidence_conditional_by_peers(
     seen = (own, other)
     probability, votes = (
         _drop((of(peers[0], own), of(peers[1], other)), *seen, chance)
-        for of in (_probability_of_peers, _votes_of_peers)
+        for of in (probability_of_peers, votes_of_peers)
     )
-    supports = _supports(held_out, labels, targets, *seen, num_neighbours)
-    support = _drop(supports, *seen, chance)
+    shares = supports(held_out, labels, targets, *seen, num_neighbours)
+    support = _drop(shares, *seen, chance)
     by_peers = _less(probability, margin) - 0.5 * jnp.maximum(_less(votes, 0.0), 0)
     lost = jnp.minimum(by_peers, _less(support, margin))
     coordinates = required("coordinates", held_out, targets)
@@ -266,42 +268,6 @@ def _check(strength: float, margin: float, tolerance: float) -> None:
     check_non_negative("strength", strength)
     check_non_negative("margin", margin)
     check_non_negative("tolerance", tolerance)
-
-
-def _supports(
-    held_out: Evidence,
-    labels: Int[Array, " examples"],
-    targets: Evidence,
-    own: Observed,
-    other: Observed,
-    num_neighbours: int,
-) -> tuple[_Values, _Targets]:
-    """Share of neighbours with the predicted label, of both samples; no example is its own."""
-    references, points = required("coordinates", held_out, targets)
-    position = row_positions(len(labels), own.axis_name)
-    among_themselves = neighbour_shares(
-        references, own.predicted, references, labels, clusters=position,
-        reference_clusters=position, reference_where=own.counted,
-        num_neighbours=num_neighbours, axis_name=own.axis_name,
-    )  # fmt: skip
-    of_targets = neighbour_shares(
-        points, other.predicted, references, labels, reference_where=own.counted,
-        num_neighbours=num_neighbours, axis_name=own.axis_name,
-    )  # fmt: skip
-    return among_themselves, of_targets
-
-
-def _probability_of_peers(peers: Float[Array, "peers examples classes"], seen: Observed) -> _Values:
-    """Mean probability that the peers give the predicted class."""
-    probs = jnp.mean(jax.nn.softmax(peers.astype(seen.probs.dtype), axis=-1), axis=0)
-    index = jnp.maximum(seen.predicted, 0)[:, None]
-    return jnp.minimum(jnp.take_along_axis(probs, index, axis=1)[:, 0], 1)
-
-
-def _votes_of_peers(peers: Float[Array, "peers examples classes"], seen: Observed) -> _Values:
-    """Share of the peers that predict the predicted class."""
-    same = predicted_by_peers(peers, seen) == seen.predicted[None]
-    return jnp.mean(same.astype(seen.probs.dtype), axis=0)
 
 
 def _drop(
