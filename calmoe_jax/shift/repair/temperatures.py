@@ -66,7 +66,9 @@ def match_aim(
     log_probs: Float[Array, "targets classes"],
     aim: Float[Array, ""],
     temperature: Float[Array, ""],
-    where: Bool[Array, " targets"],
+    where: Bool[Array, " targets"] | None = None,
+    *,
+    weights: Float[Array, " targets"] | None = None,
 ) -> Float[Array, ""]:
     """The temperature at which the mean confidence is the aim, and at least the given one.
 
@@ -74,7 +76,9 @@ def match_aim(
         log_probs: log probabilities of the aggregate on unlabelled examples.
         aim: target mean confidence of a rule; NaN gives NaN.
         temperature: temperature fitted in distribution.
-        where: examples that count.
+        where: examples that count; all by default.
+        weights: weight of each; 1 by default.
     """
     aim = jnp.maximum(aim, 1 / log_probs.shape[-1] + _LEAST_ABOVE)
-    return match_confidence(log_probs, aim, at_least=temperature, where=where).temperature
+    found = match_confidence(log_probs, aim, at_least=temperature, weights=weights, where=where)
+    return found.temperature
