@@ -139,7 +139,7 @@ def repair_with_labels(
 
     Returns:
         A `LabelledRepair`. Without labels the certified temperature is 1, and the combined one
-        that of the prior. Temperatures and bounds are NaN where draws cannot be used (see
+        that of the safe label-free estimate. Temperatures and bounds are NaN where draws cannot be used (see
         `confidence_gap_sequence`) or a number that counts is NaN.
 
     Raises:
@@ -180,7 +180,7 @@ def repair_with_labels(
     prior = label_free_prior(*label_free)
     gap = posterior_gap(last.estimate, last.standard_error, prior).mean
     number = jnp.sum(drawn >= 0)
-    gap = jnp.clip(gap, last.lower, last.upper)
+    gap = jnp.where(number == 0, label_free.safe, jnp.clip(gap, last.lower, last.upper))
 
     def lowered(by: Float[Array, ""]) -> Float[Array, ""]:
         aim = mean - jnp.maximum(by, 0)
