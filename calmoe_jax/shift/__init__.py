@@ -2,6 +2,7 @@
 
 from calmoe_jax._export import register_named_tuples as _register_named_tuples
 from calmoe_jax.shift import estimators as estimators
+from calmoe_jax.shift import few_labels as few_labels
 from calmoe_jax.shift.agreement import Agreement as Agreement
 from calmoe_jax.shift.agreement import agreement_accuracy as agreement_accuracy
 from calmoe_jax.shift.agreement import chance_corrected_agreement as chance_corrected_agreement
@@ -18,6 +19,10 @@ from calmoe_jax.shift.neighbours import NeighbourSupport as NeighbourSupport
 from calmoe_jax.shift.neighbours import neighbour_accuracy as neighbour_accuracy
 from calmoe_jax.shift.neighbours import neighbour_shares as neighbour_shares
 from calmoe_jax.shift.neighbours import neighbour_support as neighbour_support
+from calmoe_jax.shift.repair.with_labels import LabelFreeGaps as LabelFreeGaps
+from calmoe_jax.shift.repair.with_labels import LabelledRepair as LabelledRepair
+from calmoe_jax.shift.repair.with_labels import label_free_gaps as label_free_gaps
+from calmoe_jax.shift.repair.with_labels import repair_with_labels as repair_with_labels
 from calmoe_jax.shift.separability import configuration_coordinates as configuration_coordinates
 from calmoe_jax.shift.separability import separability as separability
 from calmoe_jax.shift.two_sample import ShiftTest as ShiftTest

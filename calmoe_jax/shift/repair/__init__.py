@@ -19,9 +19,5 @@ from calmoe_jax.shift.repair.temperatures import CALIBRATORS as CALIBRATORS
 from calmoe_jax.shift.repair.temperatures import least_log_prob as least_log_prob
 from calmoe_jax.shift.repair.temperatures import usable_temperature as usable_temperature
 from calmoe_jax.shift.repair.temperatures import with_possible_labels as with_possible_labels
-from calmoe_jax.shift.repair.with_labels import LabelFreeGaps as LabelFreeGaps
-from calmoe_jax.shift.repair.with_labels import LabelledRepair as LabelledRepair
-from calmoe_jax.shift.repair.with_labels import label_free_gaps as label_free_gaps
-from calmoe_jax.shift.repair.with_labels import repair_with_labels as repair_with_labels
 
 _register_named_tuples(__name__)
