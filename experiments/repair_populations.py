@@ -23,13 +23,17 @@ from calmoe_jax.study import RunConfig
 from calmoe_jax.training import TrainedSeeds
 from experiments.choose_rule import LOG_TEMPERATURES, curves
 from experiments.repair_without_labels import errors, fit
-from experiments.simulated import SUBPOPULATIONS, family, leave_out, subpopulations
+from experiments.simulated import family, leave_out, subpopulations
 from experiments.trained import sample, train_vanilla
 
 SETS = (42, 52, 62)
+# Subpopulations that are left out in turn, of the simulated shifts.
+LEFT_OUT = (0, 1)
 SEEDS, SIMULATED_SEEDS = 5, 3
-# Targets of a split, and held-out examples; the others are left out evenly.
+# Targets of a split, held-out examples, and targets of a simulated shift; the others are left out
+# evenly.
 MOST_TARGETS, MOST_HELD_OUT = 3000, 2000
+MOST_SIMULATED = 1000
 # Kind of splits of which a part of the labels is wrong, which no rule without labels can see.
 CONTROL = "control"
 
@@ -110,7 +114,7 @@ def simulated_populations(task: Task, first_seed: int, runs: Path) -> Iterator[P
     """Shifts made of a task's training and held-out examples."""
     numbers = subpopulations(task)
     config = RunConfig(seeds=SIMULATED_SEEDS, first_seed=first_seed)
-    for number in range(SUBPOPULATIONS):
+    for number in LEFT_OUT:
         without, targets = leave_out(task, numbers, number)
         folder = runs / f"{task.name}-without-{number}-{first_seed}"
         trained = train_vanilla(without, config, folder)
@@ -133,7 +137,7 @@ def _populations(
     inside = fit(mixture.mix_log_probs(*all_of_them), jnp.asarray(task.calibration.labels))
     references = _references(own, inside)
     for name, (split, kind) in tqdm(splits.items(), unit="split", disable=None, desc=task.name):
-        some = _evenly(split, MOST_TARGETS)
+        some = _evenly(split, MOST_SIMULATED if simulated else MOST_TARGETS)
         theirs = sample(trained, some.inputs)
         log_probs, labels = mixture.mix_log_probs(*theirs), jnp.asarray(some.labels)
         measured = _measure(references, jnp.asarray(held_out.labels), theirs, labels, inside)

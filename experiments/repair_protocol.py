@@ -4,7 +4,7 @@
 
 Populations are the tasks' own splits and shifts made of their training and held-out examples, as
 the plain mixture of three sets of seeds sees them (`experiments.repair_populations`); 3000 targets
-of each at most. All splits of a task have the same weight, and so have all tasks.
+of each at most (1000 of a simulated one). All splits of a task have the same weight, and so have all tasks.
 
 1. The prior of the gap (`shift.few_labels.prior`) is fitted to simulated shifts: by EM, to their
    true gaps given both label-free estimates. For the real splits of a task it is fitted without
