@@ -90,7 +90,7 @@ def _discrepancy(
     """Largest agreement on held-out rows less that on targets, of all critics."""
     columns = pooled.columns if pooled.basis is None else pooled.columns @ pooled.basis
     columns = jnp.concatenate([columns, jnp.ones_like(columns[:, :1])], axis=1)
-    is_predicted = jnp.arange(num_classes)[None] == predicted[:, None]
+    is_predicted = jnp.arange(num_classes, dtype=predicted.dtype)[None] == predicted[:, None]
     samples = [pooled.counts & ~pooled.is_target, pooled.counts & pooled.is_target]
     shares = [
         sample.astype(columns.dtype) / jnp.maximum(jnp.sum(sample), 1).astype(columns.dtype)

@@ -136,4 +136,4 @@ def _of_first(peers: Float[Array, "peers examples classes"], seen: Observed) -> 
     agreement = chance_corrected_agreement(
         predicted, num_classes=seen.probs.shape[1], where=seen.counted, axis_name=seen.axis_name
     )
-    return Agreement(*(x[:1] for x in agreement))
+    return Agreement(*(x[:1].astype(seen.probs.dtype) for x in agreement))

@@ -125,6 +125,7 @@ def test_seed_agreement(growth):
     np.testing.assert_allclose(found.accuracy, by_seeds(growth), atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_the_error_of_seed_agreement_is_that_of_finite_differences():
     held_out, labels, targets = samples()
     ((_, before, own), (_, after, other)), labels, _ = arrays()
@@ -221,6 +222,7 @@ def test_confidence_conditional(constants):
     np.testing.assert_allclose(found.accuracy, expected, atol=2e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("constants", [{"strength": 14.0, "margin": 0.0, "tolerance": 0.0}, {}])
 def test_confidence_conditional_by_peers(constants):
     ((_, before, own), (_, after, other)), labels, _ = arrays()
@@ -281,6 +283,7 @@ def test_optimal_transport(seed):
     np.testing.assert_allclose(found.accuracy, expected, atol=2e-4)
 
 
+@pytest.mark.exhaustive
 def test_transport_of_shares_that_the_predictions_have_is_the_difference_of_confidences():
     held_out, _, targets = samples()
     labels = jnp.argmax(targets.log_probs, axis=-1)
@@ -441,6 +444,7 @@ def test_the_drop_is_zero_within_its_error_where_only_confidence_changes():
     assert covered > 0.85, covered
 
 
+@pytest.mark.exhaustive
 def test_the_bound_holds_where_the_true_labels_are_a_linear_critic():
     rng = np.random.RandomState(0)
     x = rng.randn(2000, 4)
