@@ -40,7 +40,7 @@ def disagreeing_critics(
     critic disagrees by as much as the true labels do. Critics are linear in the coordinates and
     convex in their fit, so that there is nothing to restart: they differ in how much the targets
     count. The most that a linear critic can disagree may be more than is found here: fits are of a
-    smooth loss, in 150 steps each. The cost is 600 products with the coordinates.
+    smooth loss, in 150 steps each. The cost is 1,200 products with the coordinates.
 
     Args:
         held_out: labelled examples, with coordinates.

@@ -463,3 +463,16 @@ def test_the_bound_holds_where_the_true_labels_are_a_linear_critic():
     ).accuracy
     true = np.mean((scores[1000:, 1] > 0) == labels[1000:])
     assert found < true
+
+
+def test_a_confidence_below_chance_is_not_raised():
+    classes = jnp.asarray(np.repeat([0, 1, 2], [60, 25, 15]))
+    sure = jnp.log(jnp.eye(CLASSES)[classes] * 0.7 + 0.1)
+    held_out = Evidence(sure, sure[None], jnp.eye(CLASSES)[classes])
+    # all of the most frequent class, some of them where the labels are of another
+    unsure = jnp.log(jnp.tile(jnp.array([[0.4, 0.3, 0.3]]), (60, 1)))
+    targets = Evidence(unsure, unsure[None], jnp.eye(CLASSES)[jnp.arange(60) // 42])
+    found = jax.jit(functools.partial(ESTIMATORS["confidence_conditional"], num_neighbours=10))(
+        held_out, classes, targets
+    )
+    np.testing.assert_allclose(found.accuracy, 0.4, atol=1e-6)
