@@ -514,3 +514,9 @@ def test_drops_of_peers_and_neighbours_count_by_separability(monkeypatch):
 
     np.testing.assert_allclose(exponent(0.1, strength=3.0), 3 * lost, rtol=1e-3)
     np.testing.assert_allclose(exponent(0.8, strength=5.0), 5 * 0.4 * lost, rtol=1e-3)
+    ratio, error = drop_by_scikit_learn(pairs[1][0], before, pairs[1][1], after, chance)
+    exponent_of_support = 4 * max(-math.log(ratio + 0.5 * error) - 0.05, 0)
+    expected = chance + (after.mean() - chance) * math.exp(-exponent_of_support)
+    assert expected < after.mean() - 0.01
+    found = jax.jit(ESTIMATORS["confidence_conditional"])(held_out, labels, targets)
+    np.testing.assert_allclose(found.accuracy, expected, atol=1e-4)
