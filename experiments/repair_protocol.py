@@ -42,6 +42,7 @@ from experiments.repair_populations import (
     MOST_TARGETS,
     SETS,
     Population,
+    kept,
     real_populations,
     simulated_populations,
 )
@@ -224,13 +225,14 @@ def priors(populations: list[Population]) -> Callable[[Population], GapPrior]:
 
 
 def gather(tasks: list[str], data_dir: Path | None, runs: Path) -> list[Population]:
-    """All populations of all tasks and sets of seeds; models that are in `runs` are not trained."""
+    """All populations of all tasks and sets of seeds; those that are in `runs` are not made again."""
     found: list[Population] = []
     for name in tqdm(tasks, unit="task", disable=None):
         task = resolve_task(name, data_dir)
         for first_seed in SETS:
-            found += real_populations(task, first_seed, runs)
-            found += simulated_populations(task, first_seed, runs)
+            for kind, make in (("real", real_populations), ("simulated", simulated_populations)):
+                path = runs / "populations" / f"{task.name}-{kind}-{first_seed}.npz"
+                found += kept(path, partial(make, task, first_seed, runs))
     return found
 
 
