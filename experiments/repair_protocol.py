@@ -4,7 +4,8 @@
 
 Populations are the tasks' own splits and shifts made of their training and held-out examples, as
 the plain mixture of three sets of seeds sees them (`experiments.repair_populations`); 3000 targets
-of each at most (1000 of a simulated one). All splits of a task have the same weight, and so have all tasks.
+of each at most (1000 of a simulated one). All splits of a task have the same weight, and so have
+all tasks.
 
 1. The prior of the gap (`shift.few_labels.prior`) is fitted to simulated shifts: by EM, to their
    true gaps given both label-free estimates. For the real splits of a task it is fitted without
@@ -225,7 +226,7 @@ def priors(populations: list[Population]) -> Callable[[Population], GapPrior]:
 
 
 def gather(tasks: list[str], data_dir: Path | None, runs: Path) -> list[Population]:
-    """All populations of all tasks and sets of seeds; those that are in `runs` are not made again."""
+    """All populations of all tasks and sets of seeds; those in `runs` are not made again."""
     found: list[Population] = []
     for name in tqdm(tasks, unit="task", disable=None):
         task = resolve_task(name, data_dir)
