@@ -141,9 +141,9 @@ def labels_needed(
     """How many labels will show a gap between confidence and accuracy.
 
     The lower bound of `confidence_gap_sequence` falls short of the gap by less than about
-    `(q + .2 + z) s / sqrt(n)`, with `s` the residuals' standard deviation and `q` and `z` the normal
-    quantiles of level and power; .2 is what bounds by betting cost over normal ones, as measured.
-    This is the `n` at which that is `(1 - share) gap`.
+    `(q + .2 + z) s / sqrt(n)`, with `s` the residuals' standard deviation and `q` and `z` the
+    normal quantiles of level and power; .2 is what bounds by betting cost over normal ones, as
+    measured. This is the `n` at which that is `(1 - share) gap`.
 
     Args:
         gap: the gap that is expected, in (0, 1].
