@@ -209,7 +209,7 @@ def test_what_is_not_known_is_said_in_words(found):
         assert part in words
     alone = describe_audit(Audit(judged.held_out))
     assert "No targets: no shift to test for." in alone
-    assert list(Audit(judged.held_out).to_json()) == ["held_out", "left_out"]
+    assert list(Audit(judged.held_out).to_json()) == ["held_out", "left_out", "notes"]
 
 
 @pytest.mark.exhaustive  # programs of sizes of its own
