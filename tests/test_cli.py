@@ -64,7 +64,7 @@ def run(monkeypatch, tmp_path, capsys):
             f"--out must be in a folder that can be written to, got --out={__file__}/deep",
         ),
         (("audit", "nowhere.npz", "--plots", __file__), "is a file"),
-        (("fly",), "run, report, tasks, audit, plan, doctor"),
+        (("fly",), "run, report, tasks, audit, label, repair, monitor, plan, doctor"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_writes_nothing(run, arguments, message, tmp_path):

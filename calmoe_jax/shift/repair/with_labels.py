@@ -139,8 +139,8 @@ def repair_with_labels(
 
     Returns:
         A `LabelledRepair`. Without labels the certified temperature is 1, and the combined one
-        that of the safe label-free estimate. Temperatures and bounds are NaN where draws cannot be used (see
-        `confidence_gap_sequence`) or a number that counts is NaN.
+        that of the safe label-free estimate. Temperatures and bounds are NaN where draws cannot be
+        used (see `confidence_gap_sequence`) or a number that counts is NaN.
 
     Raises:
         ValueError: if a number is out of range, or sizes do not match.

@@ -1,0 +1,82 @@
+"""The command `calmoe monitor`."""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from calmoe_jax._logs_arguments import check_files, checked_level, renamed
+from calmoe_jax._usage import check_folder
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Follow a deployed model along time: confidence, shift, accuracy, the gap as labels arrive.
+
+    The logs are as for `calmoe audit`, with a column time, or a file for each period, in order. The
+    examples that are not targets are the held-out ones, of all files together.
+    """
+
+    file: tyro.conf.Positional[tuple[Path, ...]]
+    """Files with the logs, or folders of parts."""
+    out: Path
+    """Folder to write monitor.json and monitor.png to."""
+    every: str = "auto"
+    """Length of a period: day, week or month of dates; a number of a numeric time; file. By default
+    a day, or a file where there is no time."""
+    level: float = 0.9
+    """Level of each bound from labels."""
+    alarm: float = 0.05
+    """Level of the tests for a shift, of all periods together."""
+    columns: tuple[str, ...] = ()
+    """The files' names for some of ours, as labels=y or prob_{}=p{}."""
+
+    def __call__(self) -> int:
+        """Runs the command."""
+        from calmoe_jax._files import to_json, write_whole
+        from calmoe_jax.audit import describe_monitor, monitor, read_logs
+        from calmoe_jax.drawing.style import png
+
+        check_files(self.file)
+        check_folder("out", self.out)
+        checked_level("level", self.level)
+        checked_level("alarm", self.alarm)
+        logs = read_logs(self.file, columns=renamed(self.columns))
+        found = monitor(logs, every=self.every, level=self.level, alarm=self.alarm, told=_progress)
+        picture = png(_drawn(found))
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_whole(self.out / "monitor.png", picture)
+        write_whole(self.out / "monitor.json", to_json(found))
+        print(describe_monitor(found))
+        return 0
+
+
+def _progress(period: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{period}\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _drawn(found: dict[str, Any]) -> Any:
+    from calmoe_jax.drawing.along_time import Moment, draw_along_time
+
+    def known(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    moments = [
+        Moment(
+            Path(one["period"]).name, one["mean_confidence"],
+            *(one["accuracy"][x] for x in ("value", "low", "high")), one["labels"],
+            known(one["gap"]["lower"]), known(one["gap"]["upper"]),
+            known(one["gap"]["pooled"]["mean"]), known(one["shift"]["p_value"]),
+            one["shift"]["level"],
+        )
+        for one in found["periods"]
+    ]  # fmt: skip
+    held_out = found["held_out"]
+    return draw_along_time(
+        moments, held_out_confidence=held_out["mean_confidence"],
+        held_out_accuracy=held_out["accuracy"],
+    )  # fmt: skip
