@@ -30,11 +30,12 @@ from calmoe_jax.shift import repair
 from calmoe_jax.study import RunConfig
 from calmoe_jax.training import TrainedSeeds
 from experiments.repair_without_labels import errors, fit
-from experiments.simulated import NO_SHIFT, SUBPOPULATIONS, leave_out, subpopulations
+from experiments.simulated import NO_SHIFT, SUBPOPULATIONS, family, leave_out, subpopulations
 from experiments.trained import experiment_parser, sample, train_vanilla, write_json
 
 SEEDS = 3
 _MOST_NEIGHBOURS = 2000
+_FAMILIES = (NO_SHIFT, "new", "noise", "faded")
 # Calibration error above that of the temperature in distribution: without a shift, and with one.
 ALLOWED_WITHOUT, ALLOWED_HARM = 0.005, 0.01
 LOG_TEMPERATURES = np.linspace(np.log(0.25), np.log(60), 110)
@@ -137,7 +138,9 @@ def _supports(
 
 
 @jax.jit
-def _curves(log_probs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def curves(log_probs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Calibration error and mean confidence of each model, by temperature."""
+
     def at(log_temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
         temperatures = jnp.full(len(log_probs), jnp.exp(log_temperature))
         confidence = jax.vmap(shift.mean_confidence)(log_probs, temperatures)
@@ -167,7 +170,7 @@ def observe(held_out: Side, targets: Side) -> Shift:
             shift.chance_corrected_agreement(target_predicted, num_classes=classes),
         ),
         chosen @ jnp.mean(jax.nn.one_hot(labels, classes), axis=0),
-        *_curves(target_logs, target_labels),
+        *curves(target_logs, target_labels),
         classes,
     )
     return jax.tree.map(np.asarray, found)
@@ -221,10 +224,16 @@ def _of_split(trained: TrainedSeeds, split: Split) -> Side:
     return Side(sample(trained, split.inputs), split.labels, split.clusters)
 
 
+def _of_families(made: tuple[Task, dict[str, Split]]) -> tuple[Task, dict[str, Split]]:
+    """Only shifts of the families that the constants are chosen on."""
+    without, targets = made
+    return without, {name: x for name, x in targets.items() if family(name) in _FAMILIES}
+
+
 def simulate(task: Task, config: RunConfig, folder: Path) -> list[dict[str, Shift]]:
     """For each subpopulation that is left out, the shifts to it."""
     numbers = subpopulations(task)
-    made = [leave_out(task, numbers, number) for number in range(SUBPOPULATIONS)]
+    made = [_of_families(leave_out(task, numbers, number)) for number in range(SUBPOPULATIONS)]
     # of one size, so that all share programs
     most = min(len(without.calibration) for without, _ in made)
     size = min(len(split) for _, targets in made for split in targets.values())

@@ -2,8 +2,10 @@
 
 As in BREEDS (Santurkar et al., 2021): k-means divides each class into four subpopulations; one of
 every class is left out of training and of the held-out examples. Targets are mixtures of it and of
-fresh examples of the others, from none of it to nothing else, and fresh examples with noise or
-faded towards the mean: shifts of every severity, as real ones may have any.
+fresh examples of the others, from none of it to nothing else, and fresh examples with noise, faded
+towards the mean, with features missing, with other shares of the classes, or chosen because their
+neighbours' labels differ: shifts of every severity, as real ones may have any, and subsets that are
+hard without one.
 """
 
 import dataclasses
@@ -20,6 +22,11 @@ _MOST_TARGETS = 3000
 _NEW = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of what was left out
 _NOISE = (0.25, 0.5, 1.0)  # standard deviations, in those of each feature
 _KEPT = (0.75, 0.5, 0.25)  # of the distance to the mean
+_MISSING = (0.25, 0.5)  # shares of the features
+_PRIOR = (0.5, 1.0)  # exponents: classes have shares as of 1, ..., C to their power
+_HARD = (0.5, 0.25)  # shares of the examples whose neighbours' labels differ most
+_NEIGHBOURS = 20
+FAMILIES = (NO_SHIFT, "new", "noise", "faded", "missing", "prior", "hard")
 
 
 def subpopulations(task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +59,7 @@ def leave_out(
         number: which to leave out.
 
     Returns:
-        What to train and calibrate on, and targets by name, all of one size; `NO_SHIFT` is none.
+        What to train and calibrate on, and targets by name; `NO_SHIFT` is none.
     """
     _, cluster = np.unique(task.train.clusters, return_inverse=True)
     fresh = cluster % _FRESH == _FRESH - 1
@@ -73,8 +80,51 @@ def leave_out(
         targets[f"noise {level}"] = _replaced(plain, plain.inputs + level * noise)
     for share in _KEPT:
         targets[f"faded to {share}"] = _replaced(plain, mean + share * (plain.inputs - mean))
+    for share in _MISSING:
+        gone = np.random.RandomState(0).random_sample(plain.inputs.shape) < share
+        targets[f"missing {share}"] = _replaced(plain, np.where(gone, mean, plain.inputs))
+    for power in _PRIOR:
+        targets[f"prior {power}"] = _of_shares(others, len(task.classes), power, size)
+    ranked = np.argsort(-_doubt(train, others), kind="stable")
+    for share in _HARD:
+        targets[f"hard {share}"] = _take(others, np.sort(ranked[: round(share * len(others))]))
     held_out = _take(task.calibration, kept[1])
     return dataclasses.replace(task, train=train, calibration=held_out), targets
+
+
+def family(name: str) -> str:
+    """The family of a shift, by its name."""
+    return next(kind for kind in FAMILIES if kind in name)
+
+
+def _of_shares(split: Split, num_classes: int, power: float, size: int) -> Split:
+    """As many examples of each class as a power of its number asks for."""
+    wanted = np.arange(1, num_classes + 1.0) ** power
+    counts = np.bincount(split.labels, minlength=num_classes)
+    scale = min(np.min(counts / wanted), size / wanted.sum())
+    rows = [
+        np.flatnonzero(split.labels == label)[: int(scale * wanted[label])]
+        for label in range(num_classes)
+    ]
+    return _take(split, np.sort(np.concatenate(rows)))
+
+
+def _doubt(train: Split, split: Split) -> np.ndarray:
+    """Share of each example's nearest training examples that have another label."""
+    from sklearn.decomposition import PCA
+    from sklearn.neighbors import NearestNeighbors
+
+    rows = [x.inputs.reshape(len(x), -1).astype(np.float32) for x in (_evenly_most(train), split)]
+    if rows[0].shape[1] > 50:
+        reduce = PCA(50, random_state=0).fit(rows[0])
+        rows = [reduce.transform(x) for x in rows]
+    near = NearestNeighbors(n_neighbors=_NEIGHBOURS).fit(rows[0])
+    index = near.kneighbors(rows[1], return_distance=False)
+    return np.mean(_evenly_most(train).labels[index] != split.labels[:, None], axis=1)
+
+
+def _evenly_most(split: Split) -> Split:
+    return _evenly(split, min(len(split), 4 * _MOST_TARGETS))
 
 
 def _take(split: Split, rows: np.ndarray) -> Split:

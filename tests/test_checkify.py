@@ -29,7 +29,9 @@ NO_RULE = {
     "calibration.intervals.clustered_calibration_error", "calibration.intervals.mean",
     "calibration.intervals.score_differences", "calibration.intervals.scores",
     "calibration.intervals.squared_error_difference", "calibration.intervals.statistic",
-    "fgr.dct_filter", "shift.configuration_shift_test", "shift.separability",
+    "fgr.dct_filter", "shift.configuration_shift_test",
+    "shift.estimators.confidence_conditional_by_peers", "shift.estimators.density_ratio",
+    "shift.estimators.separability", "shift.separability",
 }  # fmt: skip
 # A NaN, or a division by zero, that a mask then takes out.
 MASKED = {
@@ -37,7 +39,9 @@ MASKED = {
     "calibration.calibrators.fit_matrix_scaling", "calibration.calibrators.fit_platt",
     "calibration.calibrators.fit_vector_scaling", "reweighting.balanced_robust_loss",
     "reweighting.entropy_balance", "reweighting.kl_ball", "reweighting.radius_robust_loss",
-    "shift.configuration_balance", "shift.neighbour_accuracy",
+    "shift.configuration_balance", "shift.estimators.conditional_drop",
+    "shift.estimators.confidence_conditional", "shift.estimators.neighbours",
+    "shift.estimators.seed_agreement", "shift.neighbour_accuracy",
 }  # fmt: skip
 
 

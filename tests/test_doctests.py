@@ -48,7 +48,8 @@ FUNCTIONS = sorted(
 
 
 def example_of(name):
-    names = {"jax": jax, "jnp": jnp, "cm": cm, **ALL_NAMES}
+    own = public_names(NAMESPACES[name.rpartition(".")[0] + "." if "." in name else ""])
+    names = {"jax": jax, "jnp": jnp, "cm": cm, **ALL_NAMES, **own}
     return doctest.DocTestParser().get_doctest(
         inspect.getdoc(PUBLIC[name]) or "", names, name, None, 0
     )

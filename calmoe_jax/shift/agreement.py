@@ -150,4 +150,4 @@ def agreement_accuracy(
         # of the type of the other: promotion may be strict
         anchor = jnp.maximum(anchor, target_confidence.astype(anchor.dtype))
     chance = jnp.asarray(chance, anchor.dtype)
-    return chance + (anchor - chance) * kept
+    return chance + (anchor - chance) * kept.astype(anchor.dtype)

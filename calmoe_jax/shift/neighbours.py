@@ -115,7 +115,7 @@ def neighbour_shares(
 
     return jax.lax.map(
         lambda point: share(*point),
-        (_directions(points), predicted, clusters),
+        (_directions(points), predicted.astype(labels.dtype), clusters),
         batch_size=min(_BATCH, max(size, 1)),
     )
 

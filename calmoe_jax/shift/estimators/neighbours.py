@@ -46,8 +46,9 @@ def neighbours(
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.1, 0.9]] * 4))
         >>> sample = Evidence(log_probs, coordinates=log_probs)
-        >>> neighbours(sample, jnp.array([0, 1] * 4), sample, num_neighbours=3).accuracy.round(3)
-        Array(0.9, dtype=float32)
+        >>> estimate = neighbours(sample, jnp.array([0, 1] * 4), sample, num_neighbours=3)
+        >>> round(float(estimate.accuracy), 3)
+        0.9
 
     References:
         The rule is ours; see `neighbour_accuracy`.

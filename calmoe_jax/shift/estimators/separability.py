@@ -43,8 +43,8 @@ def separability(
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.1, 0.9]] * 4))
         >>> sample = Evidence(log_probs, coordinates=log_probs)
-        >>> separability(sample, jnp.array([0, 1] * 4), sample).accuracy.round(3)
-        Array(0.9, dtype=float32)
+        >>> round(float(separability(sample, jnp.array([0, 1] * 4), sample).accuracy), 3)
+        0.9
 
     References:
         Ben-David et al., Analysis of Representations for Domain Adaptation, 2007; the rule is ours.

@@ -68,8 +68,8 @@ def optimal_transport(
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8]] * 2))
         >>> labels = jnp.array([0, 1, 0, 1])
         >>> one_class = Evidence(log_probs.at[:].set(log_probs[0]))
-        >>> optimal_transport(Evidence(log_probs), labels, one_class).accuracy.round(3)
-        Array(0.65, dtype=float32)
+        >>> round(float(optimal_transport(Evidence(log_probs), labels, one_class).accuracy), 3)
+        0.65
 
     References:
         Lu et al., Characterizing Out-of-Distribution Error via Optimal Transport, 2023. Genevay et

@@ -14,8 +14,8 @@ from calmoe_jax.shift.few_labels.betting import lower_confidence_sequence
 
 # Standard deviation of a residual that the standard error starts from, as if of so many draws.
 _PRIOR_DEVIATION, _PRIOR_DRAWS = 0.45, 4.0
-# Smallest share of the weight that counts as left: of nearly all labels nothing is to be estimated.
-_LEAST_LEFT = 1e-3
+# Smallest share of the weight that counts as left, where nothing is.
+_LEAST_LEFT = 1e-6
 
 
 class GapSequence(NamedTuple):
@@ -57,7 +57,7 @@ def confidence_gap_sequence(
     is known, and of the second each draw gives an unbiased estimate,
     `known_t + p_u r_u / q_t(u)`, with `r_u` the unit's mean residual `m - y`, `p_u` its share of
     all weight, `q_t` its probability, and `known_t` the sum of `p_u r_u` of the units before it.
-    The estimate is the mean of these; the bounds are `lower_confidence_sequence` of them. They
+    The estimate is a mean of these; the bounds are `lower_confidence_sequence` of them. They
     hold for these very targets, whatever the guess is: a good one makes them narrower.
 
     Args:
@@ -242,11 +242,12 @@ def _values(
 def _running_mean(of: _Values) -> tuple[Float[Array, " draws"], Float[Array, " draws"]]:
     """Mean of the estimates up to each draw, and its standard error.
 
-    The part of an estimate that is not known varies in proportion to the weight that is left, so
-    estimates are weighted by its inverse square.
+    Estimates are weighted by `1 / (left before * left after)`. With equal chances and shares the
+    mean is then known, plus what is left times the mean residual of all draws; the sum of these
+    weights is the number of draws over the finite-population correction.
     """
-    left = jnp.maximum(of.left, _LEAST_LEFT)
-    precision = jnp.where(of.counted, 1 / jnp.square(left), 0)
+    precision = 1 / (of.left * jnp.maximum(of.left_after, _LEAST_LEFT))
+    precision = jnp.where(of.counted, precision, 0)
     unbiased = of.known + of.value
     total = jnp.cumsum(precision)
     held = jnp.where(total > 0, total, 1)
@@ -254,8 +255,8 @@ def _running_mean(of: _Values) -> tuple[Float[Array, " draws"], Float[Array, " d
     # the deviation of each from the mean before it: nothing cancels
     earlier = jnp.concatenate([jnp.zeros_like(mean[:1]), mean[:-1]])
     past = jnp.concatenate([jnp.zeros_like(total[:1]), total[:-1]])
-    off = precision * past / held * jnp.square(unbiased - earlier)
+    off = past / held * jnp.square((unbiased - earlier) / of.left)
     count = jnp.cumsum(of.counted).astype(mean.dtype)
-    square = _PRIOR_DRAWS * _PRIOR_DEVIATION**2 + jnp.cumsum(off)
+    square = _PRIOR_DRAWS * _PRIOR_DEVIATION**2 + jnp.cumsum(jnp.where(of.counted, off, 0))
     variance = square / (_PRIOR_DRAWS + jnp.maximum(count - 1, 0))
-    return mean, jnp.sqrt(variance / jnp.where(total > 0, total, 1))
+    return mean, jnp.sqrt(variance / held)

@@ -1,0 +1,328 @@
+"""What no label, and a few, can do for confidence on shifted data: the protocol of the repair.
+
+`python -m experiments.repair_protocol --data-dir DIR [--runs DIR] [--out FILE] [--picture FILE]`
+
+Populations are the tasks' own splits and shifts made of their training and held-out examples, as
+the plain mixture of three sets of seeds sees them (`experiments.repair_populations`); 3000 targets
+of each at most (1000 of a simulated one). All splits of a task have the same weight, and so have all tasks.
+
+1. The prior of the gap (`shift.few_labels.prior`) is fitted to simulated shifts: by EM, to their
+   true gaps given both label-free estimates. For the real splits of a task it is fitted without
+   that task's simulated shifts, for a simulated one without its task and its family.
+2. Labels are drawn as `calmoe label` draws them, 12 times for each model, split and number.
+3. *Closed* is the share of the gap in calibration error from the temperature fitted in distribution
+   to the best one (of least error, found with all labels). *Harm* is the error above that of the
+   former, a mean over draws, models and sets of seeds, on the split where it is greatest; of real
+   shifts, in-distribution splits and hard subsets.
+4. Coverage: the share of draws of which a bound is ever above the true gap, up to 200 labels.
+5. Negative control: in-distribution splits with a third of the labels replaced, which no input
+   shows. Rules without labels must fail there, those with labels must not.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from calmoe_jax.data import resolve_task
+from calmoe_jax.shift.few_labels import (
+    GapPrior,
+    confidence_gap_sequence,
+    draw_units,
+    label_chances,
+    posterior_gap,
+)
+from experiments.repair_populations import (
+    CONTROL,
+    MOST_TARGETS,
+    SETS,
+    Population,
+    real_populations,
+    simulated_populations,
+)
+from experiments.trained import experiment_parser, write_json
+
+TASKS = ("portal", "newsgroups", "sentiment", "digits16", "fashion_c")
+NUMBERS = (10, 25, 50, 100, 200)
+DRAWS = 12
+LEVEL = 0.9
+_ROUNDS = 500
+_LEAST_DEVIATION = 0.02
+
+
+class Labelled(NamedTuple):
+    """What labels show, `[models, draws]`, after all of them."""
+
+    estimate: np.ndarray
+    standard_error: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    missed: np.ndarray
+
+
+class Frontier(NamedTuple):
+    """What a rule does with so many labels.
+
+    Attributes:
+        closed: share of the gap closed on real shifts.
+        by_task: the same by task.
+        harm: greatest harm on a split.
+        harmed: that split.
+        task_harm: greatest mean harm over the splits of a task.
+        simulated_harm: greatest harm on a simulated split.
+        simulated_harmed: that split.
+        control: error on the negative control, over that of the temperature in distribution.
+    """
+
+    closed: float
+    by_task: dict[str, float]
+    harm: float
+    harmed: str
+    task_harm: float
+    simulated_harm: float
+    simulated_harmed: str
+    control: float
+
+
+@partial(jax.jit, static_argnames="number")
+def _labelled(
+    key: jax.Array,
+    confidence: jax.Array,
+    correct: jax.Array,
+    correctness: jax.Array,
+    where: jax.Array,
+    *,
+    number: int,
+) -> tuple[jax.Array, ...]:
+    def of_model(model: jax.Array, c: jax.Array, y: jax.Array, m: jax.Array) -> tuple[Any, ...]:
+        chances = label_chances(m, where=where)
+        gap = jnp.sum(jnp.where(where, c - y, 0)) / jnp.sum(where)
+
+        def once(key: jax.Array) -> tuple[jax.Array, ...]:
+            found = confidence_gap_sequence(
+                c, y, draw_units(key, chances, num_draws=number), correctness=m, where=where,
+                chances=chances, level=LEVEL, planned=number,
+            )  # fmt: skip
+            missed = jnp.any(found.lower > gap + 1e-5)
+            return *(x[-1] for x in found), missed
+
+        return jax.vmap(once)(jax.random.split(jax.random.fold_in(key, model), DRAWS))
+
+    models = jnp.arange(len(confidence))
+    return jax.lax.map(lambda x: of_model(*x), (models, confidence, correct, correctness))
+
+
+def draw(population: Population, number: int) -> Labelled:
+    """Draws labels of a population, for each of its models."""
+    size = population.confidence.shape[1]
+
+    def filled(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, 0), (0, MOST_TARGETS - size))).astype(np.float32)
+
+    arrays = (population.confidence, population.correct, population.correctness)
+    where = np.arange(MOST_TARGETS) < size
+    key = jax.random.key(population.first_seed)
+    found = _labelled(key, *map(filled, arrays), where, number=number)
+    return Labelled(*map(np.asarray, found))
+
+
+def fit_prior(populations: Iterable[Population]) -> GapPrior:
+    """The mixture of `shift.few_labels.prior` that makes the true gaps most likely, by EM.
+
+    The component of no gap keeps its mean of 0; that of any gap has a mean of its own.
+    """
+    rows = [(p.gap, p.safe, p.bold) for p in populations]
+    gap, safe, bold = (np.concatenate(x) for x in zip(*rows, strict=True))
+    weights, deviations, any_gap = np.full(4, 0.25), np.array([0.05, 0.05, 0.03, 0.2]), 0.2
+    for _ in range(_ROUNDS):
+        means = np.stack([safe, bold, np.zeros_like(safe), np.full_like(safe, any_gap)])
+        off = gap - means
+        logs = np.log(weights / deviations)[:, None] - 0.5 * (off / deviations[:, None]) ** 2
+        share = np.exp(logs - logs.max(axis=0))
+        share /= share.sum(axis=0)
+        weights = share.mean(axis=1)
+        any_gap = float(share[3] @ gap / share[3].sum())
+        squares = np.sum(share * off**2, axis=1) / share.sum(axis=1)
+        deviations = np.maximum(np.sqrt(squares), _LEAST_DEVIATION)
+    means = np.array([0.0, 0.0, 0.0, any_gap])
+    return GapPrior(*(np.asarray(x, np.float32) for x in (weights, means, deviations)))
+
+
+@jax.jit
+def _posterior(
+    estimate: jax.Array, error: jax.Array, prior: GapPrior, safe: jax.Array, bold: jax.Array
+) -> jax.Array:
+    def one(e: jax.Array, s: jax.Array, safe: jax.Array, bold: jax.Array) -> jax.Array:
+        means = jnp.stack([safe, bold, jnp.zeros_like(safe), prior.means[3]])
+        return posterior_gap(e, s, prior._replace(means=means)).mean
+
+    return jax.vmap(jax.vmap(one, in_axes=(0, 0, None, None)))(estimate, error, safe, bold)
+
+
+def combined(population: Population, found: Labelled, prior: GapPrior) -> np.ndarray:
+    """Gaps that the combined rule closes, `[models, draws]`."""
+    given = (population.safe, population.bold)
+    mean = np.asarray(_posterior(found.estimate, found.standard_error, prior, *given))
+    return np.clip(mean, found.lower, found.upper)
+
+
+def frontier(populations: list[Population], gaps: list[np.ndarray]) -> Frontier:
+    """What a rule does, from the gaps `[models, draws]` that it closes on each population."""
+    harm: dict[tuple[bool, str, str, str], list[float]] = {}
+    gained: dict[str, list[tuple[float, float]]] = {}
+    control = []
+    for population, of_one in zip(populations, gaps, strict=True):
+        before, best = population.error_inside.mean(), population.least_error.mean()
+        after = population.errors_at(of_one).mean()
+        if population.kind == CONTROL:
+            control.append((after, before))
+            continue
+        key = population.simulated, population.task, population.split, population.kind
+        harm.setdefault(key, []).append(after - before)
+        if population.kind == "shift" and not population.simulated:
+            gained.setdefault(population.task, []).append((before - after, before - best))
+    closed = {task: np.mean(rows, axis=0) for task, rows in gained.items()}
+    total = np.sum(list(closed.values()), axis=0)
+    means = {key: float(np.mean(x)) for key, x in harm.items()}
+    real = {key: x for key, x in means.items() if not key[0]}
+    made = {key: x for key, x in means.items() if key[0]}
+    worst = max(real, key=lambda key: real[key])
+    worst_made = max(made, key=lambda key: made[key]) if made else (True, "", "", "")
+    by_task = [np.mean([x for key, x in real.items() if key[1] == task]) for task in gained]
+    after, before = np.mean(control, axis=0)
+    return Frontier(
+        float(total[0] / total[1]),
+        {task: float(x[0] / x[1]) for task, x in closed.items()},
+        real[worst],
+        "/".join(worst[1:3]),
+        float(max(by_task)),
+        made.get(worst_made, float("nan")) if made else 0.0,
+        "/".join(worst_made[1:3]),
+        float(after / before),
+    )
+
+
+def priors(populations: list[Population]) -> Callable[[Population], GapPrior]:
+    """The prior for each population, fitted without its task, or its task and family."""
+    made = [p for p in populations if p.simulated]
+    known: dict[tuple[str, str], GapPrior] = {}
+
+    def of(population: Population) -> GapPrior:
+        key = population.task, population.kind if population.simulated else ""
+        if key not in known:
+            known[key] = fit_prior(
+                p for p in made if p.task != key[0] and (not key[1] or p.kind != key[1])
+            )
+        return known[key]
+
+    return of
+
+
+def gather(tasks: list[str], data_dir: Path | None, runs: Path) -> list[Population]:
+    """All populations of all tasks and sets of seeds; models that are in `runs` are not trained."""
+    found: list[Population] = []
+    for name in tqdm(tasks, unit="task", disable=None):
+        task = resolve_task(name, data_dir)
+        for first_seed in SETS:
+            found += real_populations(task, first_seed, runs)
+            found += simulated_populations(task, first_seed, runs)
+    return found
+
+
+def judge(populations: list[Population]) -> dict[str, Any]:
+    """Frontier, coverage and fitted priors."""
+    prior = priors(populations)
+    blind = {"safe": [p.safe[:, None] for p in populations]}
+    blind["bold"] = [p.bold[:, None] for p in populations]
+    rows = {f"{rule} 0": frontier(populations, gaps)._asdict() for rule, gaps in blind.items()}
+    missed: dict[str, Any] = {}
+    for number in tqdm(NUMBERS, unit="number of labels", disable=None):
+        drawn = [draw(p, number) for p in tqdm(populations, unit="split", disable=None)]
+        rules = {
+            "certified": [x.lower for x in drawn],
+            "combined": [combined(p, x, prior(p)) for p, x in zip(populations, drawn, strict=True)],
+            "estimate": [x.estimate for x in drawn],
+        }
+        for rule, gaps in rules.items():
+            rows[f"{rule} {number}"] = frontier(populations, gaps)._asdict()
+        missed[str(number)] = _coverage(populations, drawn)
+    shipped = fit_prior(p for p in populations if p.simulated)
+    return {
+        "rows": rows,
+        "missed": missed,
+        "prior": {name: np.asarray(x).tolist() for name, x in shipped._asdict().items()},
+        "populations": len(populations),
+    }
+
+
+def _coverage(populations: list[Population], drawn: list[Labelled]) -> dict[str, Any]:
+    """Share of draws of which a lower bound was ever above the gap: of all, and by population."""
+    shares = {}
+    for real in (True, False):
+        some = [x.missed for p, x in zip(populations, drawn, strict=True) if p.simulated != real]
+        if some:
+            flat = np.concatenate([x.ravel() for x in some])
+            name = "real" if real else "simulated"
+            shares[name] = {"draws": int(flat.size), "missed": float(flat.mean())}
+    return shares
+
+
+def show(found: dict[str, Any]) -> None:
+    """Prints the table."""
+    print(
+        f"\n{'rule, labels':<16}{'closed':>7}{'harm':>8}{'task':>8}{'simulated':>10}{'control':>8}"
+    )
+    for name, row in found["rows"].items():
+        print(
+            f"{name:<16}{row['closed']:7.3f}{row['harm']:+8.4f}{row['task_harm']:+8.4f}"
+            f"{row['simulated_harm']:+10.4f}{row['control']:8.2f}  {row['harmed']}"
+        )
+    print(f"missed (at most {1 - LEVEL:.2f}): {found['missed']}\nprior: {found['prior']}")
+
+
+def main() -> None:
+    """Gathers, judges, prints, writes and draws."""
+    parser = experiment_parser(__doc__)
+    parser.set_defaults(tasks=list(TASKS))
+    parser.add_argument("--picture", type=Path, help="where to draw the frontier")
+    arguments = parser.parse_args()
+    found = judge(gather(arguments.tasks, arguments.data_dir, arguments.runs))
+    show(found)
+    if arguments.out:
+        write_json(arguments.out, found)
+    if arguments.picture:
+        draw_frontier(found, arguments.picture)
+
+
+def draw_frontier(found: dict[str, Any], out: Path) -> None:
+    """Draws share closed against greatest harm, for every number of labels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for rule, marker in (("certified", "o"), ("combined", "s")):
+        rows = [found["rows"][f"{rule} {number}"] for number in NUMBERS]
+        harm, closed = ([row[x] for row in rows] for x in ("harm", "closed"))
+        axes.plot(harm, closed, marker=marker, label=f"{rule}, with labels")
+        for number, x, y in zip(NUMBERS, harm, closed, strict=True):
+            axes.annotate(str(number), (x, y), textcoords="offset points", xytext=(5, -10))
+    for rule, marker in (("safe", "^"), ("bold", "v")):
+        row = found["rows"][f"{rule} 0"]
+        axes.plot(row["harm"], row["closed"], marker, label=f"{rule}, no label")
+    axes.set_xscale("symlog", linthresh=0.01)
+    axes.set_xlabel("greatest harm on a split (ECE above that of the temperature in distribution)")
+    axes.set_ylabel("share of the gap closed")
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
