@@ -20,7 +20,7 @@ def check_output(name: str, path: Path) -> None:
     check_folder(name, path.parent)
 
 
-def checked_level(name: str, level: float) -> None:
+def check_level(name: str, level: float) -> None:
     """Raises a `UsageError` unless a level is inside (0, 1)."""
     if not 0 < level < 1:
         raise UsageError(f"{name} must be in (0, 1), got {name}={level}.")

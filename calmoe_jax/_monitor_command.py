@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from calmoe_jax._logs_arguments import check_files, checked_level, renamed
+from calmoe_jax._logs_arguments import check_files, check_level, renamed
 from calmoe_jax._usage import check_folder
 
 
@@ -42,8 +42,8 @@ class Monitor:
 
         check_files(self.file)
         check_folder("out", self.out)
-        checked_level("level", self.level)
-        checked_level("alarm", self.alarm)
+        check_level("level", self.level)
+        check_level("alarm", self.alarm)
         logs = read_logs(self.file, columns=renamed(self.columns))
         found = monitor(logs, every=self.every, level=self.level, alarm=self.alarm, told=_progress)
         picture = png(_drawn(found))
@@ -65,16 +65,24 @@ def _drawn(found: dict[str, Any]) -> Any:
     def known(value: float | None) -> float:
         return math.nan if value is None else value
 
-    moments = [
-        Moment(
-            Path(one["period"]).name, one["mean_confidence"],
-            *(one["accuracy"][x] for x in ("value", "low", "high")), one["labels"],
-            known(one["gap"]["lower"]), known(one["gap"]["upper"]),
-            known(one["gap"]["pooled"]["mean"]), known(one["shift"]["p_value"]),
-            one["shift"]["level"],
+    moments = []
+    for one in found["periods"]:
+        accuracy, gap, shift = one["accuracy"], one["gap"], one["shift"]
+        moments.append(
+            Moment(
+                name=Path(one["period"]).name,
+                confidence=one["mean_confidence"],
+                accuracy=accuracy["value"],
+                low=accuracy["low"],
+                high=accuracy["high"],
+                labels=one["labels"],
+                lower=known(gap["lower"]),
+                upper=known(gap["upper"]),
+                pooled=known(gap["pooled"]["mean"]),
+                p_value=known(shift["p_value"]),
+                level=shift["level"],
+            )
         )
-        for one in found["periods"]
-    ]  # fmt: skip
     held_out = found["held_out"]
     return draw_along_time(
         moments, held_out_confidence=held_out["mean_confidence"],

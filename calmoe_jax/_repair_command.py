@@ -8,8 +8,8 @@ import tyro
 
 from calmoe_jax._logs_arguments import (
     check_files,
+    check_level,
     check_output,
-    checked_level,
     digests,
     renamed,
 )
@@ -48,7 +48,7 @@ class Repair:
 
         check_files(self.file)
         check_output("out", self.out)
-        checked_level("level", self.level)
+        check_level("level", self.level)
         logs = read_logs(self.file, columns=renamed(self.columns))
         answers = None if self.labels is None else read_answers(self.labels, logs)
         found = repair(logs, labels=self.labels, answers=answers, mode=self.mode, level=self.level)

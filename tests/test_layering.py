@@ -37,7 +37,13 @@ LAYERS = [
     {"training"},
     {"study", "audit"},
     {"_logs_arguments"},
-    {"_plan_command", "_label_command", "_repair_command", "_monitor_command"},
+    {
+        "_plan_command",
+        "_audit_command",
+        "_label_command",
+        "_repair_command",
+        "_monitor_command",
+    },
     {"cli"},
 ]
 PURE = {

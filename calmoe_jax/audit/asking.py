@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -101,7 +102,7 @@ def ask_for_labels(
     probs /= probs.sum(axis=1, keepdims=True)
     count = 0
     for order, unit in enumerate(drawn):
-        for target in np.flatnonzero(units.of == unit) if whole_clusters else (unit,):
+        for target in np.flatnonzero(units.of == unit).tolist() if whole_clusters else [int(unit)]:
             file, row = at(int(rows[target]))
             best = int(probs[target].argmax())
             table.writerow(
@@ -132,9 +133,9 @@ def units_of(logs: Logs, people: Population, *, whole_clusters: bool) -> Units:
     )[: len(people.rows)]
     of, number = np.arange(len(chances)), len(chances)
     if whole_clusters:
-        kinds, of = np.unique(logs.clusters[people.rows], return_inverse=True)
-        number = len(kinds)
-        chances = np.bincount(of, chances, number)
+        of = np.unique(logs.clusters[people.rows], return_inverse=True)[1]
+        number = int(of.max()) + 1
+        chances = np.bincount(of, chances, number).astype(np.float64)
     return Units(of, number, chances / chances.sum(), whole_clusters)
 
 
@@ -177,7 +178,7 @@ def inclusion_probabilities(chances: np.ndarray, number: int) -> np.ndarray:
     return -np.expm1(-chances * high)
 
 
-def places(logs: Logs) -> object:
+def places(logs: Logs) -> Callable[[int], tuple[str, int]]:
     """A function from a row of the logs to its file's name and its row there.
 
     Args:

@@ -32,12 +32,12 @@ class Gate(NamedTuple):
 
     Attributes:
         name: one of `GATES`.
-        fails: whether they do not.
+        fails: whether they do not; `None` if these logs cannot tell, which must not pass unnoticed.
         reason: why, in a sentence with the numbers.
     """
 
     name: str
-    fails: bool
+    fails: bool | None
     reason: str
 
 
@@ -50,7 +50,7 @@ def gates(found: Audit, names: Sequence[str], limits: Limits) -> list[Gate]:
         limits: what counts.
 
     Raises:
-        UserError: if a gate cannot be judged by these logs: it must not pass unnoticed.
+        UserError: if `limits.repair` is needed and is not one of the calibrators.
     """
     judge = {"shift": _shift_gate, "uncalibrated": _calibration_gate, "harm": _harm_gate}
     return [judge[name](found, limits) for name in dict.fromkeys(names)]
@@ -128,7 +128,7 @@ def unknowns(found: Audit) -> list[str]:
 def _calibration_gate(found: Audit, limits: Limits) -> Gate:
     error = found.held_out.scores.debiased_ece
     if error.low is None:
-        raise UserError("uncalibrated cannot be judged: the held-out examples are too few.")
+        return Gate("uncalibrated", None, "the held-out examples are too few to judge")
     fails = error.low > limits.tolerance
     side = "above" if fails else "at most"
     return Gate(
@@ -141,11 +141,11 @@ def _calibration_gate(found: Audit, limits: Limits) -> Gate:
 
 def _shift_gate(found: Audit, limits: Limits) -> Gate:
     if found.shift is None:
-        why = "there are no targets" if found.targets is None else "they hold the aggregate alone"
-        raise UserError(f"shift cannot be judged by these logs: {why}.")
+        alone = "the logs hold the aggregate alone"
+        return Gate("shift", None, "there are no targets" if found.targets is None else alone)
     p_value = found.shift.p_value
     if p_value is None:
-        raise UserError("shift cannot be judged by these logs: the p-value is not a number.")
+        return Gate("shift", None, "the p-value is not a number")
     fails = p_value < limits.level
     return Gate(
         "shift",
@@ -157,16 +157,16 @@ def _shift_gate(found: Audit, limits: Limits) -> Gate:
 
 def _harm_gate(found: Audit, limits: Limits) -> Gate:
     if found.targets_changed is None:
-        why = "there are no targets" if found.targets is None else "no target has a label"
-        raise UserError(f"harm cannot be judged by these logs: {why}.")
+        none = "there are no targets" if found.targets is None else "no target has a label"
+        return Gate("harm", None, none)
     change = found.targets_changed.get(limits.repair)
     if change is None:
         known = ", ".join(found.targets_changed)
         raise UserError(f"repair must be one of {known}, got repair={limits.repair}.")
-    worse = _worse_than(change)
     title = limits.repair.replace("_", " ")
     words = f"on labelled targets {title} changes the Brier score by {_change_words(change)}"
-    return Gate("harm", bool(worse), words)
+    judged = None not in (change.from_none.low, change.from_temperature.low)
+    return Gate("harm", bool(_worse_than(change)) if judged else None, words)
 
 
 def _worse_than(change: Change) -> list[str]:
@@ -194,9 +194,9 @@ def _calibration(found: Audit, limits: Limits) -> Finding:
     elif error.low > limits.tolerance:
         tone, words = "worse", f"Not calibrated on held-out examples{_direction(scores)}"
     elif error.high <= limits.tolerance:
-        tone, words = "better", f"Calibrated on held-out examples, to within {within}"
+        tone, words = "better", f"Calibrated on held-out examples, up to {within}"
     else:
-        tone, words = "mixed", f"Held-out examples show neither more nor less than {within}"
+        tone, words = "mixed", f"Held-out examples neither show nor exclude {within}"
     return Finding(f"{words}.", f"{_scores(scores)}.", tone)
 
 
@@ -232,7 +232,7 @@ def _shift(found: Audit, limits: Limits) -> Finding:
         f"{name} {number(getattr(shift, name), '.3f')}"
         for name in ("load", "confidence", "disagreement")
     )
-    detail = f"p = {number(shift.p_value, '.3f')} ({parts}): {shift.reason}."
+    detail = f"test for a shift: p = {number(shift.p_value, '.3f')} ({parts}); {shift.reason}."
     if shift.p_value is None:
         return Finding("The test for a shift gives no number.", detail, "mixed")
     if shift.p_value < limits.level:
@@ -291,4 +291,8 @@ def number(value: Number, form: str) -> str:
         value: the number.
         form: its format.
     """
-    return "unknown" if value is None else format(value, form)
+    if value is None:
+        return "unknown"
+    text = format(value, form)
+    # rounded to 0 it has no sign
+    return format(0.0, form) if text.startswith("-") and float(text) == 0 else text

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from calmoe_jax import calibration, mixture
+from calmoe_jax import calibration
 from calmoe_jax.audit import logs as of_logs
 from calmoe_jax.audit import scoring
 from calmoe_jax.audit.logs import Logs, log_arrays, take
@@ -108,15 +108,14 @@ def _sample(logs: Logs) -> repair.Sample:
 
 
 def _judge_held_out(logs: Logs) -> HeldOutAudit:
-    log_probs, weights = log_arrays(logs)
-    examples = scoring.prepare(logs, mixture.mix_log_probs(log_probs, weights))
+    examples = scoring.prepare(logs)
     fit, impossible, impossible_as = scoring.fit_temperature(examples)
     return HeldOutAudit(
         n=len(logs.labels),
-        classes=log_probs.shape[2],
+        classes=logs.expert_probs.shape[2],
         clusters=len(np.unique(logs.clusters)),
         scores=scoring.scores(examples, 1.0),
-        **_of_experts(logs, log_probs, weights),
+        **_of_experts(logs),
         temperature=float(repair.usable_temperature(fit)),
         temperature_converged=bool(fit.converged),
         impossible_labels=impossible,
@@ -124,12 +123,14 @@ def _judge_held_out(logs: Logs) -> HeldOutAudit:
     )
 
 
-def _of_experts(logs: Logs, log_probs: jax.Array, weights: jax.Array) -> dict[str, Any]:
+def _of_experts(logs: Logs) -> dict[str, Any]:
     """What only the predictions of all experts show."""
     names = "experts", "expert_ece", "expert_mean_ece", "load", "router_confidence", "disagreement"
     if logs.aggregate_only:
         return dict.fromkeys(names)
-    probs, labels = jnp.exp(log_probs), jnp.asarray(logs.labels)
+    probs, weights, labels = map(
+        jnp.asarray, (logs.expert_probs, logs.routing_weights, logs.labels)
+    )
     mixed = jax.jit(calibration.mixture_calibration)(probs, weights, labels)
     identity = jax.jit(calibration.disagreement_identity)(probs, weights, labels)
     found = (

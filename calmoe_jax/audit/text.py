@@ -71,7 +71,7 @@ def _truths(array: str, values: np.ndarray) -> np.ndarray:
     if None in known:
         wrong = inverse == known.index(None)
         raise ValueError(
-            f"{array} must be true or false, got {kinds[known.index(None)]!r} at example "
+            f"{array} must be true or false, got {str(kinds[known.index(None)])!r} at example "
             f"{int(np.argmax(wrong))}"
         )
     return np.array(known, bool)[inverse]

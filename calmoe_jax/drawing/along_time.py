@@ -45,6 +45,22 @@ class Moment(NamedTuple):
     level: float
 
 
+class _Columns(NamedTuple):
+    """The fields of all periods, as arrays."""
+
+    name: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    labels: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    pooled: np.ndarray
+    p_value: np.ndarray
+    level: np.ndarray
+
+
 def draw_along_time(
     moments: Sequence[Moment], *, held_out_confidence: float, held_out_accuracy: float
 ) -> Figure:
@@ -71,7 +87,7 @@ def draw_along_time(
     """
     if not moments:
         raise ValueError("moments must hold at least one period, got none.")
-    columns = Moment(*map(np.asarray, zip(*moments, strict=True)))
+    columns = _Columns(*map(np.asarray, zip(*moments, strict=True)))
     at = np.arange(len(moments))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(6.0, min(14.0, 3.5 + 0.4 * len(moments))), 8.0))
@@ -94,13 +110,13 @@ def draw_along_time(
 
 
 def _draw_accuracy(
-    axes: Axes, at: np.ndarray, of: Moment, held_out_confidence: float, held_out_accuracy: float
+    axes: Axes, at: np.ndarray, of: _Columns, held_out_confidence: float, held_out_accuracy: float
 ) -> None:
     axes.axhline(held_out_confidence, color=COLOURS[1], lw=1, ls=":", label="confidence, held out")
     axes.axhline(held_out_accuracy, color=COLOURS[2], lw=1, ls=":", label="accuracy, held out")
     axes.plot(at, of.confidence, color=COLOURS[1], marker="o", ms=4, label="mean confidence")
-    labelled = np.asarray(of.labels) > 0
-    value, low, high = (np.asarray(x) for x in (of.accuracy, of.low, of.high))
+    labelled = of.labels > 0
+    value, low, high = of.accuracy, of.low, of.high
     for chosen, marker, words in (
         (~labelled, "s", "accuracy, label-free, between rules"),
         (labelled, "D", "accuracy by labels, with bounds"),
@@ -117,7 +133,7 @@ def _draw_accuracy(
     axes.set_ylabel("confidence, accuracy")
 
 
-def _draw_gap(axes: Axes, at: np.ndarray, of: Moment) -> None:
+def _draw_gap(axes: Axes, at: np.ndarray, of: _Columns) -> None:
     axes.set_ylabel("confidence − accuracy")
     axes.axhline(0, color="#777777", lw=1)
     known = np.isfinite(of.lower)
@@ -125,23 +141,23 @@ def _draw_gap(axes: Axes, at: np.ndarray, of: Moment) -> None:
         _say(axes, "no labels: the gap is not known")
         return
     axes.vlines(
-        at[known], np.asarray(of.lower)[known], np.asarray(of.upper)[known], color=COLOURS[2],
+        at[known], of.lower[known], of.upper[known], color=COLOURS[2],
         lw=5, alpha=0.35, label="bounds by labels",
     )  # fmt: skip
     axes.plot(
-        at[known], np.asarray(of.lower)[known], color=COLOURS[2], marker="^", ls="none", ms=5,
+        at[known], of.lower[known], color=COLOURS[2], marker="^", ls="none", ms=5,
         label="certified: at least",
     )  # fmt: skip
     axes.plot(at, of.pooled, color=COLOURS[0], marker="_", lw=1, label="pooled over periods")
 
 
-def _draw_shift(axes: Axes, at: np.ndarray, of: Moment) -> None:
+def _draw_shift(axes: Axes, at: np.ndarray, of: _Columns) -> None:
     axes.set_ylabel("p-value of a shift")
     known = np.isfinite(of.p_value)
     if not known.any():
         _say(axes, "no routing in the logs: not tested")
         return
-    p_values, levels = (np.maximum(np.asarray(x, float), _LEAST_P) for x in (of.p_value, of.level))
+    p_values, levels = (np.maximum(x, _LEAST_P) for x in (of.p_value, of.level))
     shifted = known & (p_values <= levels)
     axes.set_yscale("log")
     axes.plot(at, levels, color="#777777", lw=1, ls="--", label="level spent")

@@ -192,7 +192,8 @@ def test_the_command_writes_json_and_pictures(folder, capsys):
     assert main(["audit", str(path), "--out", str(out), "--plots", str(plots)]) == 0
     assert "Verdict: keep: no shift" in capsys.readouterr().out
     assert json.loads(out.read_text())["shift"]["decision"] == "keep"
-    assert {p.name for p in plots.iterdir()} == {"reliability.png", "experts.png", "gaps.png"}
+    names = ("reliability", "experts", "gaps", "confidence")
+    assert {p.name for p in plots.iterdir()} == {f"{name}.png" for name in names}
 
 
 def test_what_is_not_known_is_said_in_words(found):

@@ -1,5 +1,6 @@
 """The gap between confidence and accuracy on targets of which a few are labelled."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -116,14 +117,13 @@ def confidence_gap_sequence(
     residuals = _of_units(weight, guess, correct.astype(dtype), units, num_units)
     offset = weighted_sum(confidence - guess, weight)
     values = _values(residuals, drawn, chances)
-    bets = {"known": values.known, "where": values.counted, "level": level, "planned": planned}
     mean = jnp.sum(residuals.guessed)
-    lower = lower_confidence_sequence(
-        values.value, least=-values.most_below, mean_range=(mean - 1, mean), **bets
+    bounds = partial(lower_confidence_sequence, where=values.counted, level=level, planned=planned)
+    lower = bounds(
+        values.value, known=values.known, least=-values.most_below, mean_range=(mean - 1, mean)
     )
-    bets["known"] = -values.known
-    upper = -lower_confidence_sequence(
-        -values.value, least=-values.most_above, mean_range=(-mean, 1 - mean), **bets
+    upper = -bounds(
+        -values.value, known=-values.known, least=-values.most_above, mean_range=(-mean, 1 - mean)
     )
     # what the units that are left can make of the mean at most, whatever their labels
     most = values.known_after + values.guessed_left
