@@ -141,9 +141,11 @@ _guess = jax.jit(correctness_model)
 _gaps = jax.jit(shift.label_free_gaps)
 
 
-@jax.jit
+_scale = jax.jit(calibration.calibrators.scale_log_probs)
+
+
 def _scaled(mixed: jax.Array, temperature: float) -> jax.Array:
-    return calibration.calibrators.scale_log_probs(mixed, jnp.full(1, temperature, jnp.float32))
+    return _scale(mixed, jnp.full(1, temperature, jnp.float32))
 
 
 def _aggregate(logs: Logs, rows: np.ndarray) -> jax.Array:
