@@ -24,6 +24,9 @@ class Monitor:
     """Files with the logs, or folders of parts."""
     out: Path
     """Folder to write monitor.json and monitor.png to."""
+    labels: tuple[Path, ...] = ()
+    """Lists of calmoe label, filled in, each drawn from the targets of one period. Other labels of
+    targets count as drawn uniformly at random."""
     every: str = "auto"
     """Length of a period: day, week or month of dates; a number of a numeric time; file. By default
     a day, or a file where there is no time."""
@@ -37,7 +40,7 @@ class Monitor:
     def __call__(self) -> int:
         """Runs the command."""
         from calmoe_jax._files import to_json, write_whole
-        from calmoe_jax.audit import describe_monitor, monitor, read_logs
+        from calmoe_jax.audit import describe_monitor, monitor, read_answers, read_logs
         from calmoe_jax.drawing.style import png
 
         check_files(self.file)
@@ -45,7 +48,10 @@ class Monitor:
         check_level("level", self.level)
         check_level("alarm", self.alarm)
         logs = read_logs(self.file, columns=renamed(self.columns))
-        found = monitor(logs, every=self.every, level=self.level, alarm=self.alarm, told=_progress)
+        found = monitor(
+            logs, every=self.every, level=self.level, alarm=self.alarm,
+            lists=[(path, read_answers(path, logs)) for path in self.labels], told=_progress,
+        )  # fmt: skip
         picture = png(_drawn(found))
         self.out.mkdir(parents=True, exist_ok=True)
         write_whole(self.out / "monitor.png", picture)

@@ -110,7 +110,7 @@ def population(
     where = None if padded is None else jnp.arange(length) < size
     held = np.pad(rows, (0, length - size), mode="edge")
     targets = Evidence(_scaled(_aggregate(logs, held), known.temperature), where=where)
-    few = length <= MOST_COMPARED and not logs.aggregate_only
+    few = size <= MOST_COMPARED and not logs.aggregate_only
     with_neighbours = targets._replace(coordinates=_coordinates(logs, held) if few else None)
     if few:
         guess = _guess(known.references, known.reference_labels, with_neighbours)

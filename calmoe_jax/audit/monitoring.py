@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from calmoe_jax._checks import check_range
+from calmoe_jax._errors import UserError
 from calmoe_jax.audit import evidence
+from calmoe_jax.audit.answers import Answer, asked_rows
 from calmoe_jax.audit.evidence import HeldOut
 from calmoe_jax.audit.findings import number
 from calmoe_jax.audit.logs import Logs
@@ -22,6 +25,9 @@ from calmoe_jax.shift.few_labels import pooled_gaps
 
 # Standard errors to each side of a band of the label-free estimates.
 _ERRORS = 1.645
+
+# A filled list of `calmoe label`: its file, and its rows as from `read_answers`.
+List = tuple[Path, Sequence[Answer]]
 
 
 class Followed(NamedTuple):
@@ -46,6 +52,7 @@ def monitor(
     every: str = "auto",
     level: float = 0.9,
     alarm: float = 0.05,
+    lists: Sequence[List] = (),
     told: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Follows the targets of dated logs, as plain values for a file.
@@ -55,6 +62,7 @@ def monitor(
         every: length of a period (see `periods_of`).
         level: level of each bound from labels, in (0, 1); each period has its own.
         alarm: level of the tests for a shift, of all periods together, in (0, 1).
+        lists: filled lists of `calmoe label`, each drawn from one period.
         told: is called with the name of each period when it is done.
 
     Returns:
@@ -63,24 +71,28 @@ def monitor(
 
         The band of `accuracy` is, without labels, from what the labels of neighbours say to the
         mean confidence, 1.645 standard errors wider to each side: no interval of any level, since
-        what a shift does to labels cannot be seen. With labels, which count as drawn uniformly at
-        random among the period's targets, it is the bounds by `confidence_gap_sequence`.
+        what a shift does to labels cannot be seen. With labels it is the bounds by
+        `confidence_gap_sequence`. Labels without a list count as drawn uniformly at random among
+        the period's targets.
         `gap.pooled` borrows from other periods (`pooled_gaps`, about the label-free gap).
 
     Raises:
-        UserError: if the logs cannot be divided into periods.
+        UserError: if the logs cannot be divided into periods, or a list is not of one of them.
         ValueError: if a level is out of range.
     """
     check_level(level)
     check_range("alarm", alarm, 1e-6, 1 - 1e-6)
     periods = periods_of(logs, every)
+    of_period = [_list_of(period, lists) for period in periods]
+    _check_used(lists, of_period)
     known = evidence.held_out(logs)
     found = []
-    for i, period in enumerate(periods, start=1):
-        found.append(_follow(logs, known, period, i, level, alarm))
+    for i, (period, own) in enumerate(zip(periods, of_period, strict=True), start=1):
+        found.append(_follow(logs, known, period, own, i, level, alarm))
         told(period.name)
     pooled = _pooled(found)
-    labelled = sum(int(one.seen.found.num_labels) for one in found)
+    numbers = [int(one.seen.found.num_labels) for one in found]
+    assumed = sum(n for n, own in zip(numbers, of_period, strict=True) if own is None)
     return {
         "format": "calmoe monitor",
         "schema": 1,
@@ -95,18 +107,41 @@ def monitor(
         "spending": "level K / ((K + k - 1) (K + k)) for the k-th period, with K = 30; the shares "
         "of infinitely many periods sum to the level",
         "periods": [_plain(one, gap, level) for one, gap in zip(found, pooled, strict=True)],
-        "rests_on": _rests_on(logs, labelled, level),
+        "rests_on": _rests_on(logs, sum(numbers), assumed, level),
     }
 
 
+def _list_of(period: Period, lists: Sequence[List]) -> List | None:
+    """The list that was drawn from a period, if there is one."""
+    own = [one for one in lists if np.isin([a.row for a in one[1]], period.rows).all()]
+    if len(own) > 1:
+        raise UserError(f"{own[0][0]} and {own[1][0]} are both of period {period.name}.")
+    return own[0] if own else None
+
+
+def _check_used(lists: Sequence[List], used: Sequence[List | None]) -> None:
+    for one in lists:
+        if not any(one is other for other in used):
+            raise UserError(f"{one[0]} must be drawn from the targets of one period.")
+
+
 def _follow(
-    logs: Logs, known: HeldOut, period: Period, look: int, level: float, alarm: float
+    logs: Logs,
+    known: HeldOut,
+    period: Period,
+    own: List | None,
+    look: int,
+    level: float,
+    alarm: float,
 ) -> Followed:
-    padded = 1 << (len(period.rows) - 1).bit_length()
-    people = evidence.population(logs, known, period.rows, padded=padded)
-    seen = with_labels(logs, known, people, None, level=level, shared=True)
-    confidence = jnp.exp(people.evidence.log_probs.max(axis=1))[: len(period.rows)]
-    error = float(jnp.std(confidence)) / math.sqrt(len(period.rows))
+    rows = period.rows
+    if own is not None:  # what was drawn from: those without a label
+        rows = np.intersect1d(rows, asked_rows(logs, own[1]))
+    padded = 1 << (len(rows) - 1).bit_length()
+    people = evidence.population(logs, known, rows, padded=padded)
+    seen = with_labels(logs, known, people, own, level=level, shared=True)
+    confidence = jnp.exp(people.evidence.log_probs.max(axis=1))[: len(rows)]
+    error = float(jnp.std(confidence)) / math.sqrt(len(rows))
     tested = look_for_shift(logs, known.rows, period.rows, look=look, level=alarm)
     return Followed(period, tested, seen, error)
 
@@ -146,7 +181,7 @@ def _plain(one: Followed, pooled: dict[str, float | None], level: float) -> dict
     by_labels = ("estimate", "standard_error", "lower", "upper")
     return {
         "period": one.period.name,
-        "targets": len(one.period.rows),
+        "targets": len(one.seen.people.rows),
         "labels": labels,
         "mean_confidence": confidence,
         "shift": one.look._asdict(),
@@ -169,13 +204,14 @@ def _mean_confidence(known: HeldOut) -> float:
     return float(jnp.mean(jnp.exp(known.evidence.log_probs.max(axis=1))))
 
 
-def _rests_on(logs: Logs, labelled: int, level: float) -> list[str]:
+def _rests_on(logs: Logs, labelled: int, assumed: int, level: float) -> list[str]:
     lines = [f"{note}." for note in logs.notes]
-    if labelled:
+    if assumed:
         lines.append(
-            f"{labelled:,} labelled targets are used; that they were drawn uniformly at random "
+            f"{assumed:,} labelled targets are used; that they were drawn uniformly at random "
             "among the targets of their period is assumed, and cannot be seen in the logs."
         )
+    if labelled:
         lines.append(
             f"Bounds from labels hold at level {level:g} each and at any number of labels, for "
             "each period by itself."

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from audit_logs import write
-from deployed_logs import CLASSES, EXPERTS, gap_at
+from deployed_logs import CLASSES, EXPERTS, fill, gap_at
 
 from calmoe_jax._errors import UserError
 from calmoe_jax.audit import Logs, read_logs
@@ -113,6 +113,35 @@ def test_a_period_for_each_file(followed, folder):
         assert one["labels"] == other["labels"]
 
 
+def test_labels_of_a_list_belong_to_its_period(followed, folder, capsys):
+    arrays, labels, day, _, found = followed
+    blind = arrays | {"labels": np.where(arrays["targets"], -1, labels)}
+    del blind["time"]
+    files = [
+        str(write(folder, {k: x[day == i] for k, x in blind.items()}, f"blind{i}.npz"))
+        for i in range(-1, 4)
+    ]
+    asks = []
+    for i in (1, 3):
+        ask = folder / f"ask{i}.csv"
+        options = ["--budget", "70", "--out", str(ask)]
+        assert main(["label", files[0], files[i + 1], *options]) == 0
+        starts = {name: int(np.argmax(day == j)) for j, name in enumerate(files, start=-1)}
+        asks.append(str(fill(ask, labels, ask, starts=starts)))
+    out = folder / "lists"
+    assert main(["monitor", *files, "--labels", *asks, "--out", str(out)]) == 0
+    again = json.loads((out / "monitor.json").read_text())["periods"]
+    assert [one["labels"] for one in again] == [0, 70, 0, 70]
+    assert "assumed" not in capsys.readouterr().out
+    for i in (1, 3):
+        truth = gap_at(arrays, labels, found["held_out"]["temperature"], np.flatnonzero(day == i))
+        assert again[i]["gap"]["lower"] < truth < again[i]["gap"]["upper"]
+    both = folder / "both.csv"
+    assert main(["label", *files, "--budget", "70", "--out", str(both)]) == 0
+    assert main(["monitor", *files, "--labels", str(both), "--out", str(out)]) == 2
+    assert "both.csv must be drawn from the targets of one period" in capsys.readouterr().err
+
+
 def test_the_aggregate_alone_is_not_tested_for_a_shift(followed, folder):
     arrays = followed[0]
     mixed = np.einsum("nk,nkc->nc", arrays["routing_weights"], arrays["expert_probs"])
@@ -139,7 +168,7 @@ def test_without_a_shift_p_values_are_uniform_or_larger(followed):
     logs = read_logs(followed[3])
     rng = np.random.default_rng(0)
     p_values = []
-    for _ in range(40):
+    for _ in range(20):
         mixed = rng.permutation(HELD_OUT)
         found = look_for_shift(logs, np.sort(mixed[:250]), np.sort(mixed[250:]), look=1, level=0.05)
         assert not found.shifted

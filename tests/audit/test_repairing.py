@@ -19,8 +19,11 @@ from deployed_logs import (
     fill,
     gap_at,
     make_deployed,
+    rows_of,
 )
 from dispatching import exhaustive
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
 import calmoe_jax as cm
 from calmoe_jax.audit import (
@@ -33,8 +36,11 @@ from calmoe_jax.audit import (
     read_logs,
     repair,
 )
+from calmoe_jax.audit.answers import at_random
 from calmoe_jax.audit.repairing import with_labels
 from calmoe_jax.cli import main
+from calmoe_jax.shift import few_labels
+from calmoe_jax.shift.estimators import Evidence
 
 BUDGET = 60
 TARGET_ROWS = np.arange(HELD_OUT, HELD_OUT + TARGETS)
@@ -87,6 +93,41 @@ def test_the_certificate_holds_and_the_repair_lowers_the_confidence(asked):
     assert found["inputs"][0]["examples"] == HELD_OUT + TARGETS
 
 
+def test_the_gap_is_that_of_the_library_at_the_held_out_temperature(asked, folder):
+    """Computed from the arrays and the list; the temperature is fitted by SciPy."""
+    arrays, labels, _, ask, found = asked
+    logs = np.log(aggregate(arrays))
+
+    def scaled(temperature, rows):
+        return logs[rows] / temperature - logsumexp(logs[rows] / temperature, axis=1, keepdims=True)
+
+    def loss(log_temperature):
+        rows = np.arange(HELD_OUT)
+        return -scaled(np.exp(log_temperature), rows)[rows, labels[rows]].mean()
+
+    temperature = np.exp(minimize_scalar(loss, bounds=(-2, 2), method="bounded").x)
+    assert temperature > 1.15
+    np.testing.assert_allclose(found["held_out_temperature"], temperature, rtol=1e-3)
+    coordinates = cm.shift.configuration_coordinates(
+        jnp.log(arrays["expert_probs"]), arrays["routing_weights"]
+    )
+    own, other = (
+        Evidence(jnp.asarray(scaled(temperature, rows)), coordinates=coordinates[rows])
+        for rows in (np.arange(HELD_OUT), TARGET_ROWS)
+    )
+    guess = few_labels.correctness_model(own, labels[:HELD_OUT], other)
+    drawn = np.array([int(row["row"]) for row in rows_of(ask)]) - HELD_OUT
+    probs = np.exp(scaled(temperature, TARGET_ROWS))
+    expected = few_labels.confidence_gap_sequence(
+        probs.max(axis=1), (probs.argmax(axis=1) == labels[TARGET_ROWS]).astype(float), drawn,
+        correctness=guess, chances=few_labels.label_chances(guess), level=0.9, planned=BUDGET,
+    )  # fmt: skip
+    for name in ("estimate", "standard_error", "lower", "upper"):
+        np.testing.assert_allclose(found["gap"][name], getattr(expected, name)[-1], atol=4e-3)
+    free = cm.shift.label_free_gaps(own, labels[:HELD_OUT], other)
+    np.testing.assert_allclose(found["gap"]["label_free"]["bold"], free.bold, atol=3e-3)
+
+
 def test_certified_lowers_by_the_lower_bound(asked, folder):
     found = again(asked, folder, "--mode", "certified")
     lowered = found["confidence"]["before"] - found["confidence"]["after"]
@@ -97,7 +138,7 @@ def test_certified_lowers_by_the_lower_bound(asked, folder):
 @pytest.mark.parametrize("seed", [0, *exhaustive(1, 2, 3)])
 def test_the_lower_bound_is_below_the_truth_over_draws(folder, seed):
     """Of targets whose gap is known, at every number of labels."""
-    arrays, labels = make_deployed(seed=seed + 1, flatter=1.0)
+    arrays, labels = make_deployed(seed=seed + 1, flatter=0.7)
     logs = read_logs(write(folder, arrays, "draws.npz"))
     known = evidence.held_out(logs)
     people = evidence.population(logs, known, TARGET_ROWS)
@@ -150,7 +191,7 @@ def test_labels_may_be_in_the_logs(asked, folder):
 
 
 def test_whole_clusters(folder):
-    arrays, labels = make_deployed(clusters=5)
+    arrays, labels = make_deployed(seed=1, clusters=5)
     path = write(folder, arrays, "clusters.npz")
     ask, out = folder / "clusters.csv", folder / "clusters.json"
     options = ["--budget", "30", "--whole-clusters", "--out", str(ask)]
@@ -201,6 +242,9 @@ def test_the_logs_own_labels_count_as_drawn_at_random(folder, capsys):
         [gap_at(arrays, labels, found["held_out_temperature"], rows[i : i + 1]) for i in range(80)]
     )
     assert abs(found["gap"]["estimate"] - plain) < 0.05
+    order = at_random(read_logs(path), TARGET_ROWS).units
+    assert sorted(order + HELD_OUT) == sorted(rows)
+    assert 0 < np.mean(np.diff(order) > 0) < 0.7
     arrays["drawn_probability"] = np.where(np.arange(len(labels)) % 2, 0.1, 0.2)
     path = write(folder, arrays, "own.npz")
     assert main(["repair", str(path), "--out", str(out)]) == 2

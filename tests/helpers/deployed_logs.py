@@ -1,7 +1,8 @@
 """Made-up logs of a deployed model whose confidence is too high on the targets, by how much known.
 
-The labels of the targets follow a flattened aggregate, so that the gap between confidence and
-accuracy is known for these very targets.
+Labels follow a flattened aggregate, that of the targets flatter than that of the held-out examples,
+so that the held-out temperature is not 1, and the gap between confidence and accuracy is known for
+these very targets.
 """
 
 import csv
@@ -9,9 +10,10 @@ import csv
 import numpy as np
 
 HELD_OUT, TARGETS, EXPERTS, CLASSES = 400, 500, 3, 4
+_SHARPNESS = 0.7  # of the held-out labels
 
 
-def make_deployed(*, seed=0, flatter=0.4, targets=TARGETS, alone=False, clusters=None):
+def make_deployed(*, seed=0, flatter=0.25, targets=TARGETS, alone=False, clusters=None):
     """Arrays of logs without labels of targets, and the labels of all examples."""
     rng = np.random.RandomState(seed)
     total = HELD_OUT + targets
@@ -20,7 +22,7 @@ def make_deployed(*, seed=0, flatter=0.4, targets=TARGETS, alone=False, clusters
     weights = rng.dirichlet(np.ones(EXPERTS), total)
     mixed = np.einsum("nk,nkc->nc", weights, probs)
     is_target = np.arange(total) >= HELD_OUT
-    true = np.where(is_target[:, None], mixed**flatter, mixed)
+    true = mixed ** np.where(is_target, flatter, _SHARPNESS)[:, None]
     true /= true.sum(axis=1, keepdims=True)
     labels = (rng.rand(total)[:, None] > true.cumsum(axis=1)).sum(axis=1)
     if alone:
