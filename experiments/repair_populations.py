@@ -5,9 +5,10 @@ its correctness and its gaps estimated without labels, and calibration error aga
 """
 
 import dataclasses
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from calmoe_jax import mixture, shift
+from calmoe_jax._files import write_whole
 from calmoe_jax.calibration.calibrators import scale_log_probs
 from calmoe_jax.data import Split, Task
 from calmoe_jax.shift.estimators import Evidence
@@ -95,6 +97,26 @@ class Population(NamedTuple):
     def least_error(self) -> np.ndarray:
         """Least calibration error of any temperature, for each model."""
         return np.minimum(self.errors.min(axis=1), self.error_inside)
+
+
+def kept(path: Path, make: Callable[[], Iterable[Population]]) -> list[Population]:
+    """Populations from a file, or made and written to it, whole."""
+    if not path.exists():
+        made = list(make())
+        rows = {f"{i} {name}": x for i, p in enumerate(made) for name, x in p._asdict().items()}
+        content = io.BytesIO()
+        np.savez_compressed(content, **rows)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content.getvalue())
+    with np.load(path) as rows:
+        number = len(rows.files) // len(Population._fields)
+        return [_read(rows, i) for i in range(number)]
+
+
+def _read(rows: Any, number: int) -> Population:
+    found = {name: rows[f"{number} {name}"] for name in Population._fields}
+    # plain values come back as arrays without axes
+    return Population(**{name: x.item() if x.ndim == 0 else x for name, x in found.items()})
 
 
 def real_populations(task: Task, first_seed: int, runs: Path) -> Iterator[Population]:

@@ -4,7 +4,8 @@
 
 Populations are the tasks' own splits and shifts made of their training and held-out examples, as
 the plain mixture of three sets of seeds sees them (`experiments.repair_populations`); 3000 targets
-of each at most (1000 of a simulated one). All splits of a task have the same weight, and so have all tasks.
+of each at most (1000 of a simulated one). All splits of a task have the same weight, and so have
+all tasks.
 
 1. The prior of the gap (`shift.few_labels.prior`) is fitted to simulated shifts: by EM, to their
    true gaps given both label-free estimates. For the real splits of a task it is fitted without
@@ -42,6 +43,7 @@ from experiments.repair_populations import (
     MOST_TARGETS,
     SETS,
     Population,
+    kept,
     real_populations,
     simulated_populations,
 )
@@ -224,13 +226,14 @@ def priors(populations: list[Population]) -> Callable[[Population], GapPrior]:
 
 
 def gather(tasks: list[str], data_dir: Path | None, runs: Path) -> list[Population]:
-    """All populations of all tasks and sets of seeds; models that are in `runs` are not trained."""
+    """All populations of all tasks and sets of seeds; those in `runs` are not made again."""
     found: list[Population] = []
     for name in tqdm(tasks, unit="task", disable=None):
         task = resolve_task(name, data_dir)
         for first_seed in SETS:
-            found += real_populations(task, first_seed, runs)
-            found += simulated_populations(task, first_seed, runs)
+            for kind, make in (("real", real_populations), ("simulated", simulated_populations)):
+                path = runs / "populations" / f"{task.name}-{kind}-{first_seed}.npz"
+                found += kept(path, partial(make, task, first_seed, runs))
     return found
 
 

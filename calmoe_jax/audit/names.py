@@ -90,13 +90,15 @@ def places(ours: Mapping[str, str]) -> dict[str, Place]:
         ValueError: if two columns have one place, or a name is nearly one of ours.
     """
     found = {theirs: place for theirs, name in ours.items() if (place := place_of(name))}
-    holders: dict[Place, str] = {}
+    there: dict[Place, str] = {}
+    first: dict[str, tuple[str, Place]] = {}
     for theirs, place in found.items():
-        other = holders.setdefault(place, theirs)
-        whole = holders.get(Place(place.array), theirs)
-        if other != theirs or whole != theirs:
-            first = other if other != theirs else whole
-            raise ValueError(f"has {first} and {theirs}, of which one must be left out.")
+        other = there.setdefault(place, theirs)
+        one, held = first.setdefault(place.array, (theirs, place))
+        if bool(held.at) != bool(place.at):  # an array, and a column of one of its numbers
+            other = one
+        if other != theirs:
+            raise ValueError(f"has {other} and {theirs}, of which one must be left out.")
     known = [*WIDE, *SINGLE, *(form.replace("{}", "0") for _, form in WIDE.values())]
     arrays = {place.array for place in found.values()}
     absent = [name for name in known if (place := place_of(name)) and place.array not in arrays]

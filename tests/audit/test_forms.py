@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from audit_logs import CLASSES, EXPERTS, SIZE, TARGETS, make, write
 
-from calmoe_jax.audit import LogError, as_logs, predictions, read_logs
+from calmoe_jax.audit import LogError, as_logs, csv_source, predictions, read_logs
 from calmoe_jax.cli import main
 
 TOTAL = SIZE + TARGETS
@@ -356,6 +356,25 @@ def break_cell(path, row, column, text):
     lines[row + 1][lines[0].index(column)] = text
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(lines)
+
+
+def test_a_number_and_its_array_are_one_too_many_in_any_order(folder):
+    arrays = make()
+    columns = {"weight_1": arrays["labels"]} | arrays
+    with pytest.raises(LogError, match="has weight_1 and routing_weights, of which one"):
+        read_logs(write(folder, columns))
+    twice = wide(arrays) | {"w": np.zeros(TOTAL)}
+    with pytest.raises(LogError, match="has weight_1 and w, of which one"):
+        read_logs(write(folder, twice), columns={"weight_1": "w"})
+
+
+def test_csv_files_are_read_in_blocks(folder, monkeypatch):
+    monkeypatch.setattr(csv_source, "_ROWS", 7)
+    path = write_csv(folder / "blocks.csv", wide(as_text(whole())))
+    same(read_logs(path), as_logs(whole()))
+    break_cell(path, 100, "weight_2", "x")
+    with pytest.raises(LogError, match="weight_2 must be a number, got 'x' at example 100"):
+        read_logs(path)
 
 
 @pytest.mark.every_case

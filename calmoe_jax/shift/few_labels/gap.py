@@ -3,7 +3,6 @@
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -11,19 +10,19 @@ from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import at_least_float32, example_weights, weighted_sum
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.intervals._interval import check_level
+from calmoe_jax.shift.few_labels._draw_values import (
+    controlled_mean,
+    sums_of_units,
+    values_of_draws,
+)
 from calmoe_jax.shift.few_labels.betting import lower_confidence_sequence
-
-# Standard deviation of a residual that the standard error starts from, as if of so many draws.
-_PRIOR_DEVIATION, _PRIOR_DRAWS = 0.45, 4.0
-# Smallest share of the weight that counts as left, where nothing is.
-_LEAST_LEFT = 1e-6
 
 
 class GapSequence(NamedTuple):
     """What the labels show of the gap, after each draw.
 
     Attributes:
-        estimate: unbiased estimate of mean confidence minus accuracy.
+        estimate: estimate of mean confidence minus accuracy.
         standard_error: its standard error.
         lower: lower bound of the gap; all of them together hold at the level.
         upper: upper bound; so do these.
@@ -58,8 +57,10 @@ def confidence_gap_sequence(
     is known, and of the second each draw gives an unbiased estimate,
     `known_t + p_u r_u / q_t(u)`, with `r_u` the unit's mean residual `m - y`, `p_u` its share of
     all weight, `q_t` its probability, and `known_t` the sum of `p_u r_u` of the units before it.
-    The estimate is a mean of these; the bounds are `lower_confidence_sequence` of them. They
-    hold for these very targets, whatever the guess is: a good one makes them narrower.
+    The bounds are `lower_confidence_sequence` of these. They hold for these very targets, whatever
+    the guess is: a good one makes them narrower. The estimate is their mean, less the regression on
+    the same means of guess and confidence, which are known to be 0 once centred: labels tell how
+    far to trust the guess here.
 
     Args:
         confidence: confidence in the predicted class, in [0, 1].
@@ -114,149 +115,24 @@ def confidence_gap_sequence(
     weight = weight / jnp.sum(weight)
     if units is None or num_units is None:
         units, num_units = jnp.arange(len(confidence)), len(confidence)
-    residuals = _of_units(weight, guess, correct.astype(dtype), units, num_units)
+    of_units = sums_of_units(weight, confidence, guess, correct.astype(dtype), units, num_units)
     offset = weighted_sum(confidence - guess, weight)
-    values = _values(residuals, drawn, chances)
-    mean = jnp.sum(residuals.guessed)
-    bounds = partial(lower_confidence_sequence, where=values.counted, level=level, planned=planned)
-    lower = bounds(
+    values = values_of_draws(of_units, drawn, chances)
+    mean = jnp.sum(of_units.guessed)
+    given = partial(lower_confidence_sequence, where=values.counted, level=level, planned=planned)
+    lower = given(
         values.value, known=values.known, least=-values.most_below, mean_range=(mean - 1, mean)
     )
-    upper = -bounds(
+    upper = -given(
         -values.value, known=-values.known, least=-values.most_above, mean_range=(-mean, 1 - mean)
     )
     # what the units that are left can make of the mean at most, whatever their labels
     most = values.known_after + values.guessed_left
     lower, upper = (jnp.clip(x, most - values.left_after, most) for x in (lower, upper))
-    estimate, error = _running_mean(values)
+    estimate, error = controlled_mean(values)
     return GapSequence(
         *(
             jnp.where(values.unknown, jnp.nan, x)
             for x in (offset + estimate, error, offset + lower, offset + upper)
         )
     )
-
-
-class _Units(NamedTuple):
-    """Sums over the targets of a unit, of weights that sum to 1.
-
-    Attributes:
-        share: its weight.
-        guessed: of the guess; between 0 and the share.
-        residual: of the guess minus `correct`; NaN if a target of it has no label.
-    """
-
-    share: Float[Array, " units"]
-    guessed: Float[Array, " units"]
-    residual: Float[Array, " units"]
-
-
-class _Values(NamedTuple):
-    """An unbiased estimate of the mean residual from each draw.
-
-    Attributes:
-        value: the estimate minus what is known.
-        known: sum of the residuals drawn before.
-        left: weight of the units that are left before the draw.
-        known_after: the same with its own.
-        left_after: weight of the units that are left after it.
-        guessed_left: sum of the guess over them.
-        counted: which entries are draws.
-        unknown: from which entry on they cannot be used.
-        most_below: no value is below minus this.
-        most_above: no value is above this.
-    """
-
-    value: Float[Array, " draws"]
-    known: Float[Array, " draws"]
-    left: Float[Array, " draws"]
-    known_after: Float[Array, " draws"]
-    left_after: Float[Array, " draws"]
-    guessed_left: Float[Array, " draws"]
-    counted: Bool[Array, " draws"]
-    unknown: Bool[Array, " draws"]
-    most_below: Float[Array, ""]
-    most_above: Float[Array, ""]
-
-
-def _of_units(
-    weight: Float[Array, " targets"],
-    guess: Float[Array, " targets"],
-    correct: Float[Array, " targets"],
-    units: Int[Array, " targets"],
-    num_units: int,
-) -> _Units:
-    columns = jnp.stack([jnp.ones_like(guess), guess, guess - correct], axis=1)
-    columns = jnp.where((weight == 0)[:, None], 0, columns) * weight[:, None]
-    sums = jax.ops.segment_sum(columns, units, num_units)
-    return _Units(*sums.T)
-
-
-def _values(
-    of: _Units, drawn: Int[Array, " draws"], chances: Float[Array, " units"] | None
-) -> _Values:
-    dtype = of.share.dtype
-    counts = of.share > 0
-    chance = jnp.ones_like(of.share) if chances is None else chances.astype(dtype)
-    chance = jnp.where(counts, jnp.where(chance > 0, chance, jnp.nan), 0)
-    chance = chance / jnp.sum(chance)
-    counted = drawn >= 0
-    inside = drawn < len(chance)
-    row = jnp.clip(drawn, 0, len(chance) - 1)
-    places = jnp.arange(len(drawn))
-    kept = jnp.where(counted & inside, row, len(chance))
-    first = jax.ops.segment_min(places, kept, len(chance) + 1)[kept]
-
-    def drawn_of(x: Float[Array, " units"]) -> Float[Array, " draws"]:
-        return jnp.where(counted & counts[row], x[row], 0)
-
-    def up_to(x: Float[Array, " units"]) -> Float[Array, " draws"]:
-        return jnp.cumsum(drawn_of(x))
-
-    def before(x: Float[Array, " units"]) -> Float[Array, " draws"]:
-        return up_to(x) - drawn_of(x)
-
-    residual = of.residual[row]
-    used = chance[row]
-    probability = used / jnp.maximum(1 - before(chance), used)
-    bad = counted & (~inside | (first != places) | jnp.isnan(residual) | ~counts[row])
-    usable = counted & ~bad
-    value = jnp.where(usable, residual / jnp.where(usable, probability, 1), 0)
-    per_chance = jnp.where(counts, chance, 1)
-    unknown = (jnp.cumsum(bad) > 0) | jnp.isnan(jnp.sum(of.guessed) + jnp.sum(chance))
-    labelled = jnp.where(jnp.isnan(of.residual), 0, of.residual)
-    return _Values(
-        value=value,
-        known=before(labelled),
-        left=jnp.maximum(1 - before(of.share), of.share[row]),
-        known_after=up_to(labelled),
-        left_after=jnp.maximum(1 - up_to(of.share), 0),
-        guessed_left=jnp.sum(of.guessed) - up_to(of.guessed),
-        counted=usable,
-        unknown=unknown,
-        most_below=jnp.max((of.share - of.guessed) / per_chance, initial=0),
-        most_above=jnp.max(of.guessed / per_chance, initial=0),
-    )
-
-
-def _running_mean(of: _Values) -> tuple[Float[Array, " draws"], Float[Array, " draws"]]:
-    """Mean of the estimates up to each draw, and its standard error.
-
-    Estimates are weighted by `1 / (left before * left after)`. With equal chances and shares the
-    mean is then known, plus what is left times the mean residual of all draws; the sum of these
-    weights is the number of draws over the finite-population correction.
-    """
-    precision = 1 / (of.left * jnp.maximum(of.left_after, _LEAST_LEFT))
-    precision = jnp.where(of.counted, precision, 0)
-    unbiased = of.known + of.value
-    total = jnp.cumsum(precision)
-    held = jnp.where(total > 0, total, 1)
-    mean = jnp.cumsum(precision * unbiased) / held
-    # the deviation of each from the mean before it: nothing cancels
-    earlier = jnp.concatenate([jnp.zeros_like(mean[:1]), mean[:-1]])
-    past = jnp.concatenate([jnp.zeros_like(total[:1]), total[:-1]])
-    off = past / held * jnp.square((unbiased - earlier) / of.left)
-    count = jnp.cumsum(of.counted).astype(mean.dtype)
-    square = _PRIOR_DRAWS * _PRIOR_DEVIATION**2 + jnp.cumsum(jnp.where(of.counted, off, 0))
-    variance = square / (_PRIOR_DRAWS + jnp.maximum(count - 1, 0))
-    return mean, jnp.sqrt(variance / held)

@@ -13,7 +13,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 import calmoe_jax as cm
-from calmoe_jax.shift.estimators import ESTIMATORS, Evidence, conditional_drop
+from calmoe_jax.shift.estimators import ESTIMATORS, Evidence, conditional, conditional_drop
 
 HELD_OUT, TARGETS = 90, 70
 
@@ -476,3 +476,47 @@ def test_a_confidence_below_chance_is_not_raised():
         held_out, classes, targets
     )
     np.testing.assert_allclose(found.accuracy, 0.4, atol=1e-6)
+
+
+def test_drops_of_peers_and_neighbours_count_by_separability(monkeypatch):
+    """Peers who choose the same classes and are less sure of them, and other neighbours."""
+    held_out, labels, targets = samples()
+    ((_, before, own), (_, after, other)), classes, _ = arrays()
+    peers = jax.nn.log_softmax(jnp.stack([0.3 * targets.log_probs] * PEERS))
+    rng = np.random.RandomState(3)
+    elsewhere = targets.coordinates + jnp.asarray(2 * rng.randn(TARGETS, 5), jnp.float32)
+    targets = targets._replace(peers=peers, coordinates=elsewhere)
+    chance = chance_of(other, classes)
+
+    def of_peers(evidence, predicted):
+        probs = np.exp(np.float64(evidence.peers)).mean(axis=0)
+        return probs[np.arange(len(predicted)), predicted]
+
+    points = np.float64(held_out.coordinates), np.float64(elsewhere)
+    pairs = (
+        (of_peers(held_out, own), of_peers(targets, other)),
+        (
+            shares_by_loops(points[0], own, points[0], classes, 50, True),
+            shares_by_loops(points[1], other, points[0], classes, 50, False),
+        ),
+    )
+    # votes do not fall
+    lost = min(-math.log(drop_by_scikit_learn(a, before, b, after, chance)[0]) for a, b in pairs)
+    assert lost > 0.05
+
+    def exponent(separable, **options):
+        monkeypatch.setattr(conditional, "separability", lambda *_, **__: jnp.float32(separable))
+        call = functools.partial(
+            ESTIMATORS["confidence_conditional_by_peers"], margin=0.0, tolerance=0.0, **options
+        )
+        found = float(jax.jit(call)(held_out, labels, targets).accuracy)
+        return -math.log((found - chance) / (after.mean() - chance))
+
+    np.testing.assert_allclose(exponent(0.1, strength=3.0), 3 * lost, rtol=1e-3)
+    np.testing.assert_allclose(exponent(0.8, strength=5.0), 5 * 0.4 * lost, rtol=1e-3)
+    ratio, error = drop_by_scikit_learn(pairs[1][0], before, pairs[1][1], after, chance)
+    exponent_of_support = 4 * max(-math.log(ratio + 0.5 * error) - 0.05, 0)
+    expected = chance + (after.mean() - chance) * math.exp(-exponent_of_support)
+    assert expected < after.mean() - 0.01
+    found = jax.jit(ESTIMATORS["confidence_conditional"])(held_out, labels, targets)
+    np.testing.assert_allclose(found.accuracy, expected, atol=1e-4)
