@@ -22,7 +22,8 @@ class Label:
     out: Path
     """File to write the list to, as CSV, with an empty column label."""
     budget: int = 50
-    """Number of targets to draw, or of clusters, set before labels are seen; one may stop earlier."""
+    """Number of targets to draw, or of clusters, set before labels are seen; one may stop
+    earlier."""
     seed: int = 0
     """Seed of the draw."""
     whole_clusters: bool = False

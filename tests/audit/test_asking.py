@@ -11,7 +11,7 @@ from calmoe_jax._errors import UserError
 from calmoe_jax.audit import ask_for_labels, evidence, read_logs
 from calmoe_jax.audit.asking import draw_probabilities, inclusion_probabilities, units_of
 from calmoe_jax.cli import main
-from calmoe_jax.shift.few_labels import draw_units
+from calmoe_jax.shift.few_labels import draw_units, labels_needed
 
 BUDGET = 30
 
@@ -128,7 +128,7 @@ def test_targets_with_a_label_are_left_out_and_said(folder, capsys):
     words = capsys.readouterr().out
     assert "100 targets have a label already" in words
     assert "fewer targets than the budget of 1,000" in words
-    assert "133 for a gap of 0.2" in words
+    assert f"{labels_needed(0.2):,} for a gap of 0.2" in words
     arrays["labels"] = labels
     with pytest.raises(UserError, match="no target without a label"):
         ask_for_labels(read_logs(write(folder, arrays, "none.npz")), budget=3)
