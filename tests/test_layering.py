@@ -36,7 +36,14 @@ LAYERS = [
     {"nn", "data", "parallel"},
     {"training"},
     {"study", "audit"},
-    {"_plan_command", "_audit_command"},
+    {"_logs_arguments"},
+    {
+        "_plan_command",
+        "_audit_command",
+        "_label_command",
+        "_repair_command",
+        "_monitor_command",
+    },
     {"cli"},
 ]
 PURE = {
@@ -45,7 +52,7 @@ PURE = {
 }  # fmt: skip
 PURE_MAY_IMPORT = {
     "jax", "jaxtyping", "numpy", "typing", "collections", "functools", "importlib",
-    "inspect", "math", "types",
+    "inspect", "math", "statistics", "types",
     "sklearn",  # on the host, inside functions
     "calmoe_jax", "calmoe_kernels",
 }  # fmt: skip
