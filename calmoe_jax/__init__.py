@@ -49,6 +49,7 @@ from calmoe_jax.routing import straight_through_weights as straight_through_weig
 from calmoe_jax.routing import top_k_routing as top_k_routing
 
 if _typing.TYPE_CHECKING:
+    from calmoe_jax import audit as audit
     from calmoe_jax import calibration as calibration
     from calmoe_jax import shift as shift
 
@@ -56,8 +57,8 @@ _register_named_tuples(
     *(f"calmoe_jax.{name}" for name in ("routing", "mixture", "moe", "reweighting"))
 )
 
-# The two largest namespaces are imported when they are first used.
-_LATER = ("calibration", "shift")
+# The largest namespaces are imported when they are first used.
+_LATER = ("audit", "calibration", "shift")
 
 
 def __getattr__(name: str) -> _typing.Any:

@@ -1,7 +1,7 @@
 """The command `calmoe`: parses, calls, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a run failed, 2 wrong usage or unusable input, 130 and 143 ended by Ctrl-C
-and SIGTERM. The same command resumes a run that was ended.
+Exit codes: 0 done, 1 a run failed, 2 wrong usage or unusable input, 3 a gate of --fail-on fails,
+130 and 143 ended by Ctrl-C and SIGTERM. The same command resumes a run that was ended.
 """
 
 import os
@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from calmoe_jax._audit_command import Audit
 from calmoe_jax._errors import RunError, UserError
 from calmoe_jax._plan_command import Plan
 from calmoe_jax._signals import Stopped, ending_on_signals
@@ -205,49 +206,6 @@ class Tasks:
 
 
 @dataclass(frozen=True)
-class Audit:
-    """Judge a deployed model's logs: calibration, shift, and repair without labels.
-
-    The file holds, for each example, the router's weights, the experts' probabilities and the
-    label where it is known: an npz file with arrays routing_weights [n, experts], expert_probs
-    [n, experts, classes], labels [n] (-1: unknown) and, if need be, targets [n], clusters [n] and
-    where [n] (false: does not count); or a parquet file with these columns. Where only the chosen
-    experts were logged, the second axis holds slots, and expert_indices [n, slots] says whose.
-    """
-
-    file: tyro.conf.Positional[Path]
-    """File with the logs."""
-    out: Path | None = None
-    """File to write all results to, as JSON."""
-    plots: Path | None = None
-    """Folder for plots of the labelled examples: reliability, experts, gaps."""
-
-    def __call__(self) -> int:
-        """Runs the command."""
-        from calmoe_jax._files import to_json, write_whole
-        from calmoe_jax.audit import audit, describe_audit, read_logs
-        from calmoe_jax.audit.pictures import draw_audit
-
-        if self.out is not None:
-            if self.out.is_dir():
-                raise UsageError(f"out must be a file, got out={self.out}, which is a folder.")
-            check_folder("out", self.out.parent)
-        if self.plots is not None:
-            check_folder("plots", self.plots)
-        logs = read_logs(self.file)
-        found = audit(logs)
-        if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.out, to_json(found.to_json()))
-        if self.plots is not None:
-            self.plots.mkdir(parents=True, exist_ok=True)
-            for name, content in draw_audit(logs).items():
-                write_whole(self.plots / f"{name}.png", content)
-        print(describe_audit(found))
-        return 0
-
-
-@dataclass(frozen=True)
 class Doctor:
     """Show versions, devices, which kernels run here, and why the others do not."""
 
@@ -336,8 +294,8 @@ def _overview() -> str:
     ]
     for name, command in COMMANDS.items():
         lines.append(f"  {name:<8}{(command.__doc__ or '').splitlines()[0]}")
-    codes = "0 done, 1 a run failed, 2 wrong usage or unusable input, 130 Ctrl-C, 143 SIGTERM"
-    return "\n".join([*lines, "", f"Exit codes: {codes}."])
+    codes = "0 done, 1 a run failed, 2 wrong usage or unusable input, 3 a gate of --fail-on fails"
+    return "\n".join([*lines, "", f"Exit codes: {codes},", "130 Ctrl-C, 143 SIGTERM."])
 
 
 def _call(arguments: Sequence[str]) -> int:

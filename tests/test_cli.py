@@ -64,6 +64,13 @@ def run(monkeypatch, tmp_path, capsys):
             f"--out must be in a folder that can be written to, got --out={__file__}/deep",
         ),
         (("audit", "nowhere.npz", "--plots", __file__), "is a file"),
+        (("audit",), "file must name at least one file of logs, got none"),
+        (("audit", "nowhere.npz", "--report", "."), "--report must be a file, got --report=."),
+        (("audit", "nowhere.npz", "--level", "1"), "--level must be in (0, 1), got --level=1.0"),
+        (("audit", "nowhere.npz", "--tolerance", "1"), "--tolerance must be in [0, 1)"),
+        (("audit", "nowhere.npz", "--fail-on", "all"), "uncalibrated"),
+        (("audit", "nowhere.npz", "--repair", "magic"), "--repair must be one of temperature"),
+        (("audit", "nowhere.npz", "--columns", "labels"), "--columns must be pairs ours=theirs"),
         (("fly",), "run, report, tasks, audit, plan, doctor"),
     ],
 )
@@ -81,7 +88,7 @@ def test_help_fits_one_screen_and_names_every_command(run):
     assert len(out.splitlines()) <= 24
     assert all(len(line) <= 100 for line in out.splitlines())
     assert all(f"\n  {name} " in out for name in cli.COMMANDS)
-    assert "0 done, 1 a run failed, 2 wrong usage" in out
+    assert "0 done, 1 a run failed, 2 wrong usage or unusable input, 3 a gate" in out
 
 
 def test_no_command_is_wrong_usage(run):

@@ -36,7 +36,7 @@ LAYERS = [
     {"nn", "data", "parallel"},
     {"training"},
     {"study", "audit"},
-    {"_plan_command"},
+    {"_plan_command", "_audit_command"},
     {"cli"},
 ]
 PURE = {

@@ -1,61 +1,79 @@
-"""Checks the columns of logs, and brings them into one form; errors name example and expert."""
+"""Checks the columns of logs: shapes, kinds, labels, times; errors name the example."""
 
-from typing import NamedTuple
-
-import jax.numpy as jnp
 import numpy as np
 
-from calmoe_jax.calibration._inputs import distributions
+from calmoe_jax.audit.names import WIDE
+from calmoe_jax.audit.predictions import Rescaled, as_distributions
 
-# More experts than any model has: a larger number is no index, and would exhaust the memory.
-_MOST_EXPERTS = 2**14
+_FLOATS = "floating-point numbers"
+_KINDS = {
+    **{name: ("f", _FLOATS) for name in WIDE},
+    "labels": ("iu", "whole numbers, -1 where unknown"),
+    "expert_indices": ("iu", "whole numbers"),
+    "targets": ("b", "true or false"),
+    "clusters": ("iuSU", "whole numbers or names"),
+    "where": ("b", "true or false"),
+    "weights": ("biuf", "0 or 1"),
+    "drawn_probability": ("biuf", "numbers"),
+}
 
 
-class Predictions(NamedTuple):
-    """Predictions of all experts for all examples.
+def predictions_of(columns: dict[str, np.ndarray]) -> tuple[str, str | None]:
+    """Names of the arrays with the predictions, and with the routing; `None` for the aggregate.
 
-    Attributes:
-        routing_weights: weight of each expert, 0 for those not chosen.
-        expert_probs: each expert's class probabilities, uniform for those not chosen; float32.
+    Args:
+        columns: as from `read_columns`.
     """
+    for name in ("expert_probs", "expert_logits"):
+        if name in columns:
+            return name, "routing_weights" if "routing_weights" in columns else "routing_logits"
+    return ("probs" if "probs" in columns else "logits"), None
 
-    routing_weights: np.ndarray
-    expert_probs: np.ndarray
 
+def check_shapes(columns: dict[str, np.ndarray], name: str) -> None:
+    """Raises an error for a column of a wrong shape or kind.
 
-def check_shapes(columns: dict[str, np.ndarray]) -> None:
-    """Raises an error for a column of a wrong shape or kind."""
-    probs = columns["expert_probs"]
-    if probs.ndim != 3 or 0 in probs.shape or probs.shape[2] < 2:
+    Args:
+        columns: as from `read_columns`.
+        name: the array with the predictions.
+    """
+    probs = columns[name]
+    of_experts = name.startswith("expert")
+    axes = ("examples", "experts", "classes") if of_experts else ("examples", "classes")
+    if probs.ndim != len(axes) or 0 in probs.shape or probs.shape[-1] < 2:
         raise ValueError(
-            "expert_probs must be [examples, experts, classes] with at least two classes, got "
-            f"shape {probs.shape}."
+            f"{name} must be [{', '.join(axes)}] with at least two classes, got shape "
+            f"{probs.shape}."
         )
-    for name, values in columns.items():
-        axes = 2 if name in ("routing_weights", "expert_indices") else 1
-        if name != "expert_probs" and values.shape != probs.shape[:axes]:
+    for other, values in columns.items():
+        shape = probs.shape[:1]
+        if other in ("routing_weights", "routing_logits", "expert_indices"):
+            if not of_experts:
+                continue  # of experts that are not there
+            shape = probs.shape[:2]
+        elif other == "label_probs":
+            shape = (len(probs), probs.shape[-1])
+        if other not in (name, "probs", "logits") and values.shape != shape:
             raise ValueError(
-                f"{name} must be of shape {probs.shape[:axes]}, as expert_probs is of shape "
-                f"{probs.shape}, got {values.shape}."
+                f"{other} must be of shape {shape}, as {name} is of shape {probs.shape}, got "
+                f"{values.shape}."
             )
-    kinds = {
-        "routing_weights": ("f", "floating-point numbers"),
-        "expert_probs": ("f", "floating-point numbers"),
-        "labels": ("iu", "whole numbers, -1 where unknown"),
-        "expert_indices": ("iu", "whole numbers"),
-        "targets": ("b", "true or false"),
-        "clusters": ("iuSU", "whole numbers or names"),
-        "where": ("b", "true or false"),
-        "weights": ("biuf", "0 or 1"),
-    }
-    for name, (allowed, words) in kinds.items():
-        if name in columns and columns[name].dtype.kind not in allowed:
-            raise TypeError(f"{name} must be {words}, got {columns[name].dtype}.")
+    for other, (allowed, words) in _KINDS.items():
+        if other in columns and columns[other].dtype.kind not in allowed:
+            raise TypeError(f"{other} must be {words}, got {columns[other].dtype}.")
 
 
-def counted(columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Which examples count: not those masked by `where` or `weights`, nor those routed nowhere."""
-    where: np.ndarray = (columns["routing_weights"] != 0).any(axis=1)
+def counted(columns: dict[str, np.ndarray], routing: str | None) -> np.ndarray:
+    """Which examples count: not those masked by `where` or `weights`, nor those routed nowhere.
+
+    Args:
+        columns: of right shapes and kinds.
+        routing: the array with the routing, if there is one.
+    """
+    where = np.ones(len(next(iter(columns.values()))), bool)
+    if routing is not None:
+        nothing = 0 if routing == "routing_weights" else -np.inf
+        where = (columns[routing] != nothing).any(axis=1)
     if "where" in columns:
         where &= columns["where"]
     if "weights" in columns:
@@ -69,92 +87,85 @@ def counted(columns: dict[str, np.ndarray]) -> np.ndarray:
             )
         where &= weights != 0
     if not where.any():
-        raise ValueError("routing_weights must have a row that counts, got none.")
+        name = routing or "where"
+        raise ValueError(f"{name} must have a row that counts, got none.")
     return where
 
 
-def predictions(columns: dict[str, np.ndarray], where: np.ndarray) -> Predictions:
-    """Checks the predictions of the examples that count, and gives every expert its place.
-
-    What an expert of weight 0 predicts, or any expert for an example that does not count, has no
-    effect and may be anything: it is replaced by the uniform distribution.
+def check_labels(labels: np.ndarray, where: np.ndarray, num_classes: int) -> np.ndarray:
+    """Labels of the examples that count, -1 for the others.
 
     Args:
-        columns: with `expert_indices` if the second axis holds slots instead of experts. The array
-            of probabilities may be changed.
+        labels: whole numbers.
         where: which examples count.
+        num_classes: number of classes.
     """
-    weights, probs = columns["routing_weights"], columns["expert_probs"]
-    indices = columns.get("expert_indices")
-    _check_weights(weights, where, "expert" if indices is None else "slot")
-    used = where[:, None] & (weights > 0)
-    if not used.all():
-        probs = probs if probs.flags.writeable else probs.copy()
-        probs[~used] = 1 / probs.shape[2]
-        weights = np.where(used, weights, 0)
-    bad = ~np.asarray(distributions(jnp.asarray(probs)))
-    if bad.any():
-        row, slot = (int(i) for i in np.argwhere(bad)[0])
-        place = (
-            f"expert {slot}" if indices is None else f"slot {slot} (expert {indices[row, slot]})"
-        )
-        raise ValueError(
-            "expert_probs must be probabilities that sum to 1 over the classes, got "
-            f"{_fault(probs[row, slot], f'at example {row}, {place}', 'class')}."
-        )
-    probs = np.asarray(probs, np.float32)
-    if indices is None:
-        return Predictions(weights, probs)
-    # an unsigned type cannot hold the mark of a slot that is not used
-    return _scattered(weights, probs, np.where(used, indices.astype(np.int64), -1))
-
-
-def _check_weights(weights: np.ndarray, where: np.ndarray, one: str) -> None:
-    bad = where & ~np.asarray(distributions(jnp.asarray(weights)))
+    found = np.where(where, labels.astype(np.int64), -1)
+    bad = (found < -1) | (found >= num_classes)
     if bad.any():
         row = int(np.argmax(bad))
         raise ValueError(
-            f"routing_weights must be weights of at least 0 that sum to 1 over the {one}s, got "
-            f"{_fault(weights[row], f'at example {row}', one)}."
+            f"labels must be in [-1, {num_classes - 1}], got {found[row]} at example {row}."
         )
+    return found
 
 
-def _fault(values: np.ndarray, place: str, one: str) -> str:
-    """The value that keeps a row from being a distribution, and its place."""
-    values = values.astype(np.float64)
-    bad = ~((values >= 0) & np.isfinite(values))
+def soft_labels(
+    shares: np.ndarray, labels: np.ndarray | None, where: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Rescaled]:
+    """Soft labels, and a class for each.
+
+    Args:
+        shares: distribution over the classes of each example; all 0 or all NaN where unknown.
+        labels: classes that the file has, -1 where unknown; `None` if it has none.
+        where: which examples count.
+
+    Returns:
+        The distributions, 0 where unknown; the classes, by default drawn from them, with the same
+        draw for the same file; and what was rescaled.
+
+    Raises:
+        ValueError: if a row is no distribution, or known where its class is not.
+    """
+    known = where & ~(np.isnan(shares).all(axis=1) | (shares == 0).all(axis=1))
+    shares, rescaled = as_distributions(
+        shares, known, name="label_probs", rule="probabilities that sum to 1 over the classes",
+        axes=("class",),
+    )  # fmt: skip
+    shares = np.where(known[:, None], shares, 0)
+    if labels is None:
+        drawn = np.random.default_rng(0).random((len(shares), 1), np.float32)
+        # rounding may leave the last sum below the draw
+        classes = (drawn >= np.cumsum(shares, axis=1)[:, :-1]).sum(axis=1)
+        # nor is a class drawn whose share is 0
+        classes = np.where(
+            np.take_along_axis(shares, classes[:, None], axis=1)[:, 0] > 0,
+            classes,
+            shares.argmax(axis=1),
+        )
+        return shares, np.where(known, classes, -1), rescaled
+    differs = (labels >= 0) != known
+    if differs.any():
+        raise ValueError(
+            "label_probs must be known where labels are, got one without the other at example "
+            f"{int(np.argmax(differs))}."
+        )
+    return shares, labels, rescaled
+
+
+def check_drawn(drawn: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+    """Inclusion probabilities of the labelled targets; NaN elsewhere.
+
+    Args:
+        drawn: the probability with which each target was chosen for labelling.
+        labelled: which targets have labels.
+    """
+    drawn = np.asarray(drawn, np.float64)
+    bad = labelled & ~((drawn > 0) & (drawn <= 1))
     if bad.any():
-        return f"{values[bad][0]:.6g} {place}, {one} {int(np.argmax(bad))}"
-    return f"a sum of {values.sum():.6g} {place}"
-
-
-def _scattered(weights: np.ndarray, probs: np.ndarray, indices: np.ndarray) -> Predictions:
-    """Slots as experts; the index of a slot without weight is -1."""
-    used = indices >= 0
-    negative = (weights > 0) & ~used
-    if negative.any():
-        row, slot = (int(i) for i in np.argwhere(negative)[0])
+        row = int(np.argmax(bad))
         raise ValueError(
-            f"expert_indices must be at least 0, got a negative one at example {row}, slot {slot}."
+            "drawn_probability must be in (0, 1] for every target with a label, got "
+            f"{drawn[row]:.6g} at example {row}."
         )
-    if indices.max() >= _MOST_EXPERTS:
-        row, slot = (int(i) for i in np.argwhere(indices >= _MOST_EXPERTS)[0])
-        raise ValueError(
-            f"expert_indices must be below {_MOST_EXPERTS}, got {indices[row, slot]} at example "
-            f"{row}, slot {slot}."
-        )
-    ordered = np.sort(indices, axis=1)
-    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-    if twice.any():
-        row, slot = (int(i) for i in np.argwhere(twice)[0])
-        raise ValueError(
-            f"expert_indices must differ within an example, got expert {ordered[row, slot]} twice "
-            f"at example {row}."
-        )
-    size, classes, experts = len(weights), probs.shape[2], int(indices.max()) + 1
-    rows, slots = np.nonzero(used)
-    of_all = np.zeros((size, experts), weights.dtype)
-    of_all[rows, indices[rows, slots]] = weights[rows, slots]
-    held = np.full((size, experts, classes), 1 / classes, probs.dtype)
-    held[rows, indices[rows, slots]] = probs[rows, slots]
-    return Predictions(of_all, held)
+    return np.where(labelled, drawn, np.nan)

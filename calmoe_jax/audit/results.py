@@ -48,7 +48,8 @@ class HeldOutAudit:
 
     Attributes:
         n: number of examples.
-        experts: number of experts.
+        experts: number of experts; like everything of experts `None` if the logs have the
+            aggregate alone.
         classes: number of classes.
         clusters: number of clusters.
         scores: scores of the uncalibrated aggregate.
@@ -66,15 +67,15 @@ class HeldOutAudit:
     """
 
     n: int
-    experts: int
+    experts: int | None
     classes: int
     clusters: int
     scores: Scores
-    expert_ece: list[Number]
+    expert_ece: list[Number] | None
     expert_mean_ece: Number
-    load: list[Number]
+    load: list[Number] | None
     router_confidence: Number
-    disagreement: Disagreement
+    disagreement: Disagreement | None
     temperature: float
     temperature_converged: bool
     impossible_labels: int
@@ -112,12 +113,28 @@ class TargetsAudit:
         labelled: how many of them have a label.
         clusters: number of clusters.
         temperatures: temperatures for them, by calibrator; no label of a target is used.
+        rests_on: how many of the held-out examples and of the targets these rest on, evenly spread
+            over all of them.
     """
 
     n: int
     labelled: int
     clusters: int
     temperatures: dict[str, float]
+    rests_on: list[int]
+
+
+@dataclass(frozen=True)
+class Change:
+    """By how much a temperature changes the Brier score on labelled targets; above 0 is harm.
+
+    Attributes:
+        from_none: from that of the model as it is logged.
+        from_temperature: from that with the temperature fitted on held-out examples.
+    """
+
+    from_none: Estimate
+    from_temperature: Estimate
 
 
 @dataclass(frozen=True)
@@ -129,22 +146,32 @@ class Audit:
         shift: shift between them and the targets; `None` without targets.
         targets: temperatures that repair the targets' confidence; `None` without targets.
         targets_scored: scores of the targets that have labels, by calibrator; `None` if none has.
+        targets_changed: what each temperature changes for these, by calibrator.
         left_out: number of examples that do not count (see `Logs.where`).
+        notes: what was changed in reading, in sentences.
     """
 
     held_out: HeldOutAudit
     shift: ShiftAudit | None = None
     targets: TargetsAudit | None = None
     targets_scored: dict[str, Scores] | None = None
+    targets_changed: dict[str, Change] | None = None
     left_out: int = 0
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file; missing parts are left out."""
-        plain: dict[str, Any] = {"held_out": self.held_out.to_json(), "left_out": self.left_out}
+        plain: dict[str, Any] = {
+            "held_out": self.held_out.to_json(),
+            "left_out": self.left_out,
+            "notes": list(self.notes),
+        }
         if self.shift is not None:
             plain["shift"] = asdict(self.shift)
         if self.targets is not None:
             plain["targets"] = asdict(self.targets)
         if self.targets_scored is not None:
             plain["targets_scored"] = {k: asdict(v) for k, v in self.targets_scored.items()}
+        if self.targets_changed is not None:
+            plain["targets_changed"] = {k: asdict(v) for k, v in self.targets_changed.items()}
         return plain

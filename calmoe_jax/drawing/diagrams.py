@@ -1,4 +1,4 @@
-"""Plots of calibration, from arrays: reliability, experts, gaps along a statistic, methods.
+"""Plots of calibration, from arrays: reliability, experts, gaps, methods, confidences.
 
 Every plot is a separate `matplotlib.figure.Figure`: no pyplot state, no window. Series differ in
 marker and line style as well as in colour.
@@ -192,6 +192,40 @@ def draw_method_comparison(curves: Mapping[str, ReliabilityCurve]) -> Figure:
         right.set_xlabel("confidence")
         right.set_ylabel("share of the data in the bin")
         legend_below(figure, [left])
+    return figure
+
+
+def draw_confidences(shares: Mapping[str, Any]) -> Figure:
+    """Histograms of confidence of several data sets, on common bins.
+
+    Args:
+        shares: for each data set the share of its examples in bins of equal width over [0, 1].
+
+    Returns:
+        The figure, with a line of steps for each data set.
+
+    Raises:
+        ValueError: if there is no data set, or they differ in the number of bins.
+
+    Example:
+        >>> len(draw_confidences({"mine": [0.25, 0.75]}).axes)
+        1
+    """
+    lines = {name: np.asarray(values) for name, values in shares.items()}
+    if not lines or len({values.shape for values in lines.values()}) > 1:
+        raise ValueError(f"shares must hold data sets with the same bins, got {shares!r}.")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 3.2))
+        ax = figure.subplots()
+        for i, (name, values) in enumerate(lines.items()):
+            edges = np.linspace(0, 1, len(values) + 1)
+            series = look(i)
+            ax.stairs(values, edges, color=series["color"], ls=series["ls"], lw=1.8, label=name)
+        ax.set_xlim(0, 1)
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("confidence of the aggregate")
+        ax.set_ylabel("share of the examples")
+        legend_below(figure, [ax])
     return figure
 
 

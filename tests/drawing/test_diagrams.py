@@ -17,6 +17,7 @@ import calmoe_jax as cm
 from calmoe_jax.calibration.diagrams import ReliabilityCurve, StatisticGap, reliability_curve
 from calmoe_jax.drawing import diagrams
 from calmoe_jax.drawing.diagrams import (
+    draw_confidences,
     draw_expert_diagrams,
     draw_gaps,
     draw_method_comparison,
@@ -258,3 +259,17 @@ def test_the_examples_run():
     found = doctest.testmod(diagrams, extraglobs=names)
     assert found.attempted > 0
     assert found.failed == 0
+
+
+def test_confidences_are_steps_of_their_shares():
+    shares = {"held out": np.array([0.25, 0.75]), "targets": np.array([0.5, 0.5])}
+    figure = draw_confidences(shares)
+    (ax,) = figure.axes
+    assert [patch.get_label() for patch in ax.patches] == list(shares)
+    for patch, values in zip(ax.patches, shares.values(), strict=True):
+        np.testing.assert_array_equal(patch.get_data().values, values)
+        np.testing.assert_array_equal(patch.get_data().edges, [0, 0.5, 1])
+    assert len({(p.get_edgecolor(), p.get_linestyle()) for p in ax.patches}) == 2
+    for wrong in ({}, {"a": [1.0], "b": [0.5, 0.5]}):
+        with pytest.raises(ValueError, match="the same bins"):
+            draw_confidences(wrong)

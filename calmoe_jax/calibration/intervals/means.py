@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax._checks import check_at_least
 from calmoe_jax._numerics import at_least_float32, example_weights, in_unit, safe_divide
 from calmoe_jax._signatures import checked
+from calmoe_jax.calibration._labels import Labels
 from calmoe_jax.calibration.intervals._interval import Interval, check_level, corrected
 from calmoe_jax.calibration.intervals.bootstrap import (
     bootstrap_counts,
@@ -28,7 +29,6 @@ from calmoe_jax.calibration.metrics.scores import log_losses, squared_distances,
 _MOST_CLUSTERS = 1000
 
 _Probs = Float[Array, "examples classes"]
-_Labels = Int[Array, " examples"]
 _Weights = Float[Array, " examples"] | None
 _Where = Bool[Array, " examples"] | None
 _Clusters = Int[Array, " examples"] | None
@@ -107,7 +107,7 @@ def mean(
 def scores(
     key: jax.Array,
     probs: _Probs,
-    labels: _Labels,
+    labels: Labels,
     *,
     weights: _Weights = None,
     where: _Where = None,
@@ -122,7 +122,8 @@ def scores(
     Args:
         key: random key.
         probs: class probabilities (or logits, with `from_logits`).
-        labels: class of each example, in `[0, classes)`.
+        labels: class of each example, in `[0, classes)`; or a distribution over the classes, such
+            as votes: the result is then that of the expectation over labels drawn from it.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
         clusters: cluster of each example (see `mean`).
@@ -157,7 +158,7 @@ def score_differences(
     key: jax.Array,
     first: _Probs,
     second: _Probs,
-    labels: _Labels,
+    labels: Labels,
     *,
     weights: _Weights = None,
     where: _Where = None,
@@ -175,7 +176,8 @@ def score_differences(
         key: random key.
         first: class probabilities (or logits, with `from_logits`) of one model.
         second: those of the other, on the same examples.
-        labels: class of each example, in `[0, classes)`.
+        labels: class of each example, in `[0, classes)`; or a distribution over the classes, such
+            as votes: the result is then that of the expectation over labels drawn from it.
         weights: non-negative weight of each example; 1 by default.
         where: examples that count; all by default.
         clusters: cluster of each example (see `mean`).
@@ -289,7 +291,7 @@ def _given(clusters: _Clusters, num_clusters: int | None) -> tuple[Int[Array, " 
     return clusters, num_clusters
 
 
-def _scores(probs: _Probs, labels: _Labels, from_logits: bool) -> Float[Array, "examples scores"]:
+def _scores(probs: _Probs, labels: Labels, from_logits: bool) -> Float[Array, "examples scores"]:
     """The scores of each example, in the order of `ScoreIntervals`."""
     confidence, correct = top_label(probs, labels, from_logits=from_logits)
     right = jnp.where(jnp.isnan(confidence), jnp.nan, correct.astype(confidence.dtype))

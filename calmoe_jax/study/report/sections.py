@@ -1,8 +1,18 @@
 """The sections of a report, in order."""
 
+from calmoe_jax.drawing.elements import (
+    Finding,
+    Html,
+    capitalised,
+    counted,
+    element,
+    figure,
+    findings,
+    folded,
+    joined,
+)
 from calmoe_jax.study.records import Results
 from calmoe_jax.study.report import tables
-from calmoe_jax.study.report.elements import Html, element, figure, folded, joined
 from calmoe_jax.study.report.summary import Summary
 from calmoe_jax.study.report.verdicts import verdicts
 
@@ -86,9 +96,9 @@ def _introduction(summary: Summary) -> str:
     experts = _configured(results, "model", "experts")
     epochs = _configured(results, "train", "epochs")
     routings = dict.fromkeys(record.routing for record in results.records)
-    said = [_counted(summary.num_seeds, "seed")]
-    said += [_counted(epochs, "epoch")] if isinstance(epochs, int) else []
-    said += [_counted(experts, "expert")] if isinstance(experts, int) else []
+    said = [counted(summary.num_seeds, "seed")]
+    said += [counted(epochs, "epoch")] if isinstance(epochs, int) else []
+    said += [counted(experts, "expert")] if isinstance(experts, int) else []
     said += [f"{' and '.join(routings)} routing"] if routings else []
     words = {
         "train": "trained on {}",
@@ -105,7 +115,7 @@ def _introduction(summary: Summary) -> str:
         for kind, text in words.items()
         if counts[kind]
     ]
-    sentences = [", ".join(said), _capitalised(", ".join(data)), f"Data: {results.source}"]
+    sentences = [", ".join(said), capitalised(", ".join(data)), f"Data: {results.source}"]
     return " ".join(f"{sentence.removesuffix('.')}." for sentence in sentences if sentence)
 
 
@@ -117,25 +127,13 @@ def _configured(results: Results, *names: str) -> object:
     return value
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _verdict_list(summary: Summary) -> Html:
-    items = [
-        element(
-            "li",
-            element("b", f"{summary.title(verdict.method)}: {verdict.headline}."),
-            element("span", _capitalised(verdict.detail), class_="detail"),
-            class_=verdict.tone,
+    return findings(
+        Finding(
+            f"{summary.title(verdict.method)}: {verdict.headline}.", verdict.detail, verdict.tone
         )
         for verdict in verdicts(summary)
-    ]
-    return element("ul", *items, class_="verdicts")
+    )
 
 
 def _warnings(results: Results) -> Html:

@@ -2,18 +2,10 @@
 
 import statistics
 
+from calmoe_jax.drawing.elements import Html, Row, element, folded, joined, table
 from calmoe_jax.shift.repair import CALIBRATORS as REPAIRS
 from calmoe_jax.study.records import METRICS, ShiftFinding
-from calmoe_jax.study.report.elements import (
-    Html,
-    Row,
-    element,
-    folded,
-    joined,
-    scaled,
-    spread_cell,
-    table,
-)
+from calmoe_jax.study.report.cells import scaled, spread_cell
 from calmoe_jax.study.report.summary import Summary
 
 _METRIC_TITLES = {

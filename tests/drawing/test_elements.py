@@ -1,16 +1,16 @@
 """HTML that is built from texts: escaped once."""
 
-from calmoe_jax.study.report.elements import (
+from calmoe_jax.drawing.elements import (
+    Finding,
     Html,
     Row,
     element,
     escaped,
     figure,
+    findings,
     joined,
-    spread_cell,
     table,
 )
-from calmoe_jax.study.report.summary import Spread
 
 NASTY = "<b a=\"1\" c='2'>&"
 
@@ -43,9 +43,7 @@ def test_a_figure_is_inside_the_page():
     assert NASTY not in text
 
 
-def test_cells():
-    assert spread_cell(None, "ece") == "–"
-    assert spread_cell(Spread(0.12345, None), "ece") == "0.123"
-    assert spread_cell(Spread(0.12345, None), "accuracy") == "12.3"
-    cell = spread_cell(Spread(0.5, 0.25), "nll")
-    assert cell == "0.500 <span class='std'>± 0.250</span>"
+def test_findings_begin_with_capitals_and_have_a_tone():
+    text = findings([Finding("It is so.", "numbers & more", "better")])
+    line = "<li class='better'><b>It is so.</b><span class='detail'>Numbers &amp; more</span></li>"
+    assert text == f"<ul class='verdicts'>{line}</ul>"

@@ -5,11 +5,6 @@ import html
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from calmoe_jax.study.report.summary import Spread
-
-# Metrics shown in per cent or percentage points.
-_PERCENT = ("accuracy", "confidence_gap")
-
 
 class Html(str):
     """Text that is HTML already."""
@@ -27,6 +22,20 @@ class Row(NamedTuple):
     label: str
     cells: list[str]
     marked: bool = False
+
+
+class Finding(NamedTuple):
+    """A sentence that a page begins with.
+
+    Attributes:
+        headline: the sentence.
+        detail: the numbers behind it.
+        tone: `better`, `worse`, `mixed`, `reference` or `same`: the colour of its edge.
+    """
+
+    headline: str
+    detail: str
+    tone: str
 
 
 def escaped(text: str) -> Html:
@@ -104,26 +113,38 @@ def figure(content: bytes, caption: str) -> Html:
     return element("figure", element("div", image, class_="scroll"), element("figcaption", caption))
 
 
-def scaled(metric: str) -> tuple[int, int]:
-    """Scale factor and number of decimals of a metric in tables.
+def findings(items: Iterable[Finding]) -> Html:
+    """A list of findings, each with the numbers behind it.
 
     Args:
-        metric: name of a metric.
+        items: the findings, in order.
     """
-    return (100, 1) if metric in _PERCENT else (1, 3)
+    lines = [
+        element(
+            "li",
+            element("b", item.headline),
+            element("span", capitalised(item.detail), class_="detail"),
+            class_=item.tone,
+        )
+        for item in items
+    ]
+    return element("ul", *lines, class_="verdicts")
 
 
-def spread_cell(value: Spread | None, metric: str) -> str:
-    """Mean and deviation of a metric; a dash if there is none.
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, such as `2 seeds`.
 
     Args:
-        value: over the seeds.
-        metric: name of the metric.
+        number: how many.
+        noun: its singular, whose plural ends in s.
     """
-    if value is None:
-        return "–"
-    scale, digits = scaled(metric)
-    mean = f"{scale * value.mean:.{digits}f}"
-    if value.std is None:
-        return mean
-    return joined([mean, " ", element("span", f"± {scale * value.std:.{digits}f}", class_="std")])
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def capitalised(text: str) -> str:
+    """The text with a capital first letter.
+
+    Args:
+        text: plain text.
+    """
+    return text[:1].upper() + text[1:]
