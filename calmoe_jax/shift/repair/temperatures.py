@@ -6,10 +6,10 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax import calibration
 from calmoe_jax.shift.confidence import match_confidence
 
-# `neighbours`: their labels; `agreement`: theirs and that of seeds, whichever gives less confidence
-# (where there is no other seed, there is nothing to agree with).
+# The two modes first (see `modes.MODES`), then single rules.
 CALIBRATORS = (
-    "agreement",
+    "safe",
+    "bold",
     "neighbours",
     "configuration_balanced",
     "separability",
