@@ -21,7 +21,7 @@ def test_modes_are_the_first_calibrators():
 
 def test_the_default_is_one_mode_everywhere():
     assert Limits().repair == repair.DEFAULT_MODE
-    assert _audit_command.AuditCommand.repair == repair.DEFAULT_MODE
+    assert _audit_command.Audit.repair == repair.DEFAULT_MODE
 
 
 @pytest.mark.parametrize("name", repair.MODES)
