@@ -70,10 +70,10 @@ def repair_verdict(
         ValueError: if a number is out of range.
 
     Example:
-        >>> repair_verdict(0.001, 0.9, 0.8, 0.7, 5000, peers=True)[::2]
-        ('lower_confidence', 132)
-        >>> repair_verdict(0.001, 0.9, 0.9, 0.9, 5000, peers=True)[::2]
-        ('label_some', 528)
+        >>> repair_verdict(0.001, 0.9, 0.8, 0.7, 5000, peers=True).decision
+        'lower_confidence'
+        >>> repair_verdict(0.001, 0.9, 0.9, 0.9, 100, peers=True)[::2]
+        ('label_some', 100)
 
     References:
         Wong et al., Toward Calibrated Mixture-of-Experts Under Distribution Shift, 2026, for the
