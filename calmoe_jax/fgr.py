@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from calmoe_jax._numerics import at_least_float32, safe_divide
+from calmoe_jax._numerics import at_least_float32, safe_divide, wide_dtype
 from calmoe_jax._signatures import checked
 
 _BLOCK = 8
@@ -113,13 +113,9 @@ def _quantise_blocks(
     return blocks.reshape(images.shape)
 
 
-def _inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
-    products = jax.tree.map(lambda x, y: jnp.sum(at_least_float32(x) * at_least_float32(y)), a, b)
-    return jax.tree.reduce(jnp.add, products, jnp.float32(0))
-
-
-def _largest(x: Float[Array, "..."]) -> Float[Array, ""]:
-    return jnp.max(jnp.abs(at_least_float32(x)), initial=0)
+def _inner(a: PyTree, b: PyTree, dtype: jnp.dtype) -> Float[Array, ""]:
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    return jax.tree.reduce(jnp.add, products, jnp.zeros((), dtype))
 
 
 def rectify_gradient(main: PyTree, calibration: PyTree) -> PyTree:
@@ -158,13 +154,13 @@ def rectify_gradient(main: PyTree, calibration: PyTree) -> PyTree:
                 f"calibration must have the shapes of main, got a leaf of shape {c.shape} where "
                 f"main has {g.shape}."
             )
+    dtype = wide_dtype(*(x.dtype for x in jax.tree.leaves((main, calibration))))
+    wide, unit = (jax.tree.map(lambda x: x.astype(dtype), tree) for tree in (main, calibration))
     # scaled by its largest entry, the calibration gradient's square cannot under- or overflow
-    largest = jax.tree.reduce(
-        jnp.maximum, jax.tree.map(_largest, calibration), jnp.zeros((), jnp.float32)
-    )
-    unit = jax.tree.map(
-        lambda c: at_least_float32(c) / jnp.where(largest == 0, 1, largest), calibration
-    )
-    conflict = jnp.minimum(_inner(main, unit), 0)
-    coefficient = safe_divide(conflict, _inner(unit, unit))
-    return jax.tree.map(lambda g, c: (g - coefficient * c).astype(g.dtype), main, unit)
+    largest = jax.tree.map(lambda c: jnp.max(jnp.abs(c), initial=0), unit)
+    largest = jax.tree.reduce(jnp.maximum, largest, jnp.zeros((), dtype))
+    unit = jax.tree.map(lambda c: c / jnp.where(largest == 0, 1, largest), unit)
+    conflict = jnp.minimum(_inner(wide, unit, dtype), 0)
+    coefficient = safe_divide(conflict, _inner(unit, unit, dtype))
+    rectified = jax.tree.map(lambda g, c: g - coefficient * c, wide, unit)
+    return jax.tree.map(lambda g, x: x.astype(g.dtype), main, rectified)

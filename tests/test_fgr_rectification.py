@@ -134,3 +134,16 @@ def test_the_calibration_gradient_may_have_any_scale(scale):
         {"w": jnp.array([1.0, -1.0])}, {"w": jnp.array([0.0, scale], jnp.float32)}
     )
     np.testing.assert_allclose(result["w"], [1.0, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+def test_leaves_of_several_dtypes(dtype):
+    """Each leaf comes back in its dtype, without a promotion that is not asked for."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        main = {"a": jnp.array([1.0, -1.0], dtype), "b": jnp.array([2.0], jnp.float32)}
+        opposed = {"a": jnp.array([0.0, 2.0], dtype), "b": jnp.array([-1.0], jnp.float32)}
+        found = cm.fgr.rectify_gradient(main, opposed)
+        assert [x.dtype for x in jax.tree.leaves(found)] == [dtype, jnp.float32]
+        # <g, c> = -4 and |c|^2 = 5
+        np.testing.assert_allclose(found["a"].astype(float), [1, 0.6], rtol=4e-3)
+        np.testing.assert_allclose(found["b"], [1.2], rtol=1e-6)

@@ -255,7 +255,7 @@ def test_moving_configurations_breaks_a_calibrated_level(g, at_level, error):
         mass, weights, log_experts, truth = population(rows)
         probability = jnp.exp(mix_log_probs(log_experts, weights))[:, 1]
         np.testing.assert_allclose(probability, [0.8, 0.2, 0.8, 0.89], atol=1e-12)
-        level = jnp.array([True, False, True, False])
+        level = jnp.array([1.0, 0.0, 1.0, 0.0])
         found = jnp.sum(mass * truth * level) / jnp.sum(mass * level)
         assert abs(float(found) - at_level) < 1e-12
         # 7 bins: no level lies on an edge

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from calmoe_jax._checks import check_positive
-from calmoe_jax._numerics import AxisName, at_least_float32, pmax, psum
+from calmoe_jax._numerics import AxisName, pmax, psum, wide_dtype
 from calmoe_jax._signatures import checked
 
 
@@ -48,10 +48,12 @@ def tilted_log_weights(
         al., Tilted Empirical Risk Minimization, 2021.
     """
     check_positive("eta", eta)
-    signal = at_least_float32(signal)
+    floats = (signal,) if weights is None else (signal, weights)
+    dtype = wide_dtype(*(x.dtype for x in floats))
+    signal = signal.astype(dtype)
     log_base = None
     if weights is not None:
-        log_base = jnp.log(at_least_float32(weights))
+        log_base = jnp.log(weights.astype(dtype))
         signal = jnp.where(jnp.isneginf(log_base), -jnp.inf, signal)
     if where is not None:
         signal = jnp.where(where, signal, -jnp.inf)
@@ -61,7 +63,8 @@ def tilted_log_weights(
     signal = jnp.where(infinite, jnp.where(signal == peak, 0, -jnp.inf), signal)
     # relative to the largest before the product, which would round a signal far from 0 once more
     below = signal - jnp.where(infinite | jnp.isneginf(peak), 0, peak)
-    shifted = jnp.where(jnp.isneginf(below), -jnp.inf, below * jnp.where(eta >= 0, eta, jnp.nan))
+    factor = jnp.where(eta >= 0, eta, jnp.nan).astype(dtype)
+    shifted = jnp.where(jnp.isneginf(below), -jnp.inf, below * factor)
     if log_base is not None:
         shifted += jnp.where(jnp.isneginf(shifted), 0, log_base)
     total = psum(jnp.sum(jnp.exp(shifted)), axis_name)

@@ -92,7 +92,7 @@ def test_plan_dispatch_refuses_too_many_slots(implementation):
 @pytest.mark.usefixtures("unchecked")
 def test_arrays_of_the_wrong_dtype(implementation):
     plan, options = a_plan(implementation), {"implementation": implementation}
-    numbers, floats = jnp.zeros((2, 2), complex), jnp.zeros((2, 2))
+    numbers, floats = jnp.zeros((2, 2), jnp.complex64), jnp.zeros((2, 2), jnp.float32)
     with pytest.raises(TypeError, match=r"gate_logits must be of floats.*dtype=complex64\."):
         cm.route(numbers, k=1, **options)
     with pytest.raises(TypeError, match=r"expert_indices must be of integers.*dtype=float32\."):
@@ -102,12 +102,12 @@ def test_arrays_of_the_wrong_dtype(implementation):
     with pytest.raises(TypeError, match=r"x must be of floats, got x\.dtype=complex64\."):
         cm.dispatch(numbers, plan, **options)
     with pytest.raises(TypeError, match=r"rows must be of floats, got rows\.dtype=complex64\."):
-        cm.combine(jnp.zeros((4, 2), complex), plan, floats, **options)
+        cm.combine(jnp.zeros((4, 2), jnp.complex64), plan, floats, **options)
     with pytest.raises(TypeError, match=r"combine_weights must be of floats.*dtype=complex64\."):
         cm.combine(jnp.zeros((4, 2)), plan, numbers, **options)
     # integers become floats, as in jax.numpy
     rows = cm.dispatch(jnp.ones((2, 2), jnp.int32), plan, **options)
-    assert rows.dtype == jnp.float32
+    assert rows.dtype == jnp.zeros(()).dtype
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -212,6 +212,6 @@ def test_bad_options(words, change, unchecked):
 
 
 def test_shared_experts_of_another_dtype_are_refused():
-    params = ExpertParams(jnp.zeros((1, D, H)), jnp.zeros((1, H, D)))
+    params = ExpertParams(jnp.zeros((1, D, H), jnp.float32), jnp.zeros((1, H, D), jnp.float32))
     with pytest.raises(TypeError, match="must have the dtype of x, bfloat16, got float32, float32"):
         shared_mlp(jnp.zeros((2, D), jnp.bfloat16), params)

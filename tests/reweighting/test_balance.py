@@ -427,7 +427,7 @@ def test_vmap_and_scan_are_loops():
             (found := cm.reweighting.entropy_balance(*x, radius=0.3, start=start)).potentials,
             found.kl
         ),
-        jnp.zeros(4), (s, a),
+        jnp.zeros(4, s.dtype), (s, a),
     )  # fmt: skip
     np.testing.assert_allclose(scanned, 0.3, rtol=1e-4)
 

@@ -154,7 +154,7 @@ class Reader(nnx.Module):
         self.experts = nnx.Linear(8, 6, rngs=rngs)
 
     def __call__(self, x, *, train):
-        counted = x["mask"][..., None]
+        counted = x["mask"][..., None].astype(float)
         mean = (self.embed(x["ids"]) * counted).sum(axis=1) / counted.sum(axis=1)
         features = self.norm(mean, use_running_average=not train)
         features = self.drop(features, deterministic=not train)
@@ -191,7 +191,7 @@ def test_images_in_bytes():
     inputs = jnp.asarray(np.random.RandomState(0).randint(256, size=(8, 4)), jnp.uint8)
     params, _ = network.init(KEY)
     ours, _ = network.apply(params, {}, inputs, train=False)
-    floats, _ = network.apply(params, {}, inputs / jnp.float32(255), train=False)
+    floats, _ = network.apply(params, {}, inputs.astype(float) / 255, train=False)
     np.testing.assert_allclose(ours.log_probs, floats.log_probs, rtol=1e-6)
 
 

@@ -42,8 +42,14 @@ def search_root(
 ) -> Root:
     """Newton's method inside a bracket, with bisection if a step would leave it.
 
+    The function is one of `log beta`. A step of Newton's method for the root of its derivative in
+    `beta` is short where beta has to grow by much; the same in `log beta` is long, and fails where
+    the function is concave in that. Both agree near the root. The step is between them: `r` of the
+    relative change of beta becomes `asinh r` of the change of its logarithm, so that half as many
+    are needed.
+
     Args:
-        moments: slope and curvature of the function to minimise.
+        moments: slope and curvature, in `log beta`, of the function to minimise.
         start: starting point, in the bracket.
         low: lower end of the bracket.
         high: upper end.
@@ -58,9 +64,11 @@ def search_root(
         slope, curvature = moments(root.at)
         low = jnp.where(slope < 0, root.at, root.low)
         high = jnp.where(slope > 0, root.at, root.high)
-        newton = root.at - slope / jnp.where(curvature > 0, curvature, 1)
-        inside = (curvature > 0) & (newton >= low) & (newton <= high)
-        proposal = jnp.where(inside, newton, (low + high) / 2)
+        # the function's curvature in `exp(at)`, which is positive where it is convex in that
+        steep = curvature - slope
+        forward = root.at + jnp.arcsinh(-slope / jnp.where(steep > 0, steep, 1))
+        inside = (steep > 0) & (forward >= low) & (forward <= high)
+        proposal = jnp.where(inside, forward, (low + high) / 2)
         done = jnp.abs(proposal - root.at) <= near
         return Root(proposal, low, high, done, root.num_steps + 1)
 

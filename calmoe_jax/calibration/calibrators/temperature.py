@@ -141,8 +141,11 @@ def _solve(
 
     # The slope's limits decide whether an optimum exists: at T = 0 it is the mean of the largest
     # relative logit (0 if every example is right), at T = infinity that of the mean one.
-    number = jnp.maximum(jnp.sum(possible, axis=-1), 1).astype(below.dtype)
-    mean = jnp.sum(below / unit, axis=-1) / number
+    number = jnp.sum(possible, axis=-1)
+    classes = below.shape[1]
+    # the quotient of all logits would be another pass
+    mean = jnp.dot(below, jnp.full(classes, 1 / max(classes, 1), dtype), precision="highest") / unit
+    mean *= classes / jnp.maximum(number, 1).astype(dtype)
     too_right = jnp.sum(weight * true) >= 0
     too_wrong = jnp.sum(weight * (mean - true)) >= 0
     low = jnp.full((), -_LOG_RANGE, dtype)
@@ -165,6 +168,9 @@ def _solve(
     converged = fitted & ~at_bound & precise
     temperature = jnp.minimum(unit * jnp.exp(-found.at), jnp.finfo(dtype).max)
     temperature = jnp.where(trivial, 1, temperature)
+    # the loss is convex in 1 / T, and falls all the way from T = 1, unless masks count in the end
+    whole = ~jnp.any(sound & (number < logits.shape[1]))
+    lower = boundless & whole & jnp.where(too_right, temperature <= 1, temperature >= 1)
 
     def or_identity(
         old: tuple[jax.Array, ...], given: tuple[jax.Array, ...]
@@ -176,7 +182,8 @@ def _solve(
         slope, _ = moments(jnp.log(scale))
         return jnp.where(worse, 1, old[0]), jnp.where(worse, slope, old[1])
 
-    ended, slope = once(fitted & ~converged, or_identity, (temperature, slope), (logits, unit))
+    doubtful = fitted & ~(converged | lower)
+    ended, slope = once(doubtful, or_identity, (temperature, slope), (logits, unit))
     fit = TemperatureFit(
         temperature=jnp.where(invalid, jnp.nan, ended).astype(dtype),
         residual=jnp.where(invalid, jnp.nan, jnp.where(trivial, 0, jnp.abs(slope))),

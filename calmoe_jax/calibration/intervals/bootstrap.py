@@ -119,11 +119,18 @@ def cluster_sums(
     """
     check_at_least("num_clusters", num_clusters, 1)
     outside = (clusters < 0) | (clusters >= num_clusters)
+    some = jnp.any(outside)
 
     def summed(numbers: Float[Array, "examples ..."]) -> Float[Array, "clusters ..."]:
         totals = sum_by_bin(numbers, jnp.clip(clusters, 0, num_clusters - 1), num_clusters)
-        kept = jnp.any(numbers != 0, axis=tuple(range(1, numbers.ndim)))
-        return totals + jnp.where(jnp.any(outside & kept), jnp.nan, 0).astype(totals.dtype)
+
+        def strange() -> Bool[Array, ""]:
+            kept = jnp.any(numbers != 0, axis=tuple(range(1, numbers.ndim)))
+            return jnp.any(outside & kept)
+
+        # a pass over the numbers, which would take a third of the time of the sums
+        poisoned = jax.lax.cond(some, strange, lambda: jnp.zeros_like(some))
+        return totals + jnp.where(poisoned, jnp.nan, 0).astype(totals.dtype)
 
     return jax.tree.map(summed, values)
 

@@ -1,5 +1,6 @@
 """Smooth calibration errors: without hard bins, so they vary smoothly with the predictions."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,9 +13,10 @@ from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import event
 from calmoe_jax.calibration._sums import sum_by_bin, total
 
-# Number of grid points for the residuals, and of bisection steps for the bandwidth.
+# Number of grid points for the residuals, least bandwidth, and most steps in the search for one.
 _GRID = 2048
-_HALVINGS = 24
+_LEAST = 0.5 / _GRID
+_MOST_STEPS = 40
 # Share of the examples below which a soft bin does not count.
 _LEAST_SHARE = 1e-12
 
@@ -29,6 +31,30 @@ class SmoothCalibrationError(NamedTuple):
 
     value: Float[Array, ""]
     bandwidth: Float[Array, ""]
+
+
+class _Bracket(NamedTuple):
+    """A search for the bandwidth that equals its error.
+
+    Attributes:
+        low: the error is larger than the bandwidth.
+        of_low: by how much, or half of it.
+        high: it is smaller.
+        of_high: the negative difference, or half of it.
+        at: the current bandwidth.
+        excess: the error there minus the bandwidth.
+        above: whether the last step moved the lower end.
+        num_steps: steps taken.
+    """
+
+    low: Float[Array, ""]
+    of_low: Float[Array, ""]
+    high: Float[Array, ""]
+    of_high: Float[Array, ""]
+    at: Float[Array, ""]
+    excess: Float[Array, ""]
+    above: Bool[Array, ""]
+    num_steps: Int[Array, ""]
 
 
 class SmoothNullLevel(NamedTuple):
@@ -166,32 +192,61 @@ def _smoothed(
     """The error of weighted residuals of this total weight."""
     dtype = level.dtype
     spectrum = jax.scipy.fft.dct(_spread(level, residual)) / held
-    frequency = jnp.pi * jnp.arange(_GRID, dtype=dtype)
-
-    def error_at(bandwidth: Float[Array, ""]) -> Float[Array, ""]:
-        smoothed = spectrum * jnp.exp(-0.5 * jnp.square(bandwidth * frequency))
-        return jnp.sum(jnp.abs(jax.scipy.fft.idct(smoothed)))
 
     if bandwidth is not None:
         chosen = jnp.asarray(bandwidth, dtype)
-        return SmoothCalibrationError(error_at(chosen), chosen)
+        return SmoothCalibrationError(_error_at(spectrum, chosen), chosen)
 
-    def halve(
-        _: Int[Array, ""], bracket: tuple[Float[Array, ""], Float[Array, ""]]
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        low, high = bracket
-        middle = (low + high) / 2
-        above = error_at(middle) > middle  # the error falls with the bandwidth
-        return jnp.where(above, middle, low), jnp.where(above, high, middle)
-
-    least = jnp.asarray(0.5 / _GRID, dtype)
-    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (least, jnp.asarray(1, dtype)))
-    chosen = jax.lax.stop_gradient((low + high) / 2)
+    found = _search(jax.lax.stop_gradient(spectrum))
     # The root is implicit: a Newton step from there hardly moves, but has the root's derivative.
-    error, slope = jax.jvp(error_at, (chosen,), (jnp.ones_like(chosen),))
-    step = (error - chosen) / (1 - jax.lax.stop_gradient(slope))
-    chosen = chosen + jnp.where(low > least, step, 0)
-    return SmoothCalibrationError(error_at(chosen), chosen)
+    error, slope = jax.jvp(partial(_error_at, spectrum), (found,), (jnp.ones_like(found),))
+    step = (error - found) / (1 - jax.lax.stop_gradient(slope))
+    chosen = found + jnp.where(found > _LEAST, step, 0)
+    return SmoothCalibrationError(_error_at(spectrum, chosen), chosen)
+
+
+def _error_at(spectrum: Float[Array, " grid"], bandwidth: Float[Array, ""]) -> Float[Array, ""]:
+    """The error of residuals of this spectrum."""
+    frequency = jnp.pi * jnp.arange(_GRID, dtype=spectrum.dtype)
+    smoothed = spectrum * jnp.exp(-0.5 * jnp.square(bandwidth * frequency))
+    return jnp.sum(jnp.abs(jax.scipy.fft.idct(smoothed)))
+
+
+def _search(spectrum: Float[Array, " grid"]) -> Float[Array, ""]:
+    """The bandwidth that equals its error, near enough for a Newton step; or the least one.
+
+    The error falls with the bandwidth, towards the size of the mean residual: the root is at least
+    that, and at most the error there. The ends move to where the line between them is 0, and a
+    value that stays counts half (the Illinois method), so that both move.
+    """
+    dtype = spectrum.dtype
+    near = float(jnp.finfo(dtype).eps) ** 0.5
+
+    def excess(at: Float[Array, ""]) -> Float[Array, ""]:
+        return _error_at(spectrum, at) - at
+
+    def unfinished(bracket: _Bracket) -> Bool[Array, ""]:
+        return (jnp.abs(bracket.excess) > near * bracket.at) & (bracket.num_steps < _MOST_STEPS)
+
+    def step(old: _Bracket) -> _Bracket:
+        above = old.excess > 0
+        low, high = jnp.where(above, old.at, old.low), jnp.where(above, old.high, old.at)
+        # the value at the end that stays for the second time
+        of_low = jnp.where(above, old.excess, old.of_low * jnp.where(old.above, 1, 0.5))
+        of_high = jnp.where(above, old.of_high * jnp.where(old.above, 0.5, 1), old.excess)
+        at = low + (high - low) * (of_low / (of_low - of_high))
+        at = jnp.where((at > low) & (at < high), at, (low + high) / 2)
+        return _Bracket(low, of_low, high, of_high, at, excess(at), above, old.num_steps + 1)
+
+    mean = spectrum[0] / 2  # by the definition of the transform
+    low = jnp.clip(jnp.abs(mean), _LEAST, 1).astype(dtype)
+    of_low = excess(low)
+    high = jnp.clip(low + of_low, low, 1)
+    begin = _Bracket(
+        low, of_low, high, -of_low, high, excess(high), jnp.zeros((), bool), jnp.int32(0)
+    )
+    found = jax.lax.while_loop(unfinished, step, begin)
+    return jnp.where(of_low > 0, found.at, low)
 
 
 def _spread(

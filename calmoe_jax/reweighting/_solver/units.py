@@ -12,7 +12,10 @@ from calmoe_kernels.xla.dual import weighted_sum
 # Squares of larger numbers would overflow, and of its inverse underflow; where they nearly do, the
 # distances of so many examples from the mean stand for the deviation.
 _LARGEST = 1e18
-_FEW, _NARROW = 64, 16
+_FEW = 64
+# Up to so many columns a sum in blocks is faster than a product, for which the terms are stored.
+_NARROW, _WIDE = 8, 16
+_BLOCK = 128
 _DEVICES = 2**30  # more than there are
 
 
@@ -62,7 +65,10 @@ def units(
     pivot = one_row(rows, share if masked else None, axis_name)
     off = rows - pivot[None]
     squares = jnp.clip(off, -_LARGEST, _LARGEST) ** 2
-    if rows.shape[1] <= _NARROW:  # one product is faster, but not of wide rows
+    if rows.shape[1] <= _NARROW:
+        sums = _sums(share[:, None] * off, share[:, None] * squares)
+        mean, square = psum(jnp.stack(sums), axis_name)
+    elif rows.shape[1] <= _WIDE:  # one product is faster, but not of wide rows
         powers = jnp.concatenate([off, squares], axis=1)
         mean, square = jnp.split(mean_of(powers, share, axis_name), 2)
     else:
@@ -74,6 +80,24 @@ def units(
     extreme = (square < _LARGEST**-1.5) | (square > _LARGEST**1.5) | (variance <= 0)
     deviation = jnp.sqrt(jnp.where(extreme, 0, variance))
     return Units(pivot, mean, jnp.where(extreme, away, deviation))
+
+
+def _sums(*arrays: Float[Array, "examples m"]) -> tuple[Float[Array, " m"], ...]:
+    """Sums of each column in one pass, which stores no term: block by block, as in `mean_of`."""
+    zeros = tuple(jnp.zeros((), x.dtype) for x in arrays)
+
+    def add(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(a + b for a, b in zip(left, right, strict=True))
+
+    size, width = arrays[0].shape
+    blocks = size // _BLOCK
+    cut = blocks * _BLOCK
+    whole = tuple(x[:cut].reshape(blocks, _BLOCK, width) for x in arrays)
+    totals = (jnp.sum(x, axis=0) for x in jax.lax.reduce(whole, zeros, add, (1,)))
+    if cut == size:
+        return tuple(totals)
+    rest = jax.lax.reduce(tuple(x[cut:] for x in arrays), zeros, add, (0,))
+    return tuple(x + y for x, y in zip(totals, rest, strict=True))
 
 
 def mean_of(

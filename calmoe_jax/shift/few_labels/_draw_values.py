@@ -77,7 +77,8 @@ def sums_of_units(
     columns = jnp.stack([jnp.ones_like(guess), guess, guess - correct, *centred], axis=1)
     columns = jnp.where((weight == 0)[:, None], 0, columns) * weight[:, None]
     sums = jax.ops.segment_sum(columns, units, num_units)
-    return Units(*sums[:, :3].T, sums[:, 3:])
+    share, guessed, residual = sums[:, :3].T
+    return Units(share, guessed, residual, sums[:, 3:])
 
 
 def values_of_draws(

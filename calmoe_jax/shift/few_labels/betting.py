@@ -24,7 +24,7 @@ class _Bets(NamedTuple):
 
     log_wealth: Float[Array, " candidates"]
     rejected: Bool[Array, " candidates"]
-    count: Float[Array, ""]
+    number: Float[Array, ""]
     total: Float[Array, ""]
     squares: Float[Array, ""]
 
@@ -106,8 +106,8 @@ def lower_confidence_sequence(
         mean = jnp.where(possible, mean, 1)
         # about the candidate, so that a mean far above it does not count as certainty
         about = candidates - before
-        spread = bets.squares + about * (bets.count * about - 2 * bets.total)
-        moment = (_PRIOR_DRAWS * prior + jnp.maximum(spread, 0)) / (_PRIOR_DRAWS + bets.count)
+        spread = bets.squares + about * (bets.number * about - 2 * bets.total)
+        moment = (_PRIOR_DRAWS * prior + jnp.maximum(spread, 0)) / (_PRIOR_DRAWS + bets.number)
         missing = jnp.maximum(threshold - bets.log_wealth, 0)
         stake = jnp.sqrt(2 * missing / (left * moment)) * mean
         stake = jnp.minimum(stake, _MOST_AT_STAKE)
@@ -115,7 +115,7 @@ def lower_confidence_sequence(
         wealth = jnp.where(bets.rejected, bets.log_wealth, bets.log_wealth + won)
         rejected = bets.rejected | ~possible | (wealth >= threshold)
         found = _Bets(
-            wealth, rejected, bets.count + 1, bets.total + value, bets.squares + jnp.square(value)
+            wealth, rejected, bets.number + 1, bets.total + value, bets.squares + jnp.square(value)
         )
         bets = jax.tree.map(lambda new, old: jnp.where(counts, new, old), found, bets)
         number = jnp.sum(jnp.cumprod(bets.rejected.astype(jnp.int32)))

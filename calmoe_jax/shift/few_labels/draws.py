@@ -12,6 +12,9 @@ from calmoe_jax._numerics import at_least_float32, example_weights
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.intervals._interval import check_level
 
+# What bounds by betting cost over those of the normal approximation, in its quantile.
+_COST = 0.2
+
 
 @checked
 def label_chances(
@@ -137,10 +140,10 @@ def labels_needed(
 ) -> int:
     """How many labels will show a gap between confidence and accuracy.
 
-    The lower bound of `confidence_gap_sequence` falls short of the gap by about
-    `(q + z) s / sqrt(n)`, with `s` the residuals' standard deviation, `q` the mean of the normal
-    quantile of the level and `sqrt(2 log(1 / (1 - level)))`, and `z` the normal quantile of the
-    power. This is the `n` at which that is `(1 - share) gap`.
+    The lower bound of `confidence_gap_sequence` falls short of the gap by less than about
+    `(q + .2 + z) s / sqrt(n)`, with `s` the residuals' standard deviation and `q` and `z` the
+    normal quantiles of level and power; .2 is what bounds by betting cost over normal ones, as
+    measured. This is the `n` at which that is `(1 - share) gap`.
 
     Args:
         gap: the gap that is expected, in (0, 1].
@@ -158,7 +161,7 @@ def labels_needed(
 
     Example:
         >>> labels_needed(0.2, share=0.5), labels_needed(0.1, share=0.5)
-        (132, 528)
+        (110, 438)
     """
     check_positive("gap", gap)
     check_range("gap", gap, 0, 1)
@@ -167,6 +170,5 @@ def labels_needed(
     check_level(level)
     check_range("power", power, 1e-6, 1 - 1e-6)
     normal = NormalDist()
-    quantile = (normal.inv_cdf(level) + math.sqrt(-2 * math.log1p(-level))) / 2
-    width = (quantile + normal.inv_cdf(power)) * deviation
+    width = (normal.inv_cdf(level) + _COST + normal.inv_cdf(power)) * deviation
     return max(math.ceil((width / ((1 - share) * gap)) ** 2), 1)

@@ -1,5 +1,6 @@
 """The gap between confidence and accuracy on targets of which a few are labelled."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -117,14 +118,13 @@ def confidence_gap_sequence(
     of_units = sums_of_units(weight, confidence, guess, correct.astype(dtype), units, num_units)
     offset = weighted_sum(confidence - guess, weight)
     values = values_of_draws(of_units, drawn, chances)
-    bets = {"known": values.known, "where": values.counted, "level": level, "planned": planned}
     mean = jnp.sum(of_units.guessed)
-    lower = lower_confidence_sequence(
-        values.value, least=-values.most_below, mean_range=(mean - 1, mean), **bets
+    given = partial(lower_confidence_sequence, where=values.counted, level=level, planned=planned)
+    lower = given(
+        values.value, known=values.known, least=-values.most_below, mean_range=(mean - 1, mean)
     )
-    bets["known"] = -values.known
-    upper = -lower_confidence_sequence(
-        -values.value, least=-values.most_above, mean_range=(-mean, 1 - mean), **bets
+    upper = -given(
+        -values.value, known=-values.known, least=-values.most_above, mean_range=(-mean, 1 - mean)
     )
     # what the units that are left can make of the mean at most, whatever their labels
     most = values.known_after + values.guessed_left

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._numerics import at_least_float32
 from calmoe_jax._signatures import checked
@@ -79,7 +79,7 @@ def pooled_gaps(
         return offset, jnp.sum(weight * jnp.square(rest - offset))
 
     def halve(
-        _: int, bracket: tuple[Float[Array, ""], Float[Array, ""]]
+        _: int | Int[Array, ""], bracket: tuple[Float[Array, ""], Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         low, high = bracket
         middle = (low + high) / 2

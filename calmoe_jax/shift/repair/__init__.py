@@ -19,6 +19,9 @@ from calmoe_jax.shift.repair.modes import MODES as MODES
 from calmoe_jax.shift.repair.modes import Mode as Mode
 from calmoe_jax.shift.repair.record import RepairRecord as RepairRecord
 from calmoe_jax.shift.repair.record import describe as describe
+from calmoe_jax.shift.repair.refit import REFITS as REFITS
+from calmoe_jax.shift.repair.refit import Refit as Refit
+from calmoe_jax.shift.repair.refit import refit_with_labels as refit_with_labels
 from calmoe_jax.shift.repair.sample import Sample as Sample
 from calmoe_jax.shift.repair.sample import dense_sample as dense_sample
 from calmoe_jax.shift.repair.temperatures import CALIBRATORS as CALIBRATORS

@@ -202,9 +202,10 @@ def _aims(
     scaled = calibration.calibrators.scale_log_probs(theirs.config.log_probs, own.temperature[None])
     confidence = largest_or_nan(jnp.exp(scaled))
     count = jnp.sum(where)
-    mean = jnp.sum(jnp.where(where, confidence, 0)) / count
+    size = count.astype(confidence.dtype)
+    mean = jnp.sum(jnp.where(where, confidence, 0)) / size
     off = jnp.where(where, confidence - mean, 0)
-    error = jnp.sqrt(own.variance + jnp.sum(jnp.square(off)) / count**2)
+    error = jnp.sqrt(own.variance + jnp.sum(jnp.square(off)) / size**2)
     rows, counted = spread(count, len(where))
     support = neighbour_support(
         theirs.coordinates[rows], theirs.predicted[rows], own.references, common.reference_labels,
@@ -246,7 +247,7 @@ def _effective_share(
     """Kish's effective number of clusters under weights of their examples, over their number."""
     size = len(weights)
     sums = jax.ops.segment_sum(weights, clusters, size)
-    number = jnp.max(clusters) + 1  # they are numbered from 0 without gaps
+    number = (jnp.max(clusters) + 1).astype(sums.dtype)  # they are numbered from 0 without gaps
     return jnp.square(jnp.sum(sums)) / (jnp.sum(jnp.square(sums)) * number)
 
 
@@ -257,7 +258,8 @@ def _match_agreement(
     num_classes = theirs.config.log_probs.shape[-1]
     agreement = chance_corrected_agreement(theirs.predicted, num_classes=num_classes, where=where)
     chosen = jax.nn.one_hot(theirs.predicted, num_classes)
-    shares = jnp.sum(jnp.where(where[None, :, None], chosen, 0), axis=1) / jnp.sum(where)
+    size = jnp.sum(where).astype(chosen.dtype)
+    shares = jnp.sum(jnp.where(where[None, :, None], chosen, 0), axis=1) / size
     chance = shares @ common.class_shares
     confidence = jax.vmap(lambda log_probs, t: mean_confidence(log_probs, t, where=where))(
         theirs.config.log_probs, seeds.temperature

@@ -119,8 +119,8 @@ def spread(
         size: number of examples with padding.
     """
     most = min(size, _MOST_NEIGHBOURS)
-    step = jnp.maximum(count / most, 1)
-    rows = jnp.floor(jnp.arange(most) * step).astype(jnp.int32)
+    step = jnp.maximum(jnp.asarray(count, float) / most, 1)
+    rows = jnp.floor(jnp.arange(most, dtype=step.dtype) * step).astype(jnp.int32)
     return jnp.minimum(rows, jnp.maximum(count - 1, 0)), rows < count
 
 

@@ -11,7 +11,7 @@ _NOT_IDENTIFIED = (
     "Without labels the accuracy on the targets is not identified: a shift of the data and a "
     "subset of harder examples may look alike in everything that is seen of them."
 )
-# Of each mode: experiments.repair_without_labels on three sets of seeds.
+# The README repeats these sentences, which a test holds.
 _MEASURED_ON = (
     "On five tasks with three sets of five seeds each it closed {closed} of the gap in calibration "
     "error under shift between the temperature fitted in distribution and the best temperature{of};"

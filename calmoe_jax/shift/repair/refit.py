@@ -142,7 +142,7 @@ def refit_with_labels(
         lambda x, otherwise: jnp.where(chosen >= 0, x[jnp.maximum(chosen, 0)], otherwise),
         fitted, reference,
     )  # fmt: skip
-    return Refit(*deployed, chosen, improvement, lower)
+    return Refit(deployed.expert_temperatures, deployed.temperature, chosen, improvement, lower)
 
 
 def _fit(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from calmoe_jax import mixture
+from calmoe_jax._numerics import at_least_float32
 from calmoe_jax._signatures import checked
 from calmoe_jax.mixture import Configuration
 from calmoe_jax.shift.separability import configuration_coordinates
@@ -68,12 +69,14 @@ def dense_sample(
     """
     seeds, examples, slots, classes = expert_log_probs.shape
     chosen = routing_weights > 0
-    uniform = -jnp.log(jnp.asarray(classes, jnp.float32))
+    expert_log_probs = at_least_float32(expert_log_probs)
+    routing_weights = at_least_float32(routing_weights)
+    uniform = -jnp.log(jnp.asarray(classes, expert_log_probs.dtype))
     log_probs = jnp.where(chosen[..., None], expert_log_probs, uniform)
     rows = jnp.arange(seeds * examples)[:, None]
     indices = expert_indices.reshape(-1, slots)
     weights = (
-        jnp.zeros((len(rows), num_experts))
+        jnp.zeros((len(rows), num_experts), routing_weights.dtype)
         .at[rows, indices]
         .add(routing_weights.reshape(-1, slots))
     )

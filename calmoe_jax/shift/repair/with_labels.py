@@ -38,7 +38,7 @@ class LabelledRepair(NamedTuple):
     Attributes:
         certified: lowers confidence by as much as the labels show, never more; at least 1.
         combined: lowers it by the posterior mean of the gap, within the labels' bounds; at least 1.
-        estimate: the labels' unbiased estimate of the gap, mean confidence minus accuracy.
+        estimate: the labels' estimate of the gap, mean confidence minus accuracy.
         standard_error: its standard error.
         lower: lower bound of the gap.
         upper: its upper bound.
@@ -188,8 +188,8 @@ def repair_with_labels(
 
     certified, combined = jax.lax.map(lowered, jnp.stack([last.lower, gap]))
     return LabelledRepair(
-        certified, combined, *last, label_free=label_free, posterior=gap, confidence=mean,
-        num_labels=number,
+        certified=certified, combined=combined, **last._asdict(), label_free=label_free, posterior=gap,
+        confidence=mean, num_labels=number,
     )  # fmt: skip
 
 
