@@ -53,11 +53,12 @@ def describe(repaired: Repair, seed: int) -> RepairRecord:
         seed: position of the seed, from 0.
 
     Example:
+        >>> import numpy as np
         >>> rows = jnp.log(jnp.tile(jnp.array([[0.9, 0.1], [0.6, 0.4]]), (1, 60, 1, 1)))
         >>> sample = Sample(rows, jnp.full((1, 60, 2), 0.5))
-        >>> labels = (jnp.arange(60) % 4 == 0).astype(jnp.int32)
-        >>> held_out = prepare(sample, labels, jnp.arange(60), jnp.ones(1))
-        >>> found = describe(fit_to_targets(held_out, sample, jnp.arange(60)), 0)
+        >>> labels = (np.arange(60) % 4 == 0).astype(np.int32)
+        >>> held_out = prepare(sample, labels, np.arange(60), jnp.ones(1))
+        >>> found = describe(fit_to_targets(held_out, sample, np.arange(60)), 0)
         >>> found.decision, found.labels, found.p_value
         ('keep', 0, 1.0)
     """

@@ -70,8 +70,9 @@ def with_possible_labels(
         labels: class of each example.
 
     Example:
-        >>> jnp.exp(with_possible_labels(jnp.log(jnp.array([[1.0, 0.0]])), jnp.array([1]))).round(4)
-        Array([[1.   , 0.001]], dtype=float32)
+        >>> found = with_possible_labels(jnp.log(jnp.array([[1.0, 0.0]])), jnp.array([1]))
+        >>> round(float(jnp.exp(found[0, 1])), 6)
+        0.001
     """
     is_label = jnp.arange(log_probs.shape[-1])[None] == labels[:, None]
     floor = least_log_prob(log_probs)
