@@ -45,7 +45,7 @@ PURE = {
 }  # fmt: skip
 PURE_MAY_IMPORT = {
     "jax", "jaxtyping", "numpy", "typing", "collections", "functools", "importlib",
-    "inspect", "math", "types",
+    "inspect", "math", "statistics", "types",
     "sklearn",  # on the host, inside functions
     "calmoe_jax", "calmoe_kernels",
 }  # fmt: skip

@@ -188,8 +188,8 @@ def repair_with_labels(
 
     certified, combined = jax.lax.map(lowered, jnp.stack([last.lower, gap]))
     return LabelledRepair(
-        certified=certified, combined=combined, **last._asdict(), label_free=label_free, posterior=gap,
-        confidence=mean, num_labels=number,
+        certified=certified, combined=combined, **last._asdict(), label_free=label_free,
+        posterior=gap, confidence=mean, num_labels=number,
     )  # fmt: skip
 
 
