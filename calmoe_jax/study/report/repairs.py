@@ -140,7 +140,7 @@ def _decisions(summary: Summary) -> Html:
         "bold",
         "configuration-balanced: effective share of the held-out examples",
         "decision (number of seeds)",
-        "labels that are advised",
+        "examples, or clusters of them, to label",
     ]
     words = (
         "Permutation test of held-out against unlabelled examples, whole clusters relabelled; "
