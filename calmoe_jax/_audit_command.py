@@ -49,7 +49,7 @@ class Audit:
     tolerance: float = 0.02
     """Calibration error that does not matter: of 100 decisions at a stated confidence, 2 more or
     fewer are right than it says."""
-    repair: str = "neighbours"
+    repair: str = "safe"
     """The rule for the targets' temperature that would be deployed; harm is judged by it."""
 
     def __call__(self) -> int:

@@ -2,12 +2,12 @@
 
 `python -m experiments.choose_rule --data-dir DIR [--runs DIR] [--out FILE]`
 
-The constants of the rule of `calmoe_jax.shift.repair` (`agreement`: the more cautious of seeds' and
-neighbours') were chosen by calibration error on the tasks' own shifts. Here they are chosen on
-shifts of every severity that are made of training and held-out examples alone
-(`experiments.simulated`). Two choices are evaluated on the real shifts: the constants with the
-least simulated error of those that raise a task's error by at most .005 without a shift, and of
-those that also raise it by at most .01 under any simulated shift.
+The constants of the mode `bold` of `calmoe_jax.shift.repair` (the more cautious of seeds' and
+neighbours' rules, both here from the confidence on held-out examples) were chosen by calibration
+error on the tasks' own shifts. Here they are chosen on shifts of every severity that are made of
+training and held-out examples alone (`experiments.simulated`). Two choices are evaluated on the
+real shifts: the constants with the least simulated error of those that raise a task's error by at
+most .005 without a shift, and of those that also raise it by at most .01 under any simulated shift.
 
 Temperatures are looked up on a grid, so errors differ from those of `repair_without_labels`: a
 task's mean by up to .002.

@@ -21,6 +21,8 @@ NAMESPACES = {
     "routing.": cm.routing,
     "shift.": cm.shift,
     "shift.estimators.": cm.shift.estimators,
+    "shift.few_labels.": cm.shift.few_labels,
+    "shift.repair.": cm.shift.repair,
 }
 
 

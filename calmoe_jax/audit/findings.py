@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from calmoe_jax._errors import UserError
-from calmoe_jax.audit.results import Audit, Change, Estimate, Number, Scores
+from calmoe_jax.audit.results import Audit, Change, Estimate, Number, Scores, ShiftAudit
 from calmoe_jax.drawing.elements import Finding
+from calmoe_jax.shift.repair import DEFAULT_MODE, MODES
 
 GATES = ("shift", "uncalibrated", "harm")
 
@@ -18,13 +19,13 @@ class Limits(NamedTuple):
         tolerance: calibration error that does not matter. By default .02: of a hundred decisions at
             a stated confidence two more or fewer are right than it says, about what is lost by
             quoting confidences in whole per cents.
-        repair: the calibrator that would be deployed for the targets; by default the one of the
-            label-free rules that closed most of the gap in the experiments.
+        repair: the calibrator that would be deployed for the targets; by default the recommended
+            mode (see `shift.repair.MODES`).
     """
 
     level: float = 0.05
     tolerance: float = 0.02
-    repair: str = "neighbours"
+    repair: str = DEFAULT_MODE
 
 
 class Gate(NamedTuple):
@@ -64,6 +65,8 @@ def findings(found: Audit, limits: Limits) -> list[Finding]:
         limits: what counts.
     """
     items = [_calibration(found, limits), _shift(found, limits)]
+    if found.shift is not None:
+        items.append(_advice(found.shift))
     if found.targets is not None:
         items.append(_targets(found))
         if found.targets_changed is not None:
@@ -89,9 +92,8 @@ def unknowns(found: Audit) -> list[str]:
         lines.append("There are no targets: nothing is known of data other than the held-out ones.")
     elif targets.labelled == 0:
         lines.append(
-            "No target has a label. How accurate the model is on them is not identified: a shift "
-            "of the data and a subset of harder examples may look alike in everything that is "
-            "logged. The temperatures for the targets are estimates; a few labels would show more."
+            f"No target has a label. {MODES[DEFAULT_MODE].cannot_know} The temperatures for the "
+            "targets are estimates; a few labels would show more."
         )
     elif targets.labelled < targets.n:
         lines.append(
@@ -232,12 +234,22 @@ def _shift(found: Audit, limits: Limits) -> Finding:
         f"{name} {number(getattr(shift, name), '.3f')}"
         for name in ("load", "confidence", "disagreement")
     )
-    detail = f"test for a shift: p = {number(shift.p_value, '.3f')} ({parts}); {shift.reason}."
+    detail = f"test for a shift: p = {number(shift.p_value, '.3f')} ({parts})."
     if shift.p_value is None:
         return Finding("The test for a shift gives no number.", detail, "mixed")
     if shift.p_value < limits.level:
         return Finding("The routing configuration of the targets shifts.", detail, "worse")
     return Finding("No shift of the routing configuration is seen.", detail, "same")
+
+
+def _advice(shift: ShiftAudit) -> Finding:
+    headline = {
+        "keep": "Without labels: keep the temperature of the held-out examples.",
+        "lower_confidence": "Without labels: lower the confidence on the targets.",
+        "label_some": "Label some targets: without labels nothing is shown.",
+    }[shift.decision]
+    tone = "same" if shift.decision == "keep" else "mixed"
+    return Finding(headline, f"{shift.reason}. {MODES[DEFAULT_MODE].measured}", tone)
 
 
 def _targets(found: Audit) -> Finding:

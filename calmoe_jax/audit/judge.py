@@ -42,8 +42,10 @@ def audit(logs: Logs) -> Audit:
         return Audit(judged, left_out=left_out, notes=logs.notes)
     found = _repaired(prepared, targets)
     temperatures = {"temperature": judged.temperature, **found.pop("temperatures")}
+    confidence = found.pop("mean_confidence")
     if logs.aggregate_only:
         temperatures.pop(_OF_CONFIGURATIONS)
+        confidence.pop(_OF_CONFIGURATIONS)
     scored, changed, labelled = None, None, targets.labels >= 0
     if labelled.any():
         with_labels = scoring.prepare(take(targets, labelled))
@@ -58,6 +60,7 @@ def audit(logs: Logs) -> Audit:
             labelled=int(labelled.sum()),
             clusters=len(np.unique(targets.clusters)),
             temperatures=temperatures,
+            mean_confidence=confidence,
             rests_on=[min(n, _MOST_REPAIRED) for n in (judged.n, len(targets.labels))],
         ),
         scored,

@@ -19,6 +19,7 @@ from calmoe_jax.drawing.elements import (
     findings as finding_list,
 )
 from calmoe_jax.drawing.page import whole_page
+from calmoe_jax.shift.repair import MODES
 
 _CAPTIONS = {
     "reliability": "Held-out examples, as the model is: accuracy by confidence with 95 % bands, "
@@ -33,6 +34,13 @@ _CAPTIONS = {
 }
 _SCORES = ("accuracy", "debiased_ece", "confidence_gap", "negative_log_likelihood", "brier_score")
 _GATE_WORDS = {True: "fails", False: "passes", None: "cannot be judged"}
+_BASES = {
+    "temperature": "labels of the held-out examples",
+    "neighbours": "how often the nearest held-out examples have the predicted class",
+    "separability": "how well held-out examples and targets are told apart",
+    "difference_of_confidences": "by how much the mean confidence differs",
+    "average_threshold": "how many targets are above the confidence that errors stay below",
+}
 _TITLES = (
     "accuracy", "ECE without its bias", "confidence − accuracy", "NLL, nats", "Brier score",
 )  # fmt: skip
@@ -195,15 +203,8 @@ def _shift_part(found: Audit, limits: Limits) -> list[Html]:
     ]
     words = (
         f"Separability of held-out examples and targets {number(shift.separability, '.2f')} (0: "
-        "alike, 1: told apart without error). "
+        "alike, 1: told apart without error)."
     )
-    if shift.balanced:
-        words += (
-            "With weights that match the targets, "
-            f"{number(shift.effective_share, '.2f')} of the held-out examples are left as evidence."
-        )
-    else:
-        words += "No weights of held-out examples match the targets."
     return [
         element("h2", "Does the routing configuration shift?"),
         table(["p-value"], rows),
@@ -218,25 +219,40 @@ def _temperature_part(found: Audit, limits: Limits) -> list[Html]:
     for name, value in ({} if targets is None else targets.temperatures).items():
         change = None if changed is None else changed[name]
         cells = [f"{value:.3f}"]
+        if targets is not None:
+            cells.append(f"{targets.mean_confidence[name]:.3f}")
         if changed is not None and change is not None:
             cells += [interval(change.from_none, "+", 4), interval(change.from_temperature, "+", 4)]
         words = "held-out labels" if name == "temperature" else name.replace("_", " ")
-        rows.append(Row(words, cells, name == limits.repair))
+        rows.append(Row(words, [*cells, _basis(found, name)], name == limits.repair))
     if not rows:
-        rows = [Row("held-out labels", [f"{inside:.3f}"])]
+        rows = [Row("held-out labels", [f"{inside:.3f}", _BASES["temperature"]])]
     columns = ["temperature"]
+    if targets is not None:
+        columns.append("mean confidence of the targets")
     if changed is not None:
         columns += ["Brier score against as it is", "against held-out labels"]
+    lines = [] if targets is None else [f"{x.cannot_know} {x.measured}" for x in MODES.values()]
     return [
         element("h2", "Temperatures, by rule"),
-        table(columns, rows),
+        table([*columns, "rests on"], rows),
         element(
             "p",
             "A temperature above 1 lowers all confidences. Rules for targets see no label of a "
             "target, and never go below the temperature of the held-out examples. Where targets "
             "have labels, the changes of the Brier score show what each does: below 0 is better.",
         ),
+        *(element("p", line) for line in lines),
     ]
+
+
+def _basis(found: Audit, name: str) -> str:
+    """What a temperature rests on."""
+    if name in MODES:
+        return MODES[name].rests_on
+    if name == "configuration_balanced" and found.shift is not None:
+        return found.shift.balance
+    return _BASES.get(name, "")
 
 
 def _environment() -> Html:

@@ -91,7 +91,7 @@ class HeldOutAudit:
 
 @dataclass(frozen=True)
 class ShiftAudit:
-    """Whether the targets' configurations shift, and the remedy; as `shift.repair.RepairRecord`."""
+    """Whether the targets' configurations shift, and what to do; as `shift.repair.RepairRecord`."""
 
     p_value: Number
     load: Number
@@ -99,9 +99,11 @@ class ShiftAudit:
     disagreement: Number
     effective_share: Number
     balanced: bool
+    balance: str
     separability: Number
     decision: Decision
     reason: str
+    labels: int
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class TargetsAudit:
         labelled: how many of them have a label.
         clusters: number of clusters.
         temperatures: temperatures for them, by calibrator; no label of a target is used.
+        mean_confidence: mean confidence at each of these, and at `none`, the model as it is logged.
         rests_on: how many of the held-out examples and of the targets these rest on, evenly spread
             over all of them.
     """
@@ -121,6 +124,7 @@ class TargetsAudit:
     labelled: int
     clusters: int
     temperatures: dict[str, float]
+    mean_confidence: dict[str, float]
     rests_on: list[int]
 
 

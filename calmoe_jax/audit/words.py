@@ -2,6 +2,7 @@
 
 from calmoe_jax.audit.findings import interval, number
 from calmoe_jax.audit.results import Audit, HeldOutAudit, Scores, TargetsAudit
+from calmoe_jax.shift.repair import DEFAULT_MODE, MODES
 
 
 def describe_audit(found: Audit) -> str:
@@ -31,9 +32,6 @@ def describe_audit(found: Audit) -> str:
     shifted, targets = found.shift, found.targets
     if targets is None:
         return "\n".join([*lines, "No targets: no shift to test for."])
-    temperatures = ", ".join(
-        f"{name.replace('_', ' ')} {value:.3f}" for name, value in targets.temperatures.items()
-    )
     lines.append(f"Targets: {_examples(targets.n, '', targets.clusters)}; {_labelled(targets)}.")
     if shifted is not None:
         p_values = ("p_value", "load", "confidence", "disagreement")
@@ -42,10 +40,12 @@ def describe_audit(found: Audit) -> str:
         )
         lines.append(
             f"  shift of the configuration: p = {overall} (load {load}, confidence {confidence}, "
-            f"disagreement {disagreement}); separability {number(shifted.separability, '.2f')}; "
-            f"effective share of the held-out examples {number(shifted.effective_share, '.2f')}"
+            f"disagreement {disagreement}); separability {number(shifted.separability, '.2f')}"
         )
-    lines.append(f"  temperatures: {temperatures}")
+    lines.append(f"  temperatures: {_by_name(targets.temperatures)}")
+    lines.append(f"  mean confidence: {_by_name(targets.mean_confidence)}")
+    if shifted is not None:
+        lines.append(f"  configuration balanced: {shifted.balance}")
     for name, scores in (found.targets_scored or {}).items():
         lines.append(f"  with {name.replace('_', ' ')}:\n  {_score_words(scores)}")
     if shifted is None:
@@ -55,7 +55,8 @@ def describe_audit(found: Audit) -> str:
         )
     else:
         last = f"Verdict: {shifted.decision.replace('_', ' ')}: {shifted.reason}."
-    return "\n".join([*lines, last])
+    mode = MODES[DEFAULT_MODE]
+    return "\n".join([*lines, last, mode.rests_on, mode.cannot_know, mode.measured])
 
 
 def _experts(held_out: HeldOutAudit) -> list[str]:
@@ -74,6 +75,10 @@ def _experts(held_out: HeldOutAudit) -> list[str]:
         f"{identity['aggregate']}, of which the experts' own errors {identity['difference']} "
         f"(standard error {identity['standard_error'].lstrip('+')})",
     ]
+
+
+def _by_name(values: dict[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
 
 
 def _examples(size: int, kind: str, clusters: int) -> str:

@@ -10,7 +10,10 @@ from calmoe_jax._files import to_json, write_whole
 from calmoe_jax.data.task import Kind
 from calmoe_jax.study._plain import PlainValueError, from_plain, to_plain
 
-SCHEMA = 2
+SCHEMA = 3
+# What schema 2 did not have of a shift. It can be read: its calibrator `agreement` (the more
+# cautious of two rules, as `bold` is) and its decisions keep their names.
+_NEW_IN_3 = ("balance", "mean_confidence", "labels")
 # The `split` of a comparison of means over the shifted splits, with equal weights.
 SHIFT_MEAN = "mean over shifts"
 
@@ -102,10 +105,15 @@ class ShiftFinding:
         disagreement: p-value of a difference of the experts' disagreement.
         effective_share: effective share of the held-out examples under balancing weights.
         balanced: whether those weights exist and were found.
+        balance: what the configuration-balanced calibrator rests on, as text.
         separability: separability of held-out and target configurations, in [0, 1].
         temperatures: temperatures of the aggregate on this split, by calibrator.
-        decision: the remedy.
+        mean_confidence: mean confidence on this split at each of these, and at `none` and
+            `temperature`.
+        decision: what to do.
         reason: the reason for it, as text.
+        labels: how many examples of the split to label; 0 if none. Like `balance` and
+            `mean_confidence` it is `None` if the file is of schema 2.
     """
 
     method: str
@@ -118,10 +126,13 @@ class ShiftFinding:
     disagreement: float
     effective_share: float
     balanced: bool
+    balance: str | None
     separability: float
     temperatures: dict[str, float]
+    mean_confidence: dict[str, float] | None
     decision: str
     reason: str
+    labels: int | None
 
 
 @dataclass(frozen=True)
@@ -308,10 +319,20 @@ def read_results(folder: Path) -> Results:
     except ValueError as error:
         raise ResultsError(f"{path} is not JSON: {error}.") from error
     found = content.pop("schema", None) if isinstance(content, dict) else None
-    if found != SCHEMA:
-        raise ResultsError(f"{path} must be of schema {SCHEMA}, got schema={found}.")
+    if found not in (2, SCHEMA):
+        raise ResultsError(f"{path} must be of schema 2 or {SCHEMA}, got schema={found}.")
+    if found == 2:
+        _add_what_is_new(content)
     try:
         results: Results = from_plain(Results, content)
     except PlainValueError as error:
         raise ResultsError(f"{path}: {error}") from error
     return results
+
+
+def _add_what_is_new(content: dict[str, object]) -> None:
+    """Makes schema 3 of the content of a file of schema 2; what is broken stays so."""
+    shifts = content.get("shifts")
+    for shift in shifts if isinstance(shifts, list) else ():
+        if isinstance(shift, dict):
+            shift.update(dict.fromkeys(_NEW_IN_3))

@@ -25,6 +25,8 @@ from calmoe_jax.audit.results import (
     TargetsAudit,
 )
 from calmoe_jax.cli import main
+from calmoe_jax.drawing.elements import capitalised
+from calmoe_jax.shift.repair import MODES
 
 TOTAL = SIZE + TARGETS
 VOID = {"meta", "img", "hr", "br"}
@@ -49,12 +51,30 @@ def made_up():
         disagreement=Disagreement(0.1, 0.2, -0.1, 0.01, [0.0] * 3, [0.01] * 3),
         temperature=1.25, temperature_converged=True, impossible_labels=0, impossible_as=None,
     )  # fmt: skip
-    temperatures = {"temperature": 1.25, "neighbours": 1.5}
+    temperatures = {"temperature": 1.25, "safe": 1.375, "configuration_balanced": 1.5}
+    confidence = {
+        "none": 0.875,
+        "temperature": 0.844,
+        "safe": 0.812,
+        "configuration_balanced": 0.751,
+    }
     nothing = Change(Estimate(0.0, -0.1, 0.1), Estimate(0.0, -0.1, 0.1))
     return Audit(
         held_out,
-        ShiftAudit(0.001, 0.5, 0.001, 0.002, 0.4, True, 0.3, "rebalance", "it shifts"),
-        TargetsAudit(TARGETS, TARGETS // 3, TARGETS, temperatures, [SIZE, TARGETS]),
+        ShiftAudit(
+            0.001,
+            0.5,
+            0.001,
+            0.002,
+            0.4,
+            True,
+            "96 effective of 240",
+            0.3,
+            "lower_confidence",
+            "safe lowers it",
+            300,
+        ),
+        TargetsAudit(TARGETS, TARGETS // 3, TARGETS, temperatures, confidence, [SIZE, TARGETS]),
         {name: scores(0.25) for name in ("none", *temperatures)},
         dict.fromkeys(temperatures, nothing),
     )
@@ -129,7 +149,9 @@ def check_contents(found, pictures):
     for words in (
         "240 labelled held-out examples, 3 experts, 4 classes. 180 targets; 60 of them have",
         "The routing configuration of the targets shifts.", "Gates",
-        "targets with labels, neighbours", "expert 2", "load of the experts",
+        "targets with labels, configuration balanced", "targets with labels, safe", "expert 2",
+        "load of the experts", "mean confidence of the targets", found.shift.balance,
+        MODES["safe"].rests_on, *(words for x in MODES.values() for words in x[2:]),
         "Brier score against as it is", "What is not known", "120 of 180 targets have no label",
         "calmoe audit '<logs>.npz'", "jax 0.", "Every example counts as independent",
     ):  # fmt: skip
@@ -138,6 +160,8 @@ def check_contents(found, pictures):
     assert text.index("Findings") < text.index("Scores") < text.index("Temperatures, by rule")
     for name, value in found.targets.temperatures.items():
         assert f"{value:.3f}" in text, name
+        assert f"{found.targets.mean_confidence[name]:.3f}" in text, name
+    assert capitalised(found.shift.reason) in text
 
 
 def test_a_page_holds_everything(made_up):
@@ -275,7 +299,7 @@ def edited(found, **changes):
         found = replace(found, shift=replace(found.shift, p_value=p_value))
     if harm:
         pair = Change(*(Estimate(*x) for x in harm))
-        found = replace(found, targets_changed=found.targets_changed | {"neighbours": pair})
+        found = replace(found, targets_changed=found.targets_changed | {"safe": pair})
     return found
 
 
@@ -327,8 +351,27 @@ def test_gates_without_what_they_judge(made_up):
 )
 def test_tones_of_findings(made_up, changes, tones):
     items = findings(edited(made_up, **changes), Limits())
-    assert " ".join(x.tone for i, x in enumerate(items) if i != 2) == tones
+    assert " ".join(x.tone for i, x in enumerate(items) if i not in (2, 3)) == tones
     assert all(x.headline.endswith(".") for x in items)
+
+
+@pytest.mark.parametrize(
+    ("decision", "tone", "words"),
+    [
+        ("keep", "same", "keep the temperature"),
+        ("lower_confidence", "mixed", "lower the confidence"),
+        ("label_some", "mixed", "Label some targets"),
+    ],
+)
+def test_the_verdict_is_a_finding(made_up, decision, tone, words):
+    found = replace(made_up, shift=replace(made_up.shift, decision=decision))
+    finding = findings(found, Limits())[2]
+    assert words in finding.headline
+    assert finding.tone == tone
+    assert finding.detail == f"safe lowers it. {MODES['safe'].measured}"
+    assert MODES["safe"].cannot_know not in " ".join(unknowns(found))
+    blind = replace(found.targets, labelled=0)
+    assert MODES["safe"].cannot_know in " ".join(unknowns(replace(found, targets=blind)))
 
 
 def test_what_is_not_known(made_up):

@@ -18,6 +18,7 @@ from calmoe_jax.audit.logs import take
 from calmoe_jax.audit.pictures import draw_audit
 from calmoe_jax.audit.results import Estimate
 from calmoe_jax.cli import main
+from calmoe_jax.shift import repair
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +64,36 @@ def test_a_shift_of_confidence_is_seen_and_a_decision_made(found):
     assert shifted["p_value"] <= 0.01
     assert shifted["confidence"] <= 0.01
     assert shifted["load"] > 0.05
-    assert shifted["decision"] in ("rebalance", "cannot_repair")
+    # one model is logged: nothing agrees with it
+    assert shifted["decision"] == "label_some"
+    assert 0 < shifted["labels"] <= TARGETS
     inside = result["targets"]["temperatures"]["temperature"]
     assert all(t >= inside - 1e-6 for t in result["targets"]["temperatures"].values())
     words = describe_audit(judged)
     assert shifted["reason"] in words
     assert "nan" not in words.lower()
     json.dumps(result, allow_nan=False)
+
+
+def test_the_verdicts_numbers_are_those_of_the_tables(found):
+    """Also those of the scores: all targets have labels here."""
+    _, judged, result = found
+    confidence = result["targets"]["mean_confidence"]
+    assert set(confidence) == {"none", *result["targets"]["temperatures"]}
+    for name, scores in result["targets_scored"].items():
+        expected = scores["accuracy"]["value"] + scores["confidence_gap"]["value"]
+        np.testing.assert_allclose(confidence[name], expected, atol=1e-5, err_msg=name)
+    assert confidence["safe"] == confidence["temperature"]
+    words = describe_audit(judged)
+    verdict = words[words.index("Verdict: label some") :]
+    assert f"safe leaves the mean confidence at {confidence['safe']:.3f}" in verdict
+    assert f"bold would lower it to {confidence['bold']:.3f}" in verdict
+    table = words[words.index("mean confidence: ") :].splitlines()[0]
+    for name in ("none", "temperature", "safe", "bold"):
+        assert f"{name} {confidence[name]:.3f}" in table
+    assert f"configuration balanced: {result['shift']['balance']}" in words
+    for sentence in repair.MODES["safe"][1:]:
+        assert sentence in words
 
 
 def test_labels_of_the_targets_change_no_decision(folder, found):
@@ -171,14 +195,15 @@ def test_an_impossible_label_does_not_end_the_fit(folder):
 def test_the_verdict_counts_clusters(folder):
     arrays = make(sharper=1.4)
     alone = audit(read_logs(write(folder, arrays)))
-    assert (alone.shift.decision, alone.targets.clusters) == ("rebalance", TARGETS)
+    assert (alone.shift.decision, alone.targets.clusters) == ("label_some", TARGETS)
     arrays["clusters"] = np.arange(SIZE + TARGETS) // 6
     judged = audit(read_logs(write(folder, arrays)))
     assert judged.held_out.clusters == SIZE // 6
     assert judged.targets.clusters == TARGETS // 6
     assert judged.shift.p_value <= 0.05
-    assert judged.shift.decision == "cannot_repair"
-    assert f"of {SIZE // 6} held-out clusters" in judged.shift.reason
+    assert judged.shift.decision == "label_some"
+    assert f"label all {TARGETS // 6} clusters of targets" in judged.shift.reason
+    assert f"of {SIZE // 6} held-out clusters" in judged.shift.balance
     assert f"labelled examples in {SIZE // 6} clusters" in describe_audit(judged)
 
 
@@ -222,7 +247,7 @@ def test_logs_that_tell_little_are_described(folder):
     first[:, (arrays["labels"][0] + 1) % CLASSES] = 1
     arrays["expert_probs"][0] = first
     judged = audit(read_logs(write(folder, arrays)))
-    assert judged.shift.decision == "cannot_repair"
+    assert judged.shift.decision == "label_some"
     words = describe_audit(judged)
     assert "NLL infinite" in words
     assert "unknown" in words

@@ -20,8 +20,8 @@ def test_a_small_run(tmp_path, monkeypatch, capsys):
         assert set(errors) == set(rules)
         assert all(len(of_seeds) == 2 for of_seeds in errors.values())
     np.testing.assert_allclose(
-        found["summary"]["agreement"]["shifted"],
-        np.mean(found["splits"]["late"]["agreement"]),
+        found["summary"]["safe"]["shifted"],
+        np.mean(found["splits"]["late"]["safe"]),
     )
     printed = capsys.readouterr().out
     assert all(printed.count(f"\n{rule:<28}") == 2 for rule in rules)
@@ -33,9 +33,9 @@ def test_harm_is_above_the_temperature_and_hard_subsets_are_separate():
         split: {rule: [error, error] for rule in repair_without_labels.RULES}
         for split, error in errors.items()
     }
-    measured["late"]["agreement"] = [0.35, 0.45]
-    measured["ambiguous"]["agreement"] = [0.9, 0.9]
-    found = repair_without_labels.summarise(small_task(), measured)["agreement"]
+    measured["late"]["safe"] = [0.35, 0.45]
+    measured["ambiguous"]["safe"] = [0.9, 0.9]
+    found = repair_without_labels.summarise(small_task(), measured)["safe"]
     assert found == {
         "shifted": pytest.approx(0.25),
         "in_distribution": pytest.approx(0.01),

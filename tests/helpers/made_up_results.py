@@ -8,7 +8,7 @@ from calmoe_jax.study import records
 from calmoe_jax.study.comparison import COMPARED
 from calmoe_jax.study.records import METRICS, SHIFT_MEAN
 
-CALIBRATORS = ("none", "temperature", "per_expert", "neighbours")
+CALIBRATORS = ("none", "temperature", "per_expert", "safe", "bold", "neighbours")
 SPLITS = (
     records.SplitInfo("train", "train", 900, 90, "to train on", None, None),
     records.SplitInfo("calibration", "calibration", 100, 10, "held out", None, None),
@@ -104,8 +104,10 @@ def fit(rng, method, calibrator, seed):
 
 def finding(rng, method, split, seed):
     return records.ShiftFinding(
-        method, split.name, split.kind, seed, *rng.rand(5).tolist(), True, float(rng.rand()),
-        {"neighbours": 1.0 + float(rng.rand())}, "keep", "no shift is seen",
+        method, split.name, split.kind, seed, *rng.rand(5).tolist(), True, "enough are like them",
+        float(rng.rand()), {"neighbours": 1.0 + float(rng.rand())},
+        dict(zip(("temperature", "safe", "bold"), rng.rand(3).tolist(), strict=True)), "keep",
+        "no shift is seen", 0,
     )  # fmt: skip
 
 

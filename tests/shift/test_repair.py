@@ -16,11 +16,11 @@ from calmoe_jax.shift.repair.temperatures import match_aim
 SEEDS, EXPERTS, CLASSES = 3, 4, 3
 
 
-def draw(size, seed=0):
-    """Predictions of seeds that agree more often than by chance."""
+def draw(size, seed=0, alike=2.0):
+    """Predictions of seeds that agree more often than by chance, if they have anything alike."""
     logits, gates, common = jax.random.split(jax.random.key(seed), 3)
     logits = 2 * jax.random.normal(logits, (SEEDS, size, EXPERTS, CLASSES))
-    logits += 2 * jax.random.normal(common, (size, 1, CLASSES))[None]
+    logits += alike * jax.random.normal(common, (size, 1, CLASSES))[None]
     weights = jax.nn.softmax(jax.random.normal(gates, (SEEDS, size, EXPERTS)))
     return repair.Sample(jax.nn.log_softmax(logits), weights)
 
@@ -68,6 +68,18 @@ def test_temperatures_keep_the_floor_and_are_finite(fitted):
     assert cm.shift.mean_confidence(logits, hopeless) < 1 / CLASSES + 2e-3
 
 
+def test_mean_confidences_are_those_of_the_temperatures(fitted):
+    """Of the real targets alone: none is counted that is padding."""
+    _, split, _, inside, targets, found = fitted
+    log_probs = np.asarray(cm.mix_log_probs(*(x[:, : len(split)] for x in targets)), np.float64)
+    given = {"none": np.ones(SEEDS), "temperature": inside, **found.temperatures}
+    assert list(found.mean_confidence) == list(given)
+    for name, temperatures in given.items():
+        scaled = np.exp(log_probs / np.asarray(temperatures)[:, None, None])
+        largest = (scaled / scaled.sum(axis=-1, keepdims=True)).max(axis=-1)
+        np.testing.assert_allclose(found.mean_confidence[name], largest.mean(axis=1), rtol=1e-5)
+
+
 def test_padding_does_not_matter(fitted):
     task, split, held_out, inside, targets, found = fitted
     garbage = repair.Sample(
@@ -83,7 +95,7 @@ def test_padding_does_not_matter(fitted):
 def by_public_functions(labels, own, clusters, held_out, targets, inside):
     """Temperatures of one seed and its mean confidences, with public functions alone.
 
-    `agreement` is missing: it is of all seeds.
+    The modes are missing: they are of all seeds.
     """
     samples = held_out, targets
     ours, theirs = (cm.configuration(*sample) for sample in samples)
@@ -158,12 +170,41 @@ def test_each_rule_is_the_public_functions_put_together(fitted):
             *agreement, jnp.full(SEEDS, means[0]), jnp.full(SEEDS, chance),
             target_confidence=jnp.full(SEEDS, means[1]),
         )[i]  # fmt: skip
-        aim = jnp.minimum(by_seeds, by_neighbours)
-        expected["agreement"] = match(cm.mix_log_probs(*of_seed[1]), aim, inside[i])
+        log_probs = cm.mix_log_probs(*of_seed[1])
+        expected["safe"] = match(log_probs, by_seeds, inside[i])
+        expected["bold"] = match(log_probs, jnp.minimum(by_seeds, by_neighbours), inside[i])
         assert set(expected) == set(found.temperatures)
-        assert min(expected["agreement"], expected["neighbours"]) > inside[i]
+        assert expected["neighbours"] > inside[i]
+        assert expected["bold"] >= max(expected["safe"], expected["neighbours"]) * (1 - 1e-3)
         for name, value in expected.items():
             np.testing.assert_allclose(found.temperatures[name][i], value, rtol=2e-3, err_msg=name)
+
+
+def test_safe_lowers_the_confidence_where_seeds_agree_less(fitted):
+    task, split, held_out, inside, _, _ = fitted
+    targets = draw(len(split) + 7, seed=1, alike=1.5)
+    found = fit(task, held_out, inside, targets, split)
+    real = repair.Sample(*(x[:, : len(split)] for x in targets))
+    log_probs = [jax.vmap(cm.mix_log_probs)(*x) for x in (held_out, real)]
+    means = [jax.vmap(cm.shift.mean_confidence)(x, inside) for x in log_probs]
+    predicted = [np.argmax(x, axis=-1) for x in log_probs]
+    shares = np.eye(CLASSES)[predicted[1]].mean(axis=1)
+    chance = shares @ np.eye(CLASSES)[task.calibration.labels].mean(axis=0)
+    aims = cm.shift.agreement_accuracy(
+        agreement_of(held_out), agreement_of(real), means[0], jnp.asarray(chance, jnp.float32),
+        target_confidence=means[1],
+    )  # fmt: skip
+    assert (aims < means[1] - 0.02).all()
+    np.testing.assert_allclose(found.mean_confidence["safe"], aims, atol=1e-3)
+    np.testing.assert_allclose(found.mean_confidence["temperature"], means[1], rtol=1e-5)
+    for i in range(SEEDS):
+        record = repair.describe(found, i)
+        assert record.decision == "lower_confidence"
+        assert f"from {means[1][i]:.3f} to {found.mean_confidence['safe'][i]:.3f}" in record.reason
+    np.testing.assert_array_equal(
+        found.temperatures["bold"],
+        np.maximum(found.temperatures["safe"], found.temperatures["neighbours"]),
+    )
 
 
 def test_the_test_sees_as_many_examples_of_a_small_split_as_there_are():
@@ -191,7 +232,7 @@ def test_neighbours_are_looked_for_evenly(count, size):
 
 
 @pytest.mark.exhaustive
-def test_agreement_is_the_more_cautious_of_two():
+def test_bold_is_the_more_cautious_of_two():
     """Seeds that never differ, and neighbours that do; many examples, so that it shows."""
     held_out, targets = (
         repair.Sample(*(jnp.broadcast_to(x[:1], (2, *x.shape[1:])) for x in draw(400, seed=i)))
@@ -207,7 +248,8 @@ def test_agreement_is_the_more_cautious_of_two():
         repair.prepare(held_out, labels, alone, jnp.ones(2)),
         repair.Sample(*(jnp.pad(x, pad[: x.ndim]) for x in targets)), alone,
     ).temperatures  # fmt: skip
-    np.testing.assert_allclose(found["agreement"], found["neighbours"], rtol=1e-4)
+    np.testing.assert_allclose(found["safe"], 1, rtol=1e-4)
+    np.testing.assert_allclose(found["bold"], found["neighbours"], rtol=1e-4)
     of_seed = [repair.Sample(*(x[0] for x in sample)) for sample in (held_out, targets)]
     numbers = jnp.asarray(alone)
     expected, _, means, _ = by_public_functions(
@@ -215,7 +257,7 @@ def test_agreement_is_the_more_cautious_of_two():
     )
     np.testing.assert_allclose(found["neighbours"][0], expected["neighbours"], rtol=1e-3)
     sure = jax.jit(matched)(cm.mix_log_probs(*of_seed[1]), max(means), jnp.ones(()))
-    assert (found["agreement"] > 1.2 * sure).all()
+    assert (found["bold"] > 1.2 * sure).all()
 
 
 def test_hard_routing_of_what_is_real_is_seen(fitted):
@@ -248,7 +290,13 @@ def test_what_is_known_of_held_out_examples_is_computed_once(fitted, monkeypatch
     record = repair.describe(found, 1)
     assert record.p_value == float(found.shift.p_value[1])
     assert record.temperatures == {k: float(v[1]) for k, v in found.temperatures.items()}
-    assert record.decision in ("keep", "rebalance", "cannot_repair")
+    assert record.mean_confidence == {k: float(v[1]) for k, v in found.mean_confidence.items()}
+    numbers = [record.mean_confidence[name] for name in ("temperature", "safe", "bold")]
+    verdict = cm.shift.repair_verdict(record.p_value, *numbers, len(split), peers=True)
+    assert (record.decision, record.reason, record.labels) == verdict
+    assert record.balance == repair.balance_evidence(
+        record.effective_share, len(task.calibration), hard=False, feasible=record.balanced
+    )
 
 
 def test_the_effective_share_is_of_clusters():
@@ -268,12 +316,20 @@ def test_the_verdict_counts_clusters(fitted):
     again = repair.fit_to_targets(
         repair.prepare(held_out, task.calibration.labels, several, inside), targets, split.clusters
     )
-    assert (found.num_held_out, found.clustered) == (len(task.calibration), False)
-    assert (again.num_held_out, again.clustered) == (several[-1] + 1, True)
+    sizes = found.num_held_out, found.num_targets, found.clustered
+    assert sizes == (len(task.calibration), len(split), False)
+    sizes = again.num_held_out, again.num_targets, again.clustered
+    assert sizes == (several[-1] + 1, len(split), True)
     # what is not a decision is as before
     np.testing.assert_allclose(again.separability, found.separability, rtol=1e-5)
-    sure = again._replace(shift=jax.tree.map(jnp.zeros_like, again.shift), smallest_p_value=0.0)
-    assert f"of {several[-1] + 1} held-out clusters are like" in repair.describe(sure, 0).reason
+    assert f"of {several[-1] + 1} held-out clusters are like" in repair.describe(again, 0).balance
+    fours = repair.fit_to_targets(
+        repair.prepare(held_out, task.calibration.labels, several, inside), targets,
+        np.arange(len(split)) // 4,
+    )  # fmt: skip
+    assert fours.num_targets == -(-len(split) // 4)
+    sure = fours._replace(shift=jax.tree.map(jnp.zeros_like, fours.shift), smallest_p_value=0.0)
+    assert f"label all {fours.num_targets} clusters of targets" in repair.describe(sure, 0).reason
 
 
 def test_an_impossible_label_does_not_end_the_fit():
@@ -306,11 +362,15 @@ def test_an_impossible_label_does_not_end_the_fit_on_balanced_examples(fitted):
 
 
 @pytest.mark.exhaustive
-def test_one_seed_has_no_agreement(fitted):
+def test_one_seed_has_no_peers(fitted):
     task, split, held_out, inside, targets, _ = fitted
     alone = [repair.Sample(*(x[:1] for x in sample)) for sample in (held_out, targets)]
     found = fit(task, alone[0], inside[:1], alone[1], split)
-    assert set(found.temperatures) == set(repair.CALIBRATORS) - {"agreement"}
+    assert tuple(found.temperatures) == repair.CALIBRATORS
+    np.testing.assert_array_equal(found.temperatures["safe"], inside[:1])
+    np.testing.assert_array_equal(found.temperatures["bold"], found.temperatures["neighbours"])
+    assert "no model of another seed" in repair.describe(found, 0).reason
+    assert "no model of another seed" not in repair.describe(fitted[-1], 0).reason
 
 
 def test_slots_as_experts():

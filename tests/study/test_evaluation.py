@@ -70,10 +70,16 @@ def test_every_combination_is_recorded_once(evaluated):
     for method, (evaluations, _, shifts) in results.items():
         records = [r for e in evaluations for r in e.records]
         keys = [(r.calibrator, r.split, r.seed) for r in records]
-        assert len(keys) == len(set(keys)) == 9 * 4 * 2
+        assert len(keys) == len(set(keys)) == len(evaluation.CALIBRATORS) * 4 * 2
         assert [(x.split, x.seed) for x in shifts] == [
             (split.name, seed) for split in task.evaluation for seed in SEEDS
         ]
+        by = {(r.calibrator, r.split, r.seed): r for r in records}
+        for finding in shifts:  # what a verdict says is what the tables hold
+            assert set(finding.mean_confidence) == {"none", "temperature", *finding.temperatures}
+            for name, value in finding.mean_confidence.items():
+                record = by[name, finding.split, finding.seed]
+                assert abs(record.accuracy + record.confidence_gap - value) < 1e-5, name
         assert {(r.task, r.method, r.routing) for r in records} == {("portal", method, "dense")}
         assert {(r.split, r.kind, r.n) for r in records} == {
             (s.name, s.kind, len(s)) for s in task.evaluation

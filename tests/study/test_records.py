@@ -23,7 +23,7 @@ def test_the_layout_of_the_file(tmp_path):
     results = made_up_results.results()
     records.write_results(tmp_path / "results.json", results)
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content["schema"] == records.SCHEMA == 2
+    assert content["schema"] == records.SCHEMA == 3
     assert list(content) == [
         "schema", "task", "config", "environment", "source", "splits", "methods", "reference",
         "records", "fits", "shifts", "comparisons", "reliability", "warnings",
@@ -39,7 +39,8 @@ def test_the_layout_of_the_file(tmp_path):
         "fits": ["method", "calibrator", "seed", "temperature", "converged", "at_bound"],
         "shifts": [
             "method", "split", "kind", "seed", "p_value", "load", "confidence", "disagreement",
-            "effective_share", "balanced", "separability", "temperatures", "decision", "reason",
+            "effective_share", "balanced", "balance", "separability", "temperatures",
+            "mean_confidence", "decision", "reason", "labels",
         ],
         "comparisons": [
             "method", "calibrator", "split", "metric", "value", "reference", "difference",
@@ -54,6 +55,26 @@ def test_the_layout_of_the_file(tmp_path):
     assert content["config"] == results.config
     assert isinstance(content["fits"][0]["temperature"], float)
     assert isinstance(content["fits"][2]["temperature"], list)
+
+
+def test_files_of_schema_2_are_read(tmp_path):
+    """Their calibrator `agreement` and their decisions keep their names."""
+    now = made_up_results.results(calibrators=("none", "temperature", "agreement"))
+    shifts = [dataclasses.replace(x, decision="cannot_repair") for x in now.shifts]
+    now = dataclasses.replace(now, shifts=tuple(shifts))
+    path = tmp_path / "results.json"
+    records.write_results(path, now)
+    content = json.loads(path.read_text()) | {"schema": 2}
+    for shift in content["shifts"]:
+        for name in ("balance", "mean_confidence", "labels"):
+            del shift[name]
+    path.write_text(json.dumps(content))
+    unknown = {"balance": None, "mean_confidence": None, "labels": None}
+    shifts = tuple(dataclasses.replace(x, **unknown) for x in now.shifts)
+    assert records.read_results(tmp_path) == dataclasses.replace(now, shifts=shifts)
+    path.write_text(json.dumps(content | {"schema": 3}))
+    with pytest.raises(records.ResultsError, match="balance is missing"):
+        records.read_results(tmp_path)
 
 
 def test_the_metrics_are_the_last_fields_of_a_record():
@@ -83,11 +104,13 @@ def test_results_that_cannot_be_read(tmp_path):
     path = tmp_path / "results.json"
     for content, message in (
         ("{", "is not JSON"),
-        ("[]", "schema 2, got schema=None"),
-        ("{}", "schema 2, got schema=None"),
+        ("[]", "schema 2 or 3, got schema=None"),
+        ("{}", "schema 2 or 3, got schema=None"),
         ('{"schema": 1}', "schema=1"),
-        ('{"schema": 3}', "schema=3"),
+        ('{"schema": 4}', "schema=4"),
+        ('{"schema": 3}', r"results.json: task is missing\.$"),
         ('{"schema": 2}', r"results.json: task is missing\.$"),
+        ('{"schema": 2, "shifts": [1]}', r"results.json: task is missing\.$"),
     ):
         path.write_text(content)
         with pytest.raises(records.ResultsError, match=message):

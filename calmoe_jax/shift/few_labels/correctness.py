@@ -62,8 +62,8 @@ def correctness_model(
         >>> probs = jnp.array([[0.9, 0.1], [0.6, 0.4]] * 40)
         >>> labels = jnp.array([0, 0, 0, 1] * 20)
         >>> found = correctness_model(Evidence(jnp.log(probs)), labels, Evidence(jnp.log(probs)))
-        >>> found[:2].round(2)
-        Array([0.98, 0.52], dtype=float32)
+        >>> [round(float(x), 2) for x in found[:2]]
+        [0.98, 0.52]
     """
     check_range("least", least, 0, 1)
     check_at_least("num_neighbours", num_neighbours, 1)

@@ -58,8 +58,8 @@ def pooled_gaps(
 
     Example:
         >>> found = pooled_gaps(jnp.array([0.1, 0.2, 0.3]), jnp.full(3, 0.1))
-        >>> found.mean.round(2), found.spread
-        (Array([0.2, 0.2, 0.2], dtype=float32), Array(0., dtype=float32))
+        >>> [round(float(x), 2) for x in found.mean], found.spread
+        ([0.2, 0.2, 0.2], Array(0., dtype=float32))
 
     References:
         Paule and Mandel, Consensus values and weighting factors, 1982; Gelman et al., Bayesian

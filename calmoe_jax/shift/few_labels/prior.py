@@ -95,8 +95,8 @@ def posterior_gap(
 
     Example:
         >>> prior = GapPrior(jnp.ones(1), jnp.zeros(1), jnp.full(1, 0.1))
-        >>> posterior_gap(jnp.array(0.2), jnp.array(0.1), prior).mean
-        Array(0.1, dtype=float32)
+        >>> round(float(posterior_gap(jnp.array(0.2), jnp.array(0.1), prior).mean), 3)
+        0.1
     """
     estimate = at_least_float32(estimate)
     error = jnp.square(standard_error.astype(estimate.dtype))

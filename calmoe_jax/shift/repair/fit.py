@@ -38,6 +38,8 @@ class Repair(NamedTuple):
 
     Attributes:
         temperatures: temperatures by calibrator.
+        mean_confidence: mean confidence on the targets at each of these, with `none` and
+            `temperature`, the model as it is and with the temperature fitted in distribution.
         effective_share: effective number of independent held-out units (clusters, if they are
             given) under the balancing weights, over their number.
         balanced: whether the balancing weights were found.
@@ -46,10 +48,12 @@ class Repair(NamedTuple):
         shift: the test for a shift of the configuration.
         smallest_p_value: smallest p-value that the test can give.
         num_held_out: number of independent held-out units.
-        clustered: whether the units are clusters of several examples.
+        num_targets: number of independent units of the targets.
+        clustered: whether the units of a side are clusters of several examples.
     """
 
     temperatures: dict[str, Float[Array, " seeds"]]
+    mean_confidence: dict[str, Float[Array, " seeds"]]
     effective_share: Float[Array, " seeds"]
     balanced: Bool[Array, " seeds"]
     separability: Float[Array, " seeds"]
@@ -57,6 +61,7 @@ class Repair(NamedTuple):
     shift: ShiftTest
     smallest_p_value: float
     num_held_out: int
+    num_targets: int
     clustered: bool
 
 
@@ -92,13 +97,25 @@ def fit_to_targets(
 
     Returns:
         A `Repair`. If a rule's aim is NaN its temperature is the held-out one; an aim near or below
-        1 / classes makes predictions nearly uniform. There is no `agreement` with one seed.
+        1 / classes makes predictions nearly uniform. With one seed `safe` is the held-out
+        temperature, and `bold` that of the neighbours (see `MODES`).
+
+    Example:
+        >>> import numpy as np
+        >>> rows = jnp.log(jnp.tile(jnp.array([[0.9, 0.1], [0.6, 0.4]]), (1, 60, 1, 1)))
+        >>> sample = Sample(rows, jnp.full((1, 60, 2), 0.5))
+        >>> labels = (np.arange(60) % 4 == 0).astype(np.int32)
+        >>> held_out = prepare(sample, labels, np.arange(60), jnp.ones(1))
+        >>> found = fit_to_targets(held_out, sample, np.arange(60))
+        >>> found.temperatures["safe"], round(float(found.mean_confidence["none"][0]), 3)
+        (Array([1.], dtype=float32), 0.75)
     """
     length = targets.routing_weights.shape[1]
     numbers = np.unique(target_clusters, return_inverse=True)[1]
     padded = np.pad(numbers, (0, length - len(numbers))).astype(np.int32)
     where = np.arange(length) < len(numbers)
-    fits, config = _fit(held_out.seeds, held_out.common, targets, where, padded)
+    fits, confidence, config = _fit(held_out.seeds, held_out.common, targets, where, padded)
+    num_targets = len(np.unique(numbers))
     side = side_of(
         np.asarray(target_clusters),
         length,
@@ -116,15 +133,17 @@ def fit_to_targets(
         num_permutations=num_permutations,
     )
     return Repair(
-        {name: fits.temperatures[name] for name in CALIBRATORS if name in fits.temperatures},
+        {name: fits.temperatures[name] for name in CALIBRATORS},
+        {name: confidence[name] for name in ("none", "temperature", *CALIBRATORS)},
         fits.effective_share,
         fits.balanced,
         fits.separability,
         fits.hard,
         tested,
-        smallest_p_value(held_out.num_clusters, len(np.unique(numbers))),
+        smallest_p_value(held_out.num_clusters, num_targets),
         held_out.num_clusters,
-        held_out.num_clusters < len(held_out.common.labels),
+        num_targets,
+        held_out.num_clusters < len(held_out.common.labels) or num_targets < len(numbers),
     )
 
 
@@ -135,8 +154,8 @@ def _fit(
     targets: Sample,
     where: Bool[Array, " targets"],
     clusters: Int[Array, " targets"],
-) -> tuple[_Fits, Configuration]:
-    """Temperatures of all seeds, and the targets' configurations for the test."""
+) -> tuple[_Fits, dict[str, Float[Array, " seeds"]], Configuration]:
+    """Temperatures of all seeds, mean confidences, and the targets' configurations for the test."""
 
     def one_seed(own: OfSeed, sample: Sample) -> tuple[_Fits, Observed]:
         theirs = observe(sample)
@@ -152,15 +171,32 @@ def _fit(
 
     fits, theirs = over_seeds(one_seed)(seeds, targets)
     found = dict(fits.temperatures)
+    found["safe"] = seeds.temperature
     if len(seeds.temperature) > 1:
-        by_seeds = _match_agreement(seeds, common, theirs, where)
-        # a maximum would ignore NaN
-        found["agreement"] = jnp.fmax(by_seeds, found["neighbours"])
+        found["safe"] = _match_agreement(seeds, common, theirs, where)
+    # a maximum would ignore NaN
+    found["bold"] = jnp.fmax(found["safe"], found["neighbours"])
     usable = {
         name: jnp.where(jnp.isfinite(value), value, seeds.temperature)
         for name, value in found.items()
     }
-    return fits._replace(temperatures=usable), theirs.config
+    given = {"none": jnp.ones_like(seeds.temperature), "temperature": seeds.temperature, **usable}
+    confidence = over_seeds(_mean_confidences)(
+        theirs.config.log_probs, jnp.stack(list(given.values()), axis=1),
+        jnp.broadcast_to(where, theirs.config.log_probs.shape[:2]),
+    )  # fmt: skip
+    by_name = dict(zip(given, confidence.T, strict=True))
+    return fits._replace(temperatures=usable), by_name, theirs.config
+
+
+def _mean_confidences(
+    log_probs: Float[Array, "targets classes"],
+    temperatures: Float[Array, " calibrators"],
+    where: Bool[Array, " targets"],
+) -> Float[Array, " calibrators"]:
+    """Mean confidence of one seed at each temperature; rounding does not lift it above 1."""
+    found = jax.lax.map(lambda t: mean_confidence(log_probs, t, where=where), temperatures)
+    return jnp.minimum(found, 1)
 
 
 def _aims(

@@ -101,6 +101,15 @@ def prepare(
 
     Returns:
         A `HeldOut`, for `fit_to_targets`.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = jnp.log(jnp.tile(jnp.array([[0.9, 0.1], [0.6, 0.4]]), (1, 60, 1, 1)))
+        >>> sample = Sample(rows, jnp.full((1, 60, 2), 0.5))
+        >>> labels = (np.arange(60) % 4 == 0).astype(np.int32)
+        >>> held_out = prepare(sample, labels, np.arange(60), jnp.ones(1))
+        >>> held_out.num_clusters, round(float(held_out.seeds.confidence[0]), 3)
+        (60, 0.75)
     """
     numbers = np.unique(clusters, return_inverse=True)[1]
     seeds, common = _prepare(sample, jnp.asarray(labels), numbers.astype(np.int32), temperature)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from calmoe_jax.shift.repair.balance_evidence import balance_evidence
 from calmoe_jax.shift.repair.fit import Repair
 from calmoe_jax.shift.verdict import Decision, repair_verdict
 
@@ -19,10 +20,14 @@ class RepairRecord(NamedTuple):
         effective_share: effective share of the independent held-out examples or clusters under the
             balancing weights.
         balanced: whether the balancing weights were found.
+        balance: what `configuration_balanced` rests on, in words.
         separability: separability of held-out and target configurations, in [0, 1].
         temperatures: temperatures of the aggregate, by calibrator.
-        decision: the remedy.
+        mean_confidence: mean confidence on the targets at each of these, and at `none` and
+            `temperature`.
+        decision: what to do.
         reason: the reason for it, in a sentence.
+        labels: how many targets to label; 0 if none.
     """
 
     p_value: float
@@ -31,37 +36,61 @@ class RepairRecord(NamedTuple):
     disagreement: float
     effective_share: float
     balanced: bool
+    balance: str
     separability: float
     temperatures: dict[str, float]
+    mean_confidence: dict[str, float]
     decision: Decision
     reason: str
+    labels: int
 
 
 def describe(repaired: Repair, seed: int) -> RepairRecord:
-    """Describes the shift and decides on a remedy, for one seed.
+    """Describes the shift and decides what to do, for one seed.
 
     Args:
         repaired: as from `fit_to_targets`.
         seed: position of the seed, from 0.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = jnp.log(jnp.tile(jnp.array([[0.9, 0.1], [0.6, 0.4]]), (1, 60, 1, 1)))
+        >>> sample = Sample(rows, jnp.full((1, 60, 2), 0.5))
+        >>> labels = (np.arange(60) % 4 == 0).astype(np.int32)
+        >>> held_out = prepare(sample, labels, np.arange(60), jnp.ones(1))
+        >>> found = describe(fit_to_targets(held_out, sample, np.arange(60)), 0)
+        >>> found.decision, found.labels, found.p_value
+        ('keep', 0, 1.0)
     """
     tested = {name: float(np.asarray(x)[seed]) for name, x in repaired.shift._asdict().items()}
     share = float(np.asarray(repaired.effective_share)[seed])
     balanced = bool(np.asarray(repaired.balanced)[seed])
+    confidence = {k: float(np.asarray(x)[seed]) for k, x in repaired.mean_confidence.items()}
     verdict = repair_verdict(
         tested["p_value"],
-        share,
-        repaired.num_held_out,
-        units="clusters" if repaired.clustered else "examples",
-        hard=bool(np.asarray(repaired.hard)[seed]),
-        feasible=balanced,
+        confidence["temperature"],
+        confidence["safe"],
+        confidence["bold"],
+        repaired.num_targets,
+        peers=len(repaired.effective_share) > 1,
+        units="clusters of targets" if repaired.clustered else "targets",
         smallest_p_value=repaired.smallest_p_value,
     )
     return RepairRecord(
         **tested,
         effective_share=share,
         balanced=balanced,
+        balance=balance_evidence(
+            share,
+            repaired.num_held_out,
+            hard=bool(np.asarray(repaired.hard)[seed]),
+            feasible=balanced,
+            units="clusters" if repaired.clustered else "examples",
+        ),
         separability=float(np.asarray(repaired.separability)[seed]),
         temperatures={k: float(np.asarray(t)[seed]) for k, t in repaired.temperatures.items()},
+        mean_confidence=confidence,
         decision=verdict.decision,
         reason=verdict.reason,
+        labels=verdict.labels,
     )

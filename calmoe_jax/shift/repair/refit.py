@@ -103,7 +103,7 @@ def refit_with_labels(
         ...     sample, jnp.zeros(400, jnp.int32), sample, wrong, jnp.arange(300),
         ...     temperature=jnp.array(0.5),
         ... )
-        >>> REFITS[int(found.chosen)], bool(found.temperature > 0.5)
+        >>> cm.shift.repair.REFITS[int(found.chosen)], bool(found.temperature > 0.5)
         ('temperature', True)
 
     References:

@@ -66,6 +66,19 @@ def dense_sample(
     """Converts slots to a dense form: experts not chosen get weight 0 and are uniform.
 
     This makes splits comparable whether all experts or only the chosen ones were computed.
+
+    Args:
+        expert_log_probs: log probabilities of the expert in each slot.
+        routing_weights: weight of each slot; 0 where it is not used.
+        expert_indices: expert in each slot, each at most once in a row.
+        num_experts: number of experts.
+
+    Example:
+        >>> log_probs = jnp.log(jnp.array([[[[0.9, 0.1]]]]))
+        >>> dense_sample(
+        ...     log_probs, jnp.ones((1, 1, 1)), jnp.array([[[1]]]), num_experts=3
+        ... ).routing_weights
+        Array([[[0., 1., 0.]]], dtype=float32)
     """
     seeds, examples, slots, classes = expert_log_probs.shape
     chosen = routing_weights > 0

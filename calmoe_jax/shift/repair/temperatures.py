@@ -6,10 +6,10 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax import calibration
 from calmoe_jax.shift.confidence import match_confidence
 
-# `neighbours`: their labels; `agreement`: theirs and that of seeds, whichever gives less confidence
-# (where there is no other seed, there is nothing to agree with).
+# The two modes first (see `modes.MODES`), then single rules.
 CALIBRATORS = (
-    "agreement",
+    "safe",
+    "bold",
     "neighbours",
     "configuration_balanced",
     "separability",
@@ -31,6 +31,11 @@ def usable_temperature(fit: calibration.calibrators.TemperatureFit) -> Float[Arr
 
     Args:
         fit: fitted temperatures.
+
+    Example:
+        >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.1, 0.9]]))
+        >>> usable_temperature(cm.calibration.calibrators.fit_temperature(log_probs, jnp.arange(2)))
+        Array(1., dtype=float32)
     """
     flat = fit.at_bound & (fit.temperature > 1)
     return jnp.where(fit.converged | flat, fit.temperature, 1.0)
@@ -40,6 +45,13 @@ def least_log_prob(log_probs: Float[Array, "*batch classes"]) -> Float[Array, ""
     """Logarithm of the smallest positive probability, at most that of 0.001.
 
     Probabilities of 0 are no larger: a file that rounds to four digits has none below 0.0001.
+
+    Args:
+        log_probs: log probabilities.
+
+    Example:
+        >>> round(float(jnp.exp(least_log_prob(jnp.log(jnp.array([0.9996, 0.0004, 0.0]))))), 6)
+        0.0004
     """
     lowest = jnp.min(jnp.where(jnp.isneginf(log_probs), jnp.inf, log_probs), initial=jnp.inf)
     return jnp.minimum(lowest, jnp.log(_MOST_OF_NONE))
@@ -56,6 +68,11 @@ def with_possible_labels(
     Args:
         log_probs: log probabilities of the aggregate.
         labels: class of each example.
+
+    Example:
+        >>> found = with_possible_labels(jnp.log(jnp.array([[1.0, 0.0]])), jnp.array([1]))
+        >>> round(float(jnp.exp(found[0, 1])), 6)
+        0.001
     """
     is_label = jnp.arange(log_probs.shape[-1])[None] == labels[:, None]
     floor = least_log_prob(log_probs)

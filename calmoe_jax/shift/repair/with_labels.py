@@ -153,8 +153,8 @@ def repair_with_labels(
         ...     held_out, labels, held_out._replace(log_probs=jnp.tile(held_out.log_probs, (2, 1))),
         ...     target_labels, jnp.arange(50),
         ... )
-        >>> bool(1 < found.certified < found.combined), found.estimate.round(2)
-        (True, Array(0.4, dtype=float32))
+        >>> bool(1 < found.certified < found.combined), round(float(found.estimate), 2)
+        (True, 0.4)
 
     References:
         Angelopoulos et al., Prediction-powered inference, 2023; Garg et al., Leveraging Unlabeled

@@ -13,6 +13,7 @@ from calmoe_jax.drawing.elements import (
 )
 from calmoe_jax.study.records import Results
 from calmoe_jax.study.report import tables
+from calmoe_jax.study.report.repairs import repairs
 from calmoe_jax.study.report.summary import Summary
 from calmoe_jax.study.report.verdicts import verdicts
 
@@ -47,7 +48,7 @@ def section(summary: Summary, pictures: dict[str, bytes]) -> Html:
             _verdict_list(summary),
             element("h2", "At a glance"),
             tables.overview(summary),
-            tables.repairs(summary),
+            repairs(summary),
             *(figure(content, _CAPTIONS[name]) for name, content in pictures.items()),
             _warnings(results),
             element("h2", "Every figure"),

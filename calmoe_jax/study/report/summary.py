@@ -90,7 +90,7 @@ class Summary:
             method: name of a method.
             calibrator: name of a calibrator.
             splits: names of splits, with equal weights.
-            metric: name of a metric.
+            metric: name of a metric, or `confidence` for the mean confidence.
 
         Returns:
             `None` if the metric does not exist for one of the records, or there is no record.
@@ -98,7 +98,7 @@ class Summary:
         by_seed: dict[int, list[float]] = {}
         for split in dict.fromkeys(splits):
             for record in self._records.get((method, calibrator, split), ()):
-                value = getattr(record, metric)
+                value = _value(record, metric)
                 if value is None:
                     return None
                 by_seed.setdefault(record.seed, []).append(value)
@@ -143,3 +143,13 @@ class Summary:
             split: name of a split.
         """
         return self._findings.get((method, split), [])
+
+
+def _value(record: Record, metric: str) -> float | None:
+    """A metric of a record, or the mean confidence: what the two others of it give together."""
+    if metric != "confidence":
+        value: float | None = getattr(record, metric)
+        return value
+    if record.accuracy is None or record.confidence_gap is None:
+        return None
+    return record.accuracy + record.confidence_gap

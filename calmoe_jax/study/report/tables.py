@@ -1,11 +1,9 @@
 """The tables of a report."""
 
-import statistics
-
 from calmoe_jax.drawing.elements import Html, Row, element, folded, joined, table
-from calmoe_jax.shift.repair import CALIBRATORS as REPAIRS
-from calmoe_jax.study.records import METRICS, ShiftFinding
+from calmoe_jax.study.records import METRICS
 from calmoe_jax.study.report.cells import scaled, spread_cell
+from calmoe_jax.study.report.repairs import OF_TARGETS
 from calmoe_jax.study.report.summary import Summary
 
 _METRIC_TITLES = {
@@ -18,18 +16,6 @@ _METRIC_TITLES = {
     "confidence_gap": "confidence − accuracy, points",
     "disagreement": "disagreement",
     "routing_entropy": "routing entropy, nats",
-}
-
-_CALIBRATOR_TITLES = {
-    "none": "as trained",
-    "temperature": "temperature, in distribution",
-    "per_expert": "per-expert temperatures",
-    "configuration_balanced": "configuration-balanced",
-    "agreement": "agreement of neighbours and seeds",
-    "neighbours": "agreement of neighbours",
-    "separability": "PAD2",
-    "difference_of_confidences": "difference of confidences",
-    "average_threshold": "average threshold",
 }
 
 
@@ -72,86 +58,6 @@ def overview(summary: Summary) -> Html:
     )
 
 
-def repairs(summary: Summary) -> Html:
-    """Calibrators that use unlabelled examples of each split, and their evidence.
-
-    Args:
-        summary: summary of a run.
-
-    Returns:
-        Empty if there is no shifted split, or nothing was fitted on unlabelled examples.
-    """
-    shifts = summary.splits("shift")
-    if not shifts or not summary.results.shifts:
-        return Html()
-    rows = [
-        Row(
-            summary.title(method),
-            [
-                spread_cell(summary.spread(method, calibrator, shifts, "ece"), "ece")
-                for calibrator in summary.calibrators
-            ],
-            method == summary.results.reference,
-        )
-        for method in summary.methods
-    ]
-    words = (
-        "ECE under shift after one temperature for each split, from its examples without their "
-        "labels; no rule makes a model more confident than the temperature fitted in distribution. "
-        "Agreement of neighbours: the less often predicted classes are those of the nearest "
-        "labelled examples, the lower the confidence. Agreement of neighbours and seeds: also the "
-        "less often models that differ in their seed alone predict the same class; the lower "
-        "confidence of the two counts."
-    )
-    return joined(
-        [
-            element("h2", "Repair without labels"),
-            table([_calibrator_title(name) for name in summary.calibrators], rows),
-            element("p", words),
-            _decisions(summary),
-        ]
-    )
-
-
-def _decisions(summary: Summary) -> Html:
-    rows = [
-        Row(f"{summary.title(method)}, {split}", _decision_cells(found))
-        for method in summary.methods
-        for split in summary.splits()
-        if (found := summary.findings(method, split))
-    ]
-    columns = [
-        "p, any difference",
-        "p, load",
-        "p, confidence",
-        "p, disagreement",
-        "effective share of the held-out examples",
-        "decision (number of seeds)",
-    ]
-    words = (
-        "Permutation test of held-out against unlabelled examples, whole clusters relabelled; "
-        "medians over the seeds. Keep: no shift is seen, or the routing is hard, which a shift of "
-        "the configuration does not harm. Rebalance: held-out examples can be weighted to look "
-        "like the split's. Cannot repair: too few of them look like the split's."
-    )
-    return folded(
-        "Does the routing configuration shift, and what can be done",
-        element("p", words),
-        table(columns, rows),
-    )
-
-
-def _decision_cells(found: list[ShiftFinding]) -> list[str]:
-    p_values = ("p_value", "load", "confidence", "disagreement")
-    decisions = [finding.decision for finding in found]
-    names = sorted(set(decisions), key=lambda name: (-decisions.count(name), name))
-    return [
-        *(f"{statistics.median(getattr(x, name) for x in found):.3f}" for name in p_values),
-        f"{statistics.median(x.effective_share for x in found):.2f}",
-        ", ".join(f"{name.replace('_', ' ')} ({decisions.count(name)})" for name in names),
-    ]
-
-
 def metrics(summary: Summary) -> Html:
     """A table for each metric: every method, calibrator and split.
 
@@ -160,7 +66,7 @@ def metrics(summary: Summary) -> Html:
     """
     splits = summary.splits()
     # calibrators that use unlabelled examples have a separate table
-    calibrators = [name for name in summary.calibrators if name not in REPAIRS]
+    calibrators = [name for name in summary.calibrators if name not in OF_TARGETS]
     tables = []
     for metric in METRICS:
         rows = [
@@ -254,10 +160,6 @@ def temperatures(summary: Summary) -> Html:
         label = f"{summary.title(fit.method)}, {fit.calibrator.replace('_', ' ')}"
         rows.append(Row(label, [str(fit.seed), text]))
     return folded("Fitted temperatures", table(["seed", "temperature"], rows)) if rows else Html()
-
-
-def _calibrator_title(calibrator: str) -> str:
-    return _CALIBRATOR_TITLES.get(calibrator, calibrator.replace("_", " "))
 
 
 def _with_calibrator(title: str, calibrator: str) -> str:

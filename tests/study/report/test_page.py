@@ -1,12 +1,16 @@
 """The page: well formed, self-contained, escaped, and nothing is left out."""
 
 import dataclasses
+import re
 from html.parser import HTMLParser
 
 import made_up_results
+import numpy as np
 import pytest
 
+from calmoe_jax.shift.repair import MODES
 from calmoe_jax.study.report import page, write_report
+from calmoe_jax.study.report.repairs import OF_TARGETS
 
 EMPTY = {"meta", "img", "hr"}
 
@@ -70,7 +74,7 @@ def test_every_number_of_a_metric_is_in_its_table(written):
     results = made_up_results.results(seeds=(1,))
     cells = Parsed(written(results)).cells
     for record in results.records:
-        if record.calibrator != "neighbours":  # those have the mean over shifts alone
+        if record.calibrator not in OF_TARGETS:  # those have the mean over shifts alone
             assert f"{record.brier:.3f}" in cells
             assert f"{100 * record.accuracy:.1f}" in cells
 
@@ -151,8 +155,80 @@ def test_experts_without_statistics_have_dashes(written):
 def test_decisions_are_counted(written):
     results = made_up_results.results(methods=("mine",), seeds=(1, 2, 3))
     shifts = [
-        dataclasses.replace(x, decision="cannot_repair") if x.seed == 2 else x
+        dataclasses.replace(x, decision="label_some", labels=300) if x.seed == 2 else x
         for x in results.shifts
     ]
-    cells = Parsed(written(dataclasses.replace(results, shifts=tuple(shifts)))).cells
-    assert cells.count("keep (2), cannot repair (1)") == 4
+    parsed = Parsed(written(dataclasses.replace(results, shifts=tuple(shifts))))
+    assert parsed.cells.count("keep (2), label some (1)") == 4
+    # over the two shifted splits alone
+    assert "decisions, by split and seed: keep (4), label some (2)." in parsed.text
+
+
+def mean_over_shifts(results, method, calibrator, value):
+    values = {}
+    for record in results.records:
+        if (record.method, record.calibrator, record.kind) == (method, calibrator, "shift"):
+            values.setdefault(record.seed, []).append(value(record))
+    return np.mean([np.mean(x) for x in values.values()])
+
+
+def tables_of(text):
+    """By title: for each row its cells, without their deviations."""
+    found = {}
+    for title, body in re.findall(r"<h3>(.*?)</h3>(.*?)</table>", text, re.DOTALL):
+        rows = re.findall(r"<tr.*?>(.*?)</tr>", body, re.DOTALL)
+        cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+        found[title] = {row[0]: [re.sub(r" ?<.*", "", x) for x in row[1:]] for row in cells}
+    return found
+
+
+def test_the_verdicts_numbers_are_those_of_the_tables(written):
+    results = made_up_results.results(methods=("mine", "vanilla"))
+    text = written(results)
+    tables = tables_of(text)
+    ece, confidence = tables["ECE under shift"], tables["Mean confidence under shift"]
+    for method in ("mine", "vanilla"):
+        title = made_up_results.TITLES[method]
+        (line,) = re.findall(rf"<li[^>]*>(?:<b>)?{title}: safe (.*?)</li>", text, re.DOTALL)
+        line = re.sub("<.*?>", "", line)
+        number = r"(\d\.\d{3})"
+        before, after = re.search(rf"from {number} to {number}\.", line).groups()
+        of_safe, of_temperature, bold, of_bold = re.search(
+            rf"Its ECE under shift is {number}, with the temperature in distribution {number}; "
+            rf"bold would bring the mean confidence to {number}, and the ECE to {number};",
+            line,
+        ).groups()
+        at = {name: made_up_results.CALIBRATORS.index(name) for name in ("temperature", *MODES)}
+        row = {name: (confidence[title][i], ece[title][i]) for name, i in at.items()}
+        assert row["temperature"] == (before, of_temperature)
+        assert row["safe"] == (after, of_safe)
+        assert row["bold"] == (bold, of_bold)
+        for name, (mean, error) in row.items():
+            expected = mean_over_shifts(
+                results, method, name, lambda x: x.accuracy + x.confidence_gap
+            )
+            assert mean == f"{expected:.3f}"
+            assert error == f"{mean_over_shifts(results, method, name, lambda x: x.ece):.3f}"
+
+
+def test_what_the_modes_rest_on_and_cannot_know_is_said(written):
+    text = Parsed(written(made_up_results.results())).text
+    for mode in MODES.values():
+        for words in (mode.rests_on, mode.cannot_know, mode.measured):
+            assert words in text
+
+
+def test_a_run_of_the_earlier_rule_is_shown(written):
+    """Nothing is said of modes that it did not have."""
+    results = made_up_results.results(calibrators=("none", "temperature", "agreement"))
+    shifts = [
+        dataclasses.replace(x, decision="rebalance", mean_confidence=None, labels=None)
+        for x in results.shifts
+    ]
+    parsed = Parsed(written(dataclasses.replace(results, shifts=tuple(shifts))))
+    assert "agreement of neighbours and seeds (an earlier rule)" in parsed.cells
+    assert "rebalance (2)" in parsed.cells
+    assert "mean confidence under shift from" not in parsed.text
+    assert "mean confidence under shift at" not in parsed.text
+    figures = parsed.text.split("Every figure")[1]
+    assert not re.search(r"\bagreement", figures)
