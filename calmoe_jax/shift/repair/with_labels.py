@@ -37,7 +37,7 @@ class LabelledRepair(NamedTuple):
 
     Attributes:
         certified: lowers confidence by as much as the labels show, never more; at least 1.
-        combined: lowers it by the posterior median of the gap, within the labels' bounds; at least 1.
+        combined: lowers it by the posterior median of the gap, within the bounds; at least 1.
         estimate: the labels' estimate of the gap, mean confidence minus accuracy.
         standard_error: its standard error.
         lower: lower bound of the gap.
