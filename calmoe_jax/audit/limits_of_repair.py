@@ -6,12 +6,8 @@ from typing import Any
 from calmoe_jax.audit.answers import Drawn
 from calmoe_jax.audit.evidence import MOST_COMPARED, HeldOut, Population
 from calmoe_jax.audit.findings import number
+from calmoe_jax.shift.repair.modes import MODES
 
-# What the rule that closes most of the gap has been seen to cost; said wherever it is used.
-BOLD_HARM = (
-    "This rule has done harm on some shifts and on subsets of harder examples; "
-    "experiments/README.md says how much"
-)
 _RULES = {
     "safe": "The rule keeps confidence as it is unless models of other seeds disagree more on the "
     "targets than on held-out examples",
@@ -19,7 +15,7 @@ _RULES = {
     "say",
     "certified": "The rule lowers mean confidence by the lower bound of the gap, never by more "
     "than the labels show",
-    "combined": "The rule lowers mean confidence by the posterior mean of the gap, under a prior "
+    "combined": "The rule lowers mean confidence by the posterior median of the gap, under a prior "
     "from the label-free estimates, within the labels' bounds",
 }
 
@@ -53,7 +49,7 @@ def rests_on(
             "stays."
         )
     if kind == "bold":
-        lines.append(f"{BOLD_HARM}.")
+        lines.append(MODES["bold"].measured)
         if record["experts"] is None:
             lines.append(
                 "Neighbours are found by the experts' predictions, which these logs do not have: "
