@@ -297,13 +297,13 @@ def _coverage(populations: list[Population], drawn: list[Labelled]) -> dict[str,
 
 def show(found: dict[str, Any]) -> None:
     """Prints the table."""
-    print(
-        f"\n{'rule, labels':<16}{'closed':>7}{'harm':>8}{'>.01':>5}{'task':>8}{'simulated':>10}{'control':>8}"
-    )
+    names = ("rule, labels", "closed", "harm", "> .01", "task", "simulated", "control")
+    print("\n" + "".join(f"{x:<16}" if i == 0 else f"{x:>11}" for i, x in enumerate(names)))
     for name, row in found["rows"].items():
         print(
-            f"{name:<16}{row['closed']:7.3f}{row['harm']:+8.4f}{row['not_shown']:5d}{row['task_harm']:+8.4f}"
-            f"{row['simulated_harm']:+10.4f}{row['control']:8.2f}  {row['harmed']}"
+            f"{name:<16}{row['closed']:11.3f}{row['harm']:+11.4f}{row['not_shown']:11d}"
+            f"{row['task_harm']:+11.4f}{row['simulated_harm']:+11.4f}{row['control']:11.2f}"
+            f"  {row['harmed']}; {row['simulated_harmed']}"
         )
     print(f"missed (at most {1 - LEVEL:.2f}): {found['missed']}\nprior: {found['prior']}")
 
