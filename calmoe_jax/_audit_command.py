@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import tyro
 
+from calmoe_jax._logs_arguments import check_files, check_level, check_output, renamed
 from calmoe_jax._usage import UsageError, check_folder
 
 _WORDS = {True: "fails", False: "passes", None: "cannot be judged"}
@@ -57,7 +58,7 @@ class Audit:
         from calmoe_jax.audit.findings import Limits, gates
 
         self._check()
-        logs = read_logs(self.file, columns=self._renamed())
+        logs = read_logs(self.file, columns=renamed(self.columns))
         found = audit(logs)
         limits = Limits(self.level, self.tolerance, self.repair)
         judged = gates(found, self.fail_on, limits)
@@ -74,35 +75,19 @@ class Audit:
 
     def _check(self) -> None:
         """Checks the arguments before anything is read."""
-        if not self.file:
-            raise UsageError("file must name at least one file of logs, got none.")
-        if not 0 < self.level < 1:
-            raise UsageError(f"level must be in (0, 1), got level={self.level}.")
+        check_files(self.file)
+        check_level("level", self.level)
         if not 0 <= self.tolerance < 1:
             raise UsageError(f"tolerance must be in [0, 1), got tolerance={self.tolerance}.")
         for name in ("out", "report"):
             if (path := vars(self)[name]) is not None:
-                if path.is_dir():
-                    raise UsageError(
-                        f"{name} must be a file, got {name}={path}, which is a folder."
-                    )
-                check_folder(name, path.parent)
+                check_output(name, path)
         if self.plots is not None:
             check_folder("plots", self.plots)
         from calmoe_jax.shift.repair import CALIBRATORS
 
         if self.repair not in (known := ("temperature", *CALIBRATORS)):
             raise UsageError(f"repair must be one of {', '.join(known)}, got repair={self.repair}.")
-
-    def _renamed(self) -> dict[str, str]:
-        """The file's names by ours."""
-        found = {}
-        for pair in ",".join(self.columns).split(",") if self.columns else ():
-            ours, equals, theirs = pair.partition("=")
-            if not (ours and equals and theirs):
-                raise UsageError(f"columns must be pairs ours=theirs, got columns={pair}.")
-            found[ours] = theirs
-        return found
 
     def _write(self, logs: Any, found: Any, limits: Any, judged: list[Any]) -> None:
         from calmoe_jax._files import to_json, write_whole

@@ -19,7 +19,10 @@ import tyro
 
 from calmoe_jax._audit_command import Audit
 from calmoe_jax._errors import RunError, UserError
+from calmoe_jax._label_command import Label
+from calmoe_jax._monitor_command import Monitor
 from calmoe_jax._plan_command import Plan
+from calmoe_jax._repair_command import Repair
 from calmoe_jax._signals import Stopped, ending_on_signals
 from calmoe_jax._usage import UsageError, check_folder
 from calmoe_jax.study.config import ModelConfig, RunConfig, TrainConfig
@@ -254,6 +257,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "report": Report,
     "tasks": Tasks,
     "audit": Audit,
+    "label": Label,
+    "repair": Repair,
+    "monitor": Monitor,
     "plan": Plan,
     "doctor": Doctor,
 }

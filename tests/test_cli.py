@@ -71,7 +71,7 @@ def run(monkeypatch, tmp_path, capsys):
         (("audit", "nowhere.npz", "--fail-on", "all"), "uncalibrated"),
         (("audit", "nowhere.npz", "--repair", "magic"), "--repair must be one of temperature"),
         (("audit", "nowhere.npz", "--columns", "labels"), "--columns must be pairs ours=theirs"),
-        (("fly",), "run, report, tasks, audit, plan, doctor"),
+        (("fly",), "run, report, tasks, audit, label, repair, monitor, plan, doctor"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_writes_nothing(run, arguments, message, tmp_path):

@@ -36,7 +36,14 @@ LAYERS = [
     {"nn", "data", "parallel"},
     {"training"},
     {"study", "audit"},
-    {"_plan_command", "_audit_command"},
+    {"_logs_arguments"},
+    {
+        "_plan_command",
+        "_audit_command",
+        "_label_command",
+        "_repair_command",
+        "_monitor_command",
+    },
     {"cli"},
 ]
 PURE = {

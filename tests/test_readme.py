@@ -6,7 +6,10 @@ from importlib import import_module
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from audit_logs import write
+from deployed_logs import fill, make_deployed
 
 import calmoe_jax as cm
 from calmoe_jax import cli
@@ -18,13 +21,16 @@ TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 TABLE = TEXT.split("## API")[1].split("## Symbols")[0]
 ROWS = re.findall(r"^\| (`[^|]*) \|[^|]*\| (`[^|]*) \|$", TABLE, re.MULTILINE)
 
+OF_NUMPY = re.findall(r"```python\n(# apply repair.json.*?)```", TEXT, re.DOTALL)[0]
+
 
 @pytest.mark.exhaustive
 def test_the_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}
     for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
-        exec(code, names)
+        if code != OF_NUMPY:
+            exec(code, names)
     assert names["y"].shape == (16, 8)
     assert jnp.isfinite(names["loss"])
     assert 0 <= names["ece"] <= 1
@@ -38,6 +44,26 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
     of_file, of_function = (read_results(Path("runs") / n) for n in ("my_task", "make_task"))
     vanilla = tuple(r for r in of_file.records if r.method == "vanilla")
     assert vanilla == of_function.records
+
+
+def test_a_repair_is_applied_in_plain_numpy(tmp_path, monkeypatch):
+    """By the very lines, after the very commands; as the library does."""
+    monkeypatch.chdir(tmp_path)
+    arrays, labels = make_deployed()
+    write(tmp_path, arrays)
+    label, repair = re.findall(r"^calmoe ((?:label|repair) logs.*?) +#", TEXT, re.MULTILINE)
+    assert cli.main(label.split()) == 0
+    fill(tmp_path / "ask.csv", labels, tmp_path / "ask.csv")
+    assert cli.main(repair.split()) == 0
+    assert "calmoe" not in OF_NUMPY.replace('"calmoe repair"', "")
+    names = {}
+    exec(OF_NUMPY, names)
+    found = cm.audit.load_repair("repair.json")
+    assert found.temperature > found.held_out_temperature
+    expected = cm.audit.apply_repair(
+        found, jnp.log(arrays["expert_probs"]), jnp.asarray(arrays["routing_weights"])
+    )
+    np.testing.assert_allclose(names["repaired"], jnp.exp(expected), atol=1e-6)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])

@@ -50,6 +50,7 @@ class Logs(NamedTuple):
         aggregate_only: whether routing and experts are not known: the aggregate then stands as the
             one expert.
         notes: what was changed in reading, in sentences.
+        files: name and number of examples of each file that was read, in order.
     """
 
     routing_weights: np.ndarray
@@ -63,6 +64,7 @@ class Logs(NamedTuple):
     drawn_probability: np.ndarray | None = None
     aggregate_only: bool = False
     notes: tuple[str, ...] = ()
+    files: tuple[tuple[str, int], ...] = ()
 
 
 _OF_EXAMPLES = Logs._fields[: Logs._fields.index("aggregate_only")]
@@ -112,8 +114,10 @@ def read_logs(
     """
     files = _files([paths] if isinstance(paths, str | Path) else paths)
     parts = [_read_part(path, columns or {}) for path in files]
+    names = [str(path) for path in files]
+    sizes = [len(part.labels) for part in parts]
     try:
-        return _whole(joined([str(path) for path in files], parts))
+        return _whole(joined(names, parts))._replace(files=tuple(zip(names, sizes, strict=True)))
     except ValueError as error:
         first = str(files[0])
         name = first if len(files) == 1 else f"{first} and {len(files) - 1} more"

@@ -15,6 +15,7 @@ def folder(tmp_path_factory):
 
 def same(found, expected):
     """The same logs, of what is known."""
+    found, expected = (x._replace(files=()) for x in (found, expected))
     for name, a, b in zip(found._fields, found, expected, strict=True):
         assert (a is None) == (b is None), name
         if name == "notes":

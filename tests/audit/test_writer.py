@@ -16,6 +16,7 @@ SIZE = 40
 
 
 def same(found, expected):
+    found, expected = (x._replace(files=()) for x in (found, expected))
     for name, a, b in zip(found._fields, found, expected, strict=True):
         if b is None or isinstance(b, bool | tuple):
             assert a == b, name

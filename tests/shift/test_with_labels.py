@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 import calmoe_jax as cm
-from calmoe_jax.shift.repair import REFITS, Sample, refit_with_labels
+from calmoe_jax.shift.repair import REFITS, Sample
+from calmoe_jax.shift.repair import refit_with_labels as eager_refit
 
 Evidence = cm.shift.estimators.Evidence
-few = cm.shift.few_labels
+repair_with_labels = jax.jit(cm.shift.repair_with_labels, static_argnames=("level", "planned"))
+refit_with_labels = jax.jit(eager_refit, static_argnames=("tolerance", "level"))
 
 
 def draw(size, sharpness=1.0, seed=0, classes=4, peers=2):
@@ -33,7 +35,7 @@ def test_certified_lowers_confidence_by_the_bound_and_combined_stays_within():
     targets, theirs = draw(600, sharpness=3.0, seed=1)
     drawn = np.random.RandomState(0).permutation(600)[:80]
     known = np.where(np.isin(np.arange(600), drawn), theirs, -1)
-    found = jax.jit(cm.shift.repair_with_labels)(held_out, labels, targets, known, drawn)
+    found = repair_with_labels(held_out, labels, targets, known, drawn)
     gap = measured(targets, theirs)
     assert 0 < found.lower < gap < found.upper
     assert 1 < found.certified < found.combined
@@ -49,17 +51,16 @@ def test_no_gap_is_left_alone_and_no_label_changes_nothing():
     held_out, labels = draw(300)
     targets, theirs = draw(500, seed=1)
     drawn = np.random.RandomState(0).permutation(500)[:60]
-    found = cm.shift.repair_with_labels(held_out, labels, targets, theirs, drawn)
+    found = repair_with_labels(held_out, labels, targets, theirs, drawn)
     assert found.certified == 1
-    nothing = cm.shift.repair_with_labels(
-        held_out, labels, targets, np.full(500, -1), np.full(4, -1)
-    )
+    nothing = repair_with_labels(held_out, labels, targets, np.full(500, -1), np.full(4, -1))
     assert nothing.certified == 1
     assert nothing.num_labels == 0
     safe = cm.shift.label_free_gaps(held_out, labels, targets).safe
     np.testing.assert_allclose(nothing.posterior, safe, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_over_models_is_a_loop():
     held_out, labels = draw(60)
     targets, theirs = draw(50, sharpness=2.0, seed=1)
@@ -67,11 +68,11 @@ def test_over_models_is_a_loop():
         jax.tree.map(lambda x: np.stack([x, x[..., ::-1]]), side) for side in (held_out, targets)
     ]
     drawn = np.arange(20)
-    mapped = jax.vmap(cm.shift.repair_with_labels, in_axes=(0, None, 0, None, None))(
+    mapped = jax.vmap(repair_with_labels, in_axes=(0, None, 0, None, None))(
         stacked[0], labels, stacked[1], theirs, drawn
     )
     for i in range(2):
-        one = cm.shift.repair_with_labels(
+        one = repair_with_labels(
             *(jax.tree.map(lambda x, i=i: x[i], stacked[0]), labels),
             *(jax.tree.map(lambda x, i=i: x[i], stacked[1]), theirs, drawn),
         )
@@ -99,7 +100,7 @@ def test_labels_that_are_not_there_are_nan():
     held_out, labels = draw(80)
     targets, theirs = draw(60, seed=1)
     theirs[3] = -1
-    found = cm.shift.repair_with_labels(held_out, labels, targets, theirs, jnp.arange(10))
+    found = repair_with_labels(held_out, labels, targets, theirs, jnp.arange(10))
     assert all(jnp.isnan(x) for x in (found.certified, found.combined, found.lower, found.estimate))
 
 
@@ -119,7 +120,7 @@ def sample(size, sharpness, seed):
 def test_refit_finds_the_expert_that_is_over_confident():
     held_out, labels = sample(400, 1.0, 0)
     targets, theirs = sample(1500, 5.0, 1)
-    found = jax.jit(refit_with_labels)(
+    found = refit_with_labels(
         held_out, labels, targets, theirs, np.random.RandomState(0).permutation(1500)[:800],
         temperature=jnp.array(1.0),
     )  # fmt: skip
@@ -139,6 +140,7 @@ def test_refit_keeps_the_reference_where_nothing_is_shown(number):
     np.testing.assert_allclose(found.expert_temperatures, 1)
 
 
+@pytest.mark.exhaustive
 def test_refit_is_seldom_worse_than_the_tolerance():
     held_out, labels = sample(150, 1.0, 0)
     targets, theirs = sample(400, 1.3, 1)

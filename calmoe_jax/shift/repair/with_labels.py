@@ -37,13 +37,13 @@ class LabelledRepair(NamedTuple):
 
     Attributes:
         certified: lowers confidence by as much as the labels show, never more; at least 1.
-        combined: lowers it by the posterior mean of the gap, within the labels' bounds; at least 1.
+        combined: lowers it by the posterior median of the gap, within the bounds; at least 1.
         estimate: the labels' estimate of the gap, mean confidence minus accuracy.
         standard_error: its standard error.
         lower: lower bound of the gap.
         upper: its upper bound.
         label_free: gaps estimated without labels.
-        posterior: posterior mean of the gap, within the bounds.
+        posterior: posterior median of the gap, within the bounds.
         confidence: mean confidence on the targets before the repair.
         num_labels: number of labelled units.
     """
@@ -116,7 +116,7 @@ def repair_with_labels(
     bounds of it that hold at every number of labels (`confidence_gap_sequence`, with
     `correctness_model` as the guess). The certified temperature lowers the mean confidence by the
     lower bound: with probability `level` at no time by more than the gap. The combined one lowers
-    it by the posterior mean under a prior from label-free estimates (`label_free_prior`), clipped
+    it by the posterior median under a prior from label-free estimates (`label_free_prior`), clipped
     to the bounds: it closes more of the gap, on trust in them.
 
     Args:
@@ -178,7 +178,7 @@ def repair_with_labels(
     counted = example_weights(confidence.shape, weights, targets.where, confidence.dtype)
     mean = weighted_sum(confidence, counted) / jnp.sum(counted)
     prior = label_free_prior(*label_free)
-    gap = posterior_gap(last.estimate, last.standard_error, prior).mean
+    gap = posterior_gap(last.estimate, last.standard_error, prior).median
     number = jnp.sum(drawn >= 0)
     gap = jnp.where(number == 0, label_free.safe, jnp.clip(gap, last.lower, last.upper))
 

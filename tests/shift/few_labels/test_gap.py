@@ -10,7 +10,8 @@ import pytest
 
 import calmoe_jax as cm
 
-sequence = cm.shift.few_labels.confidence_gap_sequence
+eager = cm.shift.few_labels.confidence_gap_sequence
+sequence = jax.jit(eager, static_argnames=("num_units", "level", "planned"))
 
 
 def population(size, seed=0, accuracy=0.5):
@@ -37,9 +38,10 @@ def test_estimate_is_unbiased_over_all_draws(clustered):
     confidence, correct, rng = population(size)
     weights = rng.uniform(0.5, 2, size).astype(np.float32)
     units = np.array([0, 0, 1, 2, 2, 2, 3, 4, 4]) if clustered else np.arange(5)
-    chances = np.array([0.1, 0.3, 0.2, 0.25, 0.15])
+    chances = np.array([0.1, 0.3, 0.2, 0.25, 0.15], np.float32)
     guess = rng.uniform(0, 1, size).astype(np.float32)
-    drawn, probability = zip(*orders(chances, 3), strict=True)
+    drawn, probability = map(np.array, zip(*orders(chances.astype(float), 3), strict=True))
+    np.testing.assert_allclose(probability.sum(), 1)
     found = jax.vmap(
         lambda d: sequence(
             confidence,
@@ -49,17 +51,46 @@ def test_estimate_is_unbiased_over_all_draws(clustered):
             weights=weights,
             units=units,
             num_units=5,
-            chances=chances.astype(np.float32),
+            chances=chances,
         )
-    )(np.array(drawn))
+    )(drawn)
     gap = np.average(confidence - correct, weights=weights)
-    assert math.isclose(sum(probability), 1)
-    np.testing.assert_allclose(np.array(probability) @ found.estimate[:, 0], gap, atol=1e-5)
-    # of two and three, with equal chances and shares, where their weights depend on nothing drawn
-    equal = jax.vmap(lambda d: sequence(confidence[:5], correct[:5], d, correctness=guess[:5]))
-    plain = equal(np.array(drawn))
-    means = np.mean(plain.estimate, axis=0)
-    np.testing.assert_allclose(means, np.mean((confidence - correct)[:5]), atol=1e-5)
+    # of one draw there is no regression yet
+    np.testing.assert_allclose(probability @ found.estimate[:, 0], gap, atol=1e-5)
+    flat = jax.vmap(lambda d: sequence(jnp.full(5, 0.7), correct[:5], d))(drawn)
+    np.testing.assert_allclose(
+        np.mean(flat.estimate, axis=0), 0.7 - np.mean(correct[:5]), atol=1e-5
+    )
+
+
+def estimate_by_loops(confidence, correct, guess, drawn):
+    """Equal chances: sample means, less their regression on guess and confidence."""
+    size = len(confidence)
+    controls = np.stack([guess - guess.mean(), confidence - confidence.mean()], axis=1)
+    residual = guess - correct
+    rows = np.concatenate([residual[:, None], controls], axis=1)[drawn]
+    products, mean = np.zeros((3, 3)), np.zeros(3)
+    for t, row in enumerate(rows):
+        # Welford's update, with the finite population's correction of either mean
+        share = (t / (size - t)) / ((t + 1) / (size - t - 1)) if t + 1 < size else 0
+        products += share * np.outer(row - mean, row - mean)
+        mean += (row - mean) / (t + 1)
+    ridge = np.diag(10 * np.mean(controls**2, axis=0) + 1e-6)
+    slopes = np.linalg.solve(products[1:, 1:] + ridge, products[1:, 0])
+    # the means that are not drawn are known to cancel those that are
+    return np.mean(confidence - guess) + mean[0] - slopes @ mean[1:]
+
+
+@pytest.mark.parametrize("number", [2, 25])
+def test_estimate_is_the_regression_estimator_where_chances_are_equal(number):
+    confidence, correct, rng = population(40)
+    guess = np.clip(confidence + 0.1 * rng.randn(40), 0, 1).astype(np.float32)
+    drawn = rng.permutation(40)
+    found = sequence(confidence, correct, drawn, correctness=guess)
+    expected = estimate_by_loops(
+        *(x.astype(float) for x in (confidence, correct, guess)), drawn[:number]
+    )
+    np.testing.assert_allclose(found.estimate[number - 1], expected, atol=1e-4)
 
 
 def test_of_one_draw_by_hand():
@@ -70,20 +101,22 @@ def test_of_one_draw_by_hand():
     np.testing.assert_allclose(found.estimate[0], 0.6 / 3 / 0.5, rtol=1e-6)
 
 
-def test_equal_chances_give_the_sample_mean_and_all_labels_the_gap_itself():
+def test_all_labels_give_the_gap_itself():
     confidence, correct, rng = population(40)
-    drawn = rng.permutation(40)
     guess = rng.rand(40).astype(np.float32)
-    found = sequence(confidence, correct, drawn, correctness=guess, planned=40)
-    residual = guess - correct
-    known = np.mean(confidence - guess)
-    for number in (1, 7, 25):
-        expected = known + np.mean(residual[drawn[:number]])
-        np.testing.assert_allclose(found.estimate[number - 1], expected, atol=1e-5)
+    found = sequence(confidence, correct, rng.permutation(40), correctness=guess, planned=40)
     gap = np.mean(confidence - correct)
     for value in (found.estimate, found.lower, found.upper):
         np.testing.assert_allclose(value[-1], gap, atol=1e-4)
     assert found.standard_error[-1] < 1e-3
+
+
+def test_labels_tell_how_far_to_trust_the_guess():
+    confidence, correct, rng = population(2000)
+    told = np.where(correct > 0, 0.55, 0.5).astype(np.float32)
+    drawn = rng.permutation(2000)[:100]
+    # a guess that is right and far too timid: the regression finds its slope
+    assert sequence(confidence, correct, drawn, correctness=told).standard_error[-1] < 0.025
 
 
 @pytest.mark.parametrize("case", ["even", "chances", "guess", "clusters"])
@@ -154,8 +187,8 @@ def test_padding_repeats_and_jit_is_eager():
         lambda a, b: np.testing.assert_allclose(a, b[np.array([0, 0, 1, 2, 2, 2])], atol=1e-6),
         found, alone,
     )  # fmt: skip
-    jitted = jax.jit(sequence)(confidence, correct, drawn)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, jitted)
+    by_steps = eager(confidence, correct, drawn)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, by_steps)
     nothing = sequence(confidence, correct, np.full(2, -1))
     assert nothing.estimate[-1] == 0
     assert nothing.lower[-1] < 0 < nothing.upper[-1]

@@ -25,6 +25,8 @@ def test_posterior_is_the_integral(error):
     mean = density @ grid
     found = few.posterior_gap(jnp.array(0.22), jnp.array(error), prior)
     np.testing.assert_allclose(found.mean, mean, rtol=1e-4)
+    median = grid[np.searchsorted(np.cumsum(density), 0.5)]
+    np.testing.assert_allclose(found.median, median, atol=1e-4)
     deviation = np.sqrt(density @ (grid - mean) ** 2)
     np.testing.assert_allclose(found.standard_deviation, deviation, rtol=1e-3)
 

@@ -1,0 +1,169 @@
+"""What repairs and draws of labels rest on: held-out examples and targets as evidence.
+
+Everything is computed in blocks of examples, so that no array of all experts' predictions is held
+twice.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from calmoe_jax import calibration, mixture, shift
+from calmoe_jax.audit import scoring
+from calmoe_jax.audit.logs import Logs, log_arrays, take
+from calmoe_jax.shift.estimators import Evidence
+from calmoe_jax.shift.few_labels import correctness_model
+from calmoe_jax.shift.repair import usable_temperature
+
+# Held-out examples that targets are compared with; the others are left out evenly.
+MOST_REFERENCES = 2000
+# Of more targets no neighbours are searched for the guess at each one's correctness, and the
+# label-free gap rests on so many, evenly spread.
+MOST_COMPARED = 20_000
+_BLOCK = 2**16
+
+
+class HeldOut(NamedTuple):
+    """The labelled held-out examples.
+
+    Attributes:
+        evidence: all of them, at the temperature fitted on them.
+        labels: their classes.
+        references: at most 2000 of them, evenly spread, with coordinates where experts were logged.
+        reference_labels: classes of these.
+        rows: their rows in the logs.
+        temperature: the temperature fitted on all.
+        converged: whether a finite one is optimal.
+    """
+
+    evidence: Evidence
+    labels: jax.Array
+    references: Evidence
+    reference_labels: jax.Array
+    rows: np.ndarray
+    temperature: float
+    converged: bool
+
+
+class Population(NamedTuple):
+    """Targets that a repair is for, padded at the end.
+
+    Attributes:
+        rows: their rows in the logs, without padding.
+        evidence: their predictions, at the held-out temperature.
+        correctness: a guess at the correctness of each, made without their labels.
+        label_free: gaps estimated without labels.
+        compared: how many were compared with the references for these; 0 if none was.
+        guessed_by_neighbours: whether the guess knows of neighbours.
+    """
+
+    rows: np.ndarray
+    evidence: Evidence
+    correctness: jax.Array
+    label_free: shift.LabelFreeGaps
+    compared: int
+    guessed_by_neighbours: bool
+
+
+def held_out(logs: Logs) -> HeldOut:
+    """Fits the temperature, and prepares what targets are compared with.
+
+    Args:
+        logs: checked logs.
+    """
+    rows = np.flatnonzero(~logs.targets if logs.where is None else logs.where & ~logs.targets)
+    mixed = _aggregate(logs, rows)
+    labels = logs.labels if logs.label_probs is None else logs.label_probs
+    kind = jnp.int32 if labels.ndim == 1 else jnp.float32
+    fit, _, _ = scoring.fit_temperature(
+        scoring.Scored(
+            mixed, jnp.asarray(labels[rows], kind), jnp.zeros(len(rows), jnp.int32), None, None
+        )
+    )
+    temperature = float(usable_temperature(fit))
+    scaled = _scaled(mixed, temperature)
+    classes = jnp.asarray(logs.labels[rows], jnp.int32)
+    some = spread(len(rows), MOST_REFERENCES)
+    references = Evidence(scaled[some], coordinates=_coordinates(logs, rows[some]))
+    return HeldOut(
+        Evidence(scaled), classes, references, classes[some], rows, temperature,
+        bool(fit.converged),
+    )  # fmt: skip
+
+
+def population(
+    logs: Logs, known: HeldOut, rows: np.ndarray, *, padded: int | None = None
+) -> Population:
+    """Prepares targets.
+
+    Args:
+        logs: checked logs.
+        known: the held-out examples.
+        rows: rows of the targets in the logs, at least one.
+        padded: number of targets with padding, so that several calls share programs.
+    """
+    size = len(rows)
+    length = size if padded is None else max(padded, size)
+    where = None if padded is None else jnp.arange(length) < size
+    held = np.pad(rows, (0, length - size), mode="edge")
+    targets = Evidence(_scaled(_aggregate(logs, held), known.temperature), where=where)
+    few = size <= MOST_COMPARED and not logs.aggregate_only
+    with_neighbours = targets._replace(coordinates=_coordinates(logs, held) if few else None)
+    if few:
+        guess = _guess(known.references, known.reference_labels, with_neighbours)
+        gaps = _gaps(known.references, known.reference_labels, with_neighbours)
+        return Population(rows, targets, guess, gaps, size, True)
+    guess = _guess(known.evidence, known.labels, targets)
+    if logs.aggregate_only:
+        return Population(
+            rows, targets, guess, _gaps(known.evidence, known.labels, targets), 0, False
+        )
+    some = spread(size, MOST_COMPARED)
+    compared = Evidence(targets.log_probs[some], coordinates=_coordinates(logs, rows[some]))
+    gaps = _gaps(known.references, known.reference_labels, compared)
+    return Population(rows, targets, guess, gaps, len(some), False)
+
+
+def spread(size: int, most: int) -> np.ndarray:
+    """Evenly spread positions among `size`, at most so many.
+
+    Args:
+        size: how many there are.
+        most: how many to take.
+    """
+    return np.linspace(0, size - 1, min(size, most)).round().astype(int)
+
+
+_guess = jax.jit(correctness_model)
+_gaps = jax.jit(shift.label_free_gaps)
+
+
+_scale = jax.jit(calibration.calibrators.scale_log_probs)
+
+
+def _scaled(mixed: jax.Array, temperature: float) -> jax.Array:
+    return _scale(mixed, jnp.full(1, temperature, jnp.float32))
+
+
+def _aggregate(logs: Logs, rows: np.ndarray) -> jax.Array:
+    return _in_blocks(logs, rows, mixture.mix_log_probs)
+
+
+def _coordinates(logs: Logs, rows: np.ndarray) -> jax.Array | None:
+    if logs.aggregate_only:
+        return None
+    return _in_blocks(logs, rows, shift.configuration_coordinates)
+
+
+def _in_blocks(logs: Logs, rows: np.ndarray, function: object) -> jax.Array:
+    """A function of the experts' log probabilities and the routing weights, block by block."""
+    blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
+    return jnp.concatenate([_of_arrays(function, *log_arrays(take(logs, x))) for x in blocks])
+
+
+@partial(jax.jit, static_argnums=0)
+def _of_arrays(function: object, log_probs: jax.Array, weights: jax.Array) -> jax.Array:
+    return function(log_probs, weights)  # type: ignore[operator]
