@@ -294,6 +294,11 @@ def test_what_is_known_of_held_out_examples_is_computed_once(fitted, monkeypatch
     numbers = [record.mean_confidence[name] for name in ("temperature", "safe", "bold")]
     verdict = cm.shift.repair_verdict(record.p_value, *numbers, len(split), peers=True)
     assert (record.decision, record.reason, record.labels) == verdict
+    other = {name: jnp.full(SEEDS, 0.9 - 0.1 * i) for i, name in enumerate(found.mean_confidence)}
+    numbers = [float(other[name][0]) for name in ("temperature", "safe", "bold")]
+    changed = repair.describe(found._replace(mean_confidence=other), 1)
+    verdict = cm.shift.repair_verdict(record.p_value, *numbers, len(split), peers=True)
+    assert (changed.decision, changed.reason, changed.labels) == verdict
     assert record.balance == repair.balance_evidence(
         record.effective_share, len(task.calibration), hard=False, feasible=record.balanced
     )

@@ -492,6 +492,9 @@ def test_more_labels_are_needed_for_a_smaller_gap_and_never_more_than_there_are(
     for bold, gap in ((0.6, 0.3), (0.8, 0.1), (0.85, 0.1)):
         assert labels(bold).labels == cm.shift.few_labels.labels_needed(gap, share=0.5)
         assert f"half of a gap of {gap:.2f}" in labels(bold).reason
+    # the gap is that of the temperature in distribution, also where safe closes some of it
+    lowered = cm.shift.repair_verdict(0.01, 0.9, 0.8, 0.6, 10_000, peers=True)
+    assert lowered.labels == labels(0.6).labels
     few = labels(0.8, 40, units="clusters of targets")
     assert few.labels == 40
     assert "label all 40 clusters of targets" in few.reason
