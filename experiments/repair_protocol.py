@@ -308,6 +308,24 @@ def show(found: dict[str, Any]) -> None:
     print(f"missed (at most {1 - LEVEL:.2f}): {found['missed']}\nprior: {found['prior']}")
 
 
+def markdown(found: dict[str, Any]) -> str:
+    """The README's table: share closed and greatest harm, by rule and number of labels."""
+    numbers = [str(number) for number in NUMBERS]
+    lines = ["| labels | " + " | ".join(["0", *numbers]) + " |", "|---" * (len(numbers) + 2) + "|"]
+
+    def cell(name: str) -> str:
+        row = found["rows"].get(name)
+        return f"{row['closed']:.0%}, {row['harm']:+.3f}" if row else ""
+
+    for title, first, rule in (
+        ("certified (`safe` at 0)", "safe 0", "certified"),
+        ("combined (`bold` at 0)", "bold 0", "combined"),
+    ):
+        cells = [cell(first), *(cell(f"{rule} {number}") for number in numbers)]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Gathers, judges, prints, writes and draws."""
     parser = experiment_parser(__doc__)

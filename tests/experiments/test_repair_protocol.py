@@ -1,5 +1,8 @@
 """The protocol of the repair: its fitted prior, its frontier by hand, populations kept whole."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -106,3 +109,9 @@ def test_kept_populations_are_read_as_they_were(tmp_path):
             for name, value in one._asdict().items():
                 np.testing.assert_array_equal(getattr(other, name), value)
             assert isinstance(other.simulated, bool)
+
+
+def test_readme_has_the_table_of_the_committed_results():
+    root = Path(repair_protocol.__file__).parents[1]
+    found = json.loads((root / "experiments" / "repair" / "protocol.json").read_text())
+    assert repair_protocol.markdown(found) in (root / "README.md").read_text()
