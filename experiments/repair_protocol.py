@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 from tqdm import tqdm
 
 from calmoe_jax.data import resolve_task
@@ -57,6 +58,7 @@ DRAWS = 12
 LEVEL = 0.9
 _ROUNDS = 500
 _LEAST_DEVIATION = 0.02
+_NO_HARM = 0.01
 
 
 class Labelled(NamedTuple):
@@ -77,6 +79,8 @@ class Frontier(NamedTuple):
         by_task: the same by task.
         harm: greatest harm on a split.
         harmed: that split.
+        not_shown: number of real splits for which the upper 95 % limit of the harm, over models and
+            sets of seeds, is above .01: what is not shown to do no harm.
         task_harm: greatest mean harm over the splits of a task.
         simulated_harm: greatest harm on a simulated split.
         simulated_harmed: that split.
@@ -87,6 +91,7 @@ class Frontier(NamedTuple):
     by_task: dict[str, float]
     harm: float
     harmed: str
+    not_shown: int
     task_harm: float
     simulated_harm: float
     simulated_harmed: str
@@ -177,22 +182,25 @@ def combined(population: Population, found: Labelled, prior: GapPrior) -> np.nda
 
 def frontier(populations: list[Population], gaps: list[np.ndarray]) -> Frontier:
     """What a rule does, from the gaps `[models, draws]` that it closes on each population."""
-    harm: dict[tuple[bool, str, str, str], list[float]] = {}
+    harm: dict[tuple[bool, str, str, str], list[np.ndarray]] = {}
     gained: dict[str, list[tuple[float, float]]] = {}
     control = []
     for population, of_one in zip(populations, gaps, strict=True):
+        of_models = population.errors_at(of_one).mean(axis=1) - population.error_inside
         before, best = population.error_inside.mean(), population.least_error.mean()
-        after = population.errors_at(of_one).mean()
+        after = before + of_models.mean()
         if population.kind == CONTROL:
             control.append((after, before))
             continue
         key = population.simulated, population.task, population.split, population.kind
-        harm.setdefault(key, []).append(after - before)
+        harm.setdefault(key, []).append(of_models)
         if population.kind == "shift" and not population.simulated:
             gained.setdefault(population.task, []).append((before - after, before - best))
     closed = {task: np.mean(rows, axis=0) for task, rows in gained.items()}
     total = np.sum(list(closed.values()), axis=0)
-    means = {key: float(np.mean(x)) for key, x in harm.items()}
+    values = {key: np.concatenate(x) for key, x in harm.items()}
+    means = {key: float(np.mean(x)) for key, x in values.items()}
+    limits = [_upper_limit(x) for key, x in values.items() if not key[0]]
     real = {key: x for key, x in means.items() if not key[0]}
     made = {key: x for key, x in means.items() if key[0]}
     worst = max(real, key=lambda key: real[key])
@@ -204,11 +212,20 @@ def frontier(populations: list[Population], gaps: list[np.ndarray]) -> Frontier:
         {task: float(x[0] / x[1]) for task, x in closed.items()},
         real[worst],
         "/".join(worst[1:3]),
+        int(np.sum(np.array(limits) > _NO_HARM)),
         float(max(by_task)),
         made.get(worst_made, float("nan")) if made else 0.0,
         "/".join(worst_made[1:3]),
         float(after / before),
     )
+
+
+def _upper_limit(values: np.ndarray) -> float:
+    """Upper 95 % limit of a mean, by Student's t; of one value, itself."""
+    if len(values) < 2:
+        return float(np.mean(values))
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    return float(np.mean(values) + stats.t.ppf(0.95, len(values) - 1) * error)
 
 
 def priors(populations: list[Population]) -> Callable[[Population], GapPrior]:
@@ -280,13 +297,13 @@ def _coverage(populations: list[Population], drawn: list[Labelled]) -> dict[str,
 
 def show(found: dict[str, Any]) -> None:
     """Prints the table."""
-    print(
-        f"\n{'rule, labels':<16}{'closed':>7}{'harm':>8}{'task':>8}{'simulated':>10}{'control':>8}"
-    )
+    names = ("rule, labels", "closed", "harm", "> .01", "task", "simulated", "control")
+    print("\n" + "".join(f"{x:<16}" if i == 0 else f"{x:>11}" for i, x in enumerate(names)))
     for name, row in found["rows"].items():
         print(
-            f"{name:<16}{row['closed']:7.3f}{row['harm']:+8.4f}{row['task_harm']:+8.4f}"
-            f"{row['simulated_harm']:+10.4f}{row['control']:8.2f}  {row['harmed']}"
+            f"{name:<16}{row['closed']:11.3f}{row['harm']:+11.4f}{row['not_shown']:11d}"
+            f"{row['task_harm']:+11.4f}{row['simulated_harm']:+11.4f}{row['control']:11.2f}"
+            f"  {row['harmed']}; {row['simulated_harmed']}"
         )
     print(f"missed (at most {1 - LEVEL:.2f}): {found['missed']}\nprior: {found['prior']}")
 

@@ -13,7 +13,7 @@ _RULES = {
     "bold": MODES["bold"].rests_on.removesuffix("."),
     "certified": "The rule lowers mean confidence by the lower bound of the gap, never by more "
     "than the labels show",
-    "combined": "The rule lowers mean confidence by the posterior mean of the gap, under a prior "
+    "combined": "The rule lowers mean confidence by the posterior median of the gap, under a prior "
     "from the label-free estimates, within the labels' bounds",
 }
 

@@ -46,8 +46,10 @@ def test_what_is_left_out_is_seen_in_targets_alone(dtype):
     mixed = {"none": 0, "25% new": 0.25, "50% new": 0.5, "75% new": 0.75, "100% new": 1}
     for name, share in new.items():
         np.testing.assert_allclose(share, mixed.get(name, 0), atol=0.02)
-    for split in targets.values():
-        assert len(split) == len(targets["none"]) > 20
+    for name, split in targets.items():
+        of_all = simulated.family(name) in ("hard", "prior")
+        assert len(split) == len(targets["none"]) > 20 or of_all
+        assert len(split) > 5
         assert split.inputs.dtype == dtype
         assert set(split.labels) == {0, 1}
         assert not set(split.clusters) & set(inside)
@@ -64,3 +66,33 @@ def test_noise_and_fading_are_as_large_as_they_say():
     for level in (0.25, 0.5, 1.0):
         noise = (targets[f"noise {level}"].inputs - plain) / scale
         np.testing.assert_allclose(noise.std(), level, rtol=0.3)
+
+
+def test_missing_features_are_means_and_classes_have_their_shares():
+    task, numbers = a_task()
+    without, targets = simulated.leave_out(task, numbers, 0)
+    mean = without.train.inputs.mean(axis=0)
+    for share in (0.25, 0.5):
+        gone = np.isclose(targets[f"missing {share}"].inputs, mean, rtol=1e-6)
+        np.testing.assert_allclose(gone.mean(), share, atol=0.2)
+        kept = ~gone
+        plain = targets["none"].inputs
+        np.testing.assert_array_equal(targets[f"missing {share}"].inputs[kept], plain[kept])
+    for power in (0.5, 1.0):
+        counts = np.bincount(targets[f"prior {power}"].labels)
+        np.testing.assert_allclose(counts[1] / counts[0], 2**power, rtol=0.25)
+
+
+def test_hard_examples_have_neighbours_of_other_labels():
+    task, numbers = a_task()
+    _, targets = simulated.leave_out(task, numbers, 0)
+    train = task.train
+
+    def doubt(split):
+        near = [np.argsort(np.linalg.norm(train.inputs - x, axis=1))[1:16] for x in split.inputs]
+        return np.mean(
+            [np.mean(train.labels[i] != y) for i, y in zip(near, split.labels, strict=True)]
+        )
+
+    assert doubt(targets["hard 0.25"]) >= doubt(targets["hard 0.5"]) >= doubt(targets["none"])
+    assert {simulated.family(name) for name in targets} == set(simulated.FAMILIES)
