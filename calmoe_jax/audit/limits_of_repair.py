@@ -6,13 +6,11 @@ from typing import Any
 from calmoe_jax.audit.answers import Drawn
 from calmoe_jax.audit.evidence import MOST_COMPARED, HeldOut, Population
 from calmoe_jax.audit.findings import number
-from calmoe_jax.shift.repair.modes import MODES
+from calmoe_jax.shift.repair import MODES
 
 _RULES = {
-    "safe": "The rule keeps confidence as it is unless models of other seeds disagree more on the "
-    "targets than on held-out examples",
-    "bold": "The rule lowers mean confidence by what the labels of neighbouring held-out examples "
-    "say",
+    "safe": MODES["safe"].rests_on.removesuffix("."),
+    "bold": MODES["bold"].rests_on.removesuffix("."),
     "certified": "The rule lowers mean confidence by the lower bound of the gap, never by more "
     "than the labels show",
     "combined": "The rule lowers mean confidence by the posterior median of the gap, under a prior "
@@ -48,13 +46,13 @@ def rests_on(
             "Logs of a single model have no other seeds to compare with: the held-out temperature "
             "stays."
         )
-    if kind == "bold":
-        lines.append(MODES["bold"].measured)
-        if record["experts"] is None:
-            lines.append(
-                "Neighbours are found by the experts' predictions, which these logs do not have: "
-                "the held-out temperature stays."
-            )
+    if kind in MODES:
+        lines.append(MODES[kind].measured)
+    if kind == "bold" and record["experts"] is None:
+        lines.append(
+            "Neighbours are found by the experts' predictions, which these logs do not have: the "
+            "held-out temperature stays."
+        )
     lines += [f"{word[0].upper()}{word[1:]}." for word in drawn.words]
     if record["labels"]["used"]:
         lines.append(
@@ -96,11 +94,7 @@ def cannot_know(record: dict[str, Any]) -> list[str]:
     """
     lines = []
     if not record["labels"]["used"]:
-        lines.append(
-            "Without labels of targets the accuracy on them is not identified: a shift and a "
-            "subset of harder examples may look alike in everything that is logged. Nothing is "
-            "certified."
-        )
+        lines.append(f"{MODES[record['kind']].cannot_know} Nothing is certified.")
     lines.append(
         "It speaks of the mean over these targets. Later ones may differ, and so may parts: one "
         "temperature cannot lower confidence for some and raise it for others."

@@ -41,6 +41,7 @@ from calmoe_jax.audit.repairing import with_labels
 from calmoe_jax.cli import main
 from calmoe_jax.shift import few_labels
 from calmoe_jax.shift.estimators import Evidence
+from calmoe_jax.shift.repair import MODES
 
 BUDGET = 60
 TARGET_ROWS = np.arange(HELD_OUT, HELD_OUT + TARGETS)
@@ -268,7 +269,10 @@ def test_without_labels(folder, capsys, alone):
     assert safe["gap"]["estimate"] == 0
     assert any("not identified" in line for line in safe["cannot_know"])
     assert any("single model" in line for line in safe["rests_on"])
-    assert any("done harm" in line for line in bold["rests_on"])
+    for name, repaired in found.items():
+        mode = MODES[name]
+        assert {mode.rests_on, mode.measured} <= set(repaired["rests_on"])
+        assert repaired["cannot_know"][0].startswith(mode.cannot_know)
     lowered = bold["confidence"]["before"] - bold["confidence"]["after"]
     np.testing.assert_allclose(lowered, bold["gap"]["label_free"]["bold"], atol=1e-4)
     assert safe["experts"] == (None if alone else EXPERTS)
