@@ -20,6 +20,8 @@ from calmoe_jax._errors import RunError, UserError
 
 # Seconds after our own time limit at which JAX, whose words are less clear, ends the process.
 _MARGIN = 30
+# Bytes of an error that processes tell each other.
+_LONGEST = 4096
 
 
 class ProcessError(UserError):
@@ -155,6 +157,26 @@ def check_agreement(what: dict[str, Any]) -> None:
         raise ProcessError(
             f"all processes must have the same configuration, got different {', '.join(differing)}."
         )
+
+
+def raise_everywhere(error: UserError | None) -> None:
+    """Raises the writer's error on every process; all must call it, and wait for the writer.
+
+    Args:
+        error: what kept the writer from going on, if anything; of the others it is not looked at.
+
+    Raises:
+        UserError: the error itself on the writer, a `ProcessError` with its words on the others.
+    """
+    if jax.process_count() > 1:
+        words = np.zeros(_LONGEST, np.uint8)
+        said = np.frombuffer(str(error or "").encode()[:_LONGEST], np.uint8)
+        words[: len(said)] = said
+        words = np.asarray(multihost_utils.broadcast_one_to_all(words))
+        if words.any() and not is_writer():
+            raise ProcessError(words.tobytes().rstrip(b"\0").decode(errors="ignore"))
+    if error is not None:
+        raise error
 
 
 def stop_is_due(step: int) -> bool:

@@ -16,7 +16,13 @@ from steps_over_devices import OBJECTIVES, assert_same_steps, take_steps
 from trainings import SEEDS, train
 
 from calmoe_jax.data.records import write_records
-from calmoe_jax.parallel.processes import ProcessError, check_agreement, join_processes, stop_is_due
+from calmoe_jax.parallel.processes import (
+    ProcessError,
+    check_agreement,
+    join_processes,
+    raise_everywhere,
+    stop_is_due,
+)
 
 LAST = 18
 
@@ -207,3 +213,6 @@ def test_a_cluster_is_not_asked_for_what_is_given(monkeypatch):
 def test_alone_nothing_is_waited_for():
     check_agreement({"a": 1})
     assert not stop_is_due(3)
+    raise_everywhere(None)
+    with pytest.raises(ProcessError, match="mine"):
+        raise_everywhere(ProcessError("mine"))
