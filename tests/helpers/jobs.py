@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,18 @@ class Job:
     def wait_for(self, words, number=0):
         """Whether the words came before the process ended."""
         return any(words in line for line in self.processes[number].stdout)
+
+    def wait_until(self, holds, timeout=120):
+        """Waits while all processes run; where one ends first, or it takes too long, all do."""
+        deadline = time.monotonic() + timeout
+        while not holds():
+            if any(each.poll() is not None for each in self.processes) or (
+                time.monotonic() > deadline
+            ):
+                for each in self.processes:
+                    each.kill()
+                raise AssertionError(self.end())
+            time.sleep(0.02)
 
     def end(self, timeout=120):
         """Exit codes and what was said."""

@@ -60,6 +60,8 @@ class ResNet18(nnx.Module):
     resolution; features are the spatial mean. With width 64 and 3 colour channels the parameters
     number 149,824, 675,392, 2,775,104 and 11,168,832 for 1 to 4 stages. Initialisation: He normal
     (fan-out) convolutions without bias, batch normalisation with scale 1 and bias 0, momentum 0.9.
+    Where `shard_map` gives each device a part of a batch, it normalises by the whole batch; under
+    `pmap`, or without `check_vma`, each device by its part.
     """
 
     def __init__(
