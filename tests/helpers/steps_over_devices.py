@@ -1,5 +1,6 @@
 """Twenty steps of every objective, on one device or on a mesh, with all that they compute."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -54,7 +55,7 @@ def take_steps(name, mesh=None, *, wide=False):
 
     Args:
         name: a name of `OBJECTIVES`.
-        mesh: the devices; one by default.
+        mesh: the devices; one by default. A number is that of a `pmap`.
         wide: whether to compute in float64.
     """
     with jax.enable_x64(wide):
@@ -68,16 +69,25 @@ def _take_steps(name, mesh):
     optimizer = optax.chain(
         optax.trace(decay=0.0), optax.clip_by_global_norm(0.5), optax.adam(1e-2)
     )
+    statics = {"network": network, "objective": objective, "optimizer": optimizer}
     if mesh is None:
-        statics = {"network": network, "objective": objective, "optimizer": optimizer}
-        step = jax.jit(lambda s, b, k: train_step(s, b, k, **statics))
+        step = jax.jit(partial(train_step, **statics))
+        state = init_state(network, objective, optimizer, jax.random.key(0))
+    elif isinstance(mesh, int):
+        step = jax.pmap(
+            partial(train_step, axis_name="d", **statics), axis_name="d", out_axes=None,
+            in_axes=(None, 0, None), devices=jax.devices()[:mesh],
+        )  # fmt: skip
         state = init_state(network, objective, optimizer, jax.random.key(0))
     else:
         sharded = sharded_training(network, objective, optimizer, mesh)
         step, state = sharded.step, sharded.init(jax.random.key(0))
     logs, weights, gradient = [], [], None
     for count, batch in enumerate(batches(task)):
-        batch = batch if mesh is None else sharded.place(batch)
+        if isinstance(mesh, int):
+            batch = jax.tree.map(lambda x: x.reshape(mesh, -1, *x.shape[1:]), batch)
+        elif mesh is not None:
+            batch = sharded.place(batch)
         state, log = jax.block_until_ready(step(state, batch, jax.random.key(count)))
         logs.append(whole(log))
         weights.append(whole(state.objective_state[1]))

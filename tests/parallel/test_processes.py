@@ -65,7 +65,7 @@ def test_processes_train_as_one_device(tmp_path, count):
     for found, wanted in zip(
         state(tmp_path / "job"), jax.tree.leaves(alone.state.params), strict=True
     ):
-        np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_processes_train_on_one_stream(tmp_path):
         codes, said = worker(tmp_path / str(count), count).end()
         assert codes == [0] * count, said
     for one, two in zip(state(tmp_path / "1"), state(tmp_path / "2"), strict=True):
-        np.testing.assert_allclose(two, one, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

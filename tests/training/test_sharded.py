@@ -35,6 +35,15 @@ def test_twenty_steps_are_those_of_one_device(name, shape, wide):
     assert_same_steps(name, found, wanted, wide=wide)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "batch_norm"])
+def test_twenty_steps_under_pmap_are_those_of_one_device(name, wide):
+    """But for batch normalisation, which is then by device."""
+    found, wanted = take_steps(name, len(devices(4)), wide=wide), take_steps(name, wide=wide)
+    assert_same_steps(name, found, wanted, wide=wide)
+
+
 def sparse_network(expert_axis=None, exchange="all_to_all", num_experts=4):
     moe = MoEBlocks(num_experts=num_experts, noise=0.0, expert_axis=expert_axis, exchange=exchange)
     return from_nnx(
