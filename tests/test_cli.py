@@ -55,6 +55,7 @@ def run(monkeypatch, tmp_path, capsys):
         (("run", "fashion_c", "--data-dir", "nowhere"), "--data-dir must be a folder"),
         (("tasks", "--data-dir", "nowhere"), "got --data-dir=nowhere"),
         (("run", "portal", "--backbone", "resnet18"), "backbone must be mlp"),
+        (("run", "digits", "--backbone", "vit"), "--vit-size must have patches that divide"),
         (("report",), "folders must name at least one run"),
         (("report", "nowhere"), "there is no nowhere/results.json"),
         (("audit", "nowhere.npz"), "nowhere.npz cannot be read"),

@@ -20,6 +20,8 @@ from calmoe_jax._errors import RunError, UserError
 
 # Seconds after our own time limit at which JAX, whose words are less clear, ends the process.
 _MARGIN = 30
+# Bytes of an error that processes tell each other.
+_LONGEST = 4096
 
 
 class ProcessError(UserError):
@@ -40,9 +42,13 @@ def join_processes(
 ) -> None:
     """Joins this process to the others of its job; before anything else uses JAX.
 
-    Without arguments Slurm, GKE and TPU pods say who the others are. A SIGTERM to any process is
-    afterwards one to all (see `stop_is_due`). Where the others do not come in time the process ends
-    with code 2 and a line that says so: JAX's own waiting can neither be interrupted nor fail.
+    Without arguments Slurm, GKE and TPU pods say who the others are. On Slurm a process then has
+    one GPU, that of its place on the host: there are to be as many processes as GPUs. With
+    arguments nobody is asked, and a process has all devices of its host.
+
+    A SIGTERM to any process is afterwards one to all (see `stop_is_due`). Where the others do not
+    come in time the process ends with code 2 and a line that says so: JAX's own waiting can neither
+    be interrupted nor fail.
 
     Args:
         coordinator: host and port of process 0, as in `"10.0.0.1:8476"`.
@@ -52,8 +58,8 @@ def join_processes(
         heartbeat: seconds without a sign of life after which a process counts as lost, at least 1.
 
     Raises:
-        ProcessError: if some arguments are missing or out of range, no cluster is known, or the
-            coordinator does not answer in time.
+        ProcessError: if some arguments are missing or out of range, no cluster is known or it does
+            not say all, or the coordinator does not answer in time.
     """
     check_positive("timeout", timeout)
     check_positive("heartbeat", heartbeat)
@@ -78,6 +84,7 @@ def join_processes(
                 coordinator,
                 num_processes,
                 process_id,
+                cluster_detection_method="deactivate" if coordinator else None,
                 initialization_timeout=round(left) + _MARGIN,
                 heartbeat_timeout_seconds=max(1, round(heartbeat)),
             )
@@ -86,6 +93,8 @@ def join_processes(
             "coordinator must be given with num_processes and process_id where no cluster (Slurm, "
             f"GKE, TPU pod) says them: {error}"
         ) from error
+    except RuntimeError as error:  # of a cluster that does not say all, or of the service
+        raise ProcessError(f"the processes could not join: {error}") from error
 
 
 def _find(coordinator: str, timeout: float) -> None:
@@ -148,6 +157,26 @@ def check_agreement(what: dict[str, Any]) -> None:
         raise ProcessError(
             f"all processes must have the same configuration, got different {', '.join(differing)}."
         )
+
+
+def raise_everywhere(error: UserError | None) -> None:
+    """Raises the writer's error on every process; all must call it, and wait for the writer.
+
+    Args:
+        error: what kept the writer from going on, if anything; of the others it is not looked at.
+
+    Raises:
+        UserError: the error itself on the writer, a `ProcessError` with its words on the others.
+    """
+    if jax.process_count() > 1:
+        words = np.zeros(_LONGEST, np.uint8)
+        said = np.frombuffer(str(error or "").encode()[:_LONGEST], np.uint8)
+        words[: len(said)] = said
+        words = np.asarray(multihost_utils.broadcast_one_to_all(words))
+        if words.any() and not is_writer():
+            raise ProcessError(words.tobytes().rstrip(b"\0").decode(errors="ignore"))
+    if error is not None:
+        raise error
 
 
 def stop_is_due(step: int) -> bool:

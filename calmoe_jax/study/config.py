@@ -5,7 +5,7 @@ the library: training passes plain numbers.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tyro
 
@@ -17,6 +17,9 @@ from calmoe_jax._checks import (
     check_range,
 )
 from calmoe_jax.routing.kinds import ROUTING_KINDS, RoutingKind
+
+Backbone = Literal["mlp", "resnet18", "vit"]
+ViTSize = Literal["tiny", "S/32", "S/16", "B/32", "B/16"]
 
 _MOST_SEEDS = 10_000
 
@@ -36,10 +39,13 @@ class ModelConfig:
     """The classifier.
 
     Attributes:
-        backbone: fully connected layers, or ResNet-18 with a stem for small images.
+        backbone: fully connected layers (mlp), or for images ResNet-18 with a stem for small ones
+            (resnet18) or a vision transformer (vit).
         width: width of the fully connected layers, or of the first stage.
         depth: number of fully connected layers.
         stages: stages of the ResNet, 1 to 4.
+        vit_size: size of the vision transformer; its patches (16, 32, tiny: 4 pixels) must divide
+            the images.
         experts: number of experts.
         expert_hidden: width of the experts' hidden layer; 0 for linear experts.
         router_hidden: width of the router's hidden layer.
@@ -47,10 +53,11 @@ class ModelConfig:
         k: experts per example, for top_k.
     """
 
-    backbone: Literal["mlp", "resnet18"] = "mlp"
+    backbone: Backbone = "mlp"
     width: int = 64
     depth: int = 2
     stages: int = 3
+    vit_size: ViTSize = "S/16"
     experts: int = 4
     expert_hidden: int = 0
     router_hidden: int = 128
@@ -58,7 +65,8 @@ class ModelConfig:
     k: int = 2
 
     def __post_init__(self) -> None:
-        check_choice("backbone", self.backbone, ("mlp", "resnet18"))
+        check_choice("backbone", self.backbone, get_args(Backbone))
+        check_choice("vit_size", self.vit_size, get_args(ViTSize))
         check_choice("routing", self.routing, ROUTING_KINDS)
         for name in ("width", "depth", "experts", "router_hidden", "k"):
             check_at_least(name, getattr(self, name), 1)

@@ -15,7 +15,14 @@ class RunFolderError(UserError):
     """The output folder cannot be used; the message says why."""
 
 
-def claim_folder(out: Path, config: dict[str, Any], environment: dict[str, Any], say: Say) -> None:
+def claim_folder(
+    out: Path,
+    config: dict[str, Any],
+    environment: dict[str, Any],
+    say: Say,
+    *,
+    defaults: dict[str, Any],
+) -> None:
     """Makes the folder and writes `config.json`, or checks that it holds the same run.
 
     Args:
@@ -23,6 +30,8 @@ def claim_folder(out: Path, config: dict[str, Any], environment: dict[str, Any],
         config: everything that is needed to repeat the run, as plain JSON values.
         environment: versions and devices; a difference is reported, not refused.
         say: prints a line.
+        defaults: the configuration's defaults. A run from before a setting existed is one with the
+            setting's default.
 
     Raises:
         RunFolderError: if the folder holds another run or other files, or cannot be written.
@@ -32,7 +41,7 @@ def claim_folder(out: Path, config: dict[str, Any], environment: dict[str, Any],
     try:
         if path.is_file():
             held = json.loads(path.read_text())
-            _refuse_other(out, held["config"], ours)
+            _refuse_other(out, held["config"], ours, json.loads(to_json(defaults)))
             if held["environment"] != environment:
                 say("The environment differs from the one this run started in: see config.json.")
             return
@@ -44,8 +53,11 @@ def claim_folder(out: Path, config: dict[str, Any], environment: dict[str, Any],
         raise RunFolderError(f"{out} cannot be used: {error}.") from error
 
 
-def _refuse_other(out: Path, held: dict[str, Any], ours: dict[str, Any]) -> None:
+def _refuse_other(
+    out: Path, held: dict[str, Any], ours: dict[str, Any], defaults: dict[str, Any]
+) -> None:
     flat_held, flat_ours = _flatten(held), _flatten(ours)
+    flat_held = {n: v for n, v in _flatten(defaults).items() if n in flat_ours} | flat_held
     for name in sorted(flat_held.keys() | flat_ours.keys()):
         if flat_held.get(name) != flat_ours.get(name):
             raise RunFolderError(

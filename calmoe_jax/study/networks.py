@@ -9,7 +9,16 @@ import optax
 from flax import nnx
 from jaxtyping import PyTree
 
-from calmoe_jax.nn import MLP, MoEClassifier, Network, ResNet18, SingleClassifier, from_nnx
+from calmoe_jax.nn import (
+    MLP,
+    VIT_SIZES,
+    MoEClassifier,
+    Network,
+    ResNet18,
+    SingleClassifier,
+    ViT,
+    from_nnx,
+)
 from calmoe_jax.nn.classifiers import Backbone
 from calmoe_jax.study.config import ModelConfig, TrainConfig
 
@@ -29,8 +38,8 @@ def build_network(
         A `Network`; the same object for the same shapes, so that compiled programs are shared.
 
     Raises:
-        ValueError: if the backbone is a ResNet and the inputs are not images, or the inputs are
-            not one array.
+        ValueError: if the backbone is for images and the inputs are not, or of a size that its
+            patches do not divide, or the inputs are not one array.
     """
     if not isinstance(inputs, np.ndarray | jax.Array):
         raise ValueError(
@@ -44,10 +53,16 @@ def build_network(
 def _build(
     config: ModelConfig, single: bool, input_shape: tuple[int, ...], num_classes: int
 ) -> Network:
-    if config.backbone == "resnet18" and len(input_shape) != 3:
+    if config.backbone != "mlp" and len(input_shape) != 3:
         raise ValueError(
             "backbone must be mlp for inputs that are not images, got "
             f"backbone={config.backbone!r} and inputs of shape {input_shape}."
+        )
+    patch = VIT_SIZES[config.vit_size].patch_size
+    if config.backbone == "vit" and any(size % patch for size in input_shape[:2]):
+        raise ValueError(
+            "vit_size must have patches that divide the images of shape "
+            f"{input_shape}, got vit_size={config.vit_size!r}, with patches of {patch} x {patch}."
         )
 
     def make(rngs: nnx.Rngs) -> MoEClassifier | SingleClassifier:
@@ -55,10 +70,12 @@ def _build(
         if config.backbone == "mlp":
             hidden = (config.width,) * config.depth
             backbone = MLP(math.prod(input_shape), hidden, rngs=rngs)
-        else:
+        elif config.backbone == "resnet18":
             backbone = ResNet18(
                 input_shape[-1], stages=config.stages, width=config.width, rngs=rngs
             )
+        else:
+            backbone = ViT.of_size(config.vit_size, input_shape, rngs=rngs)
         if single:
             return SingleClassifier(backbone, num_classes, rngs=rngs)
         return MoEClassifier(

@@ -29,7 +29,7 @@ from calmoe_jax.study.config import (
     with_defaults,
 )
 from calmoe_jax.study.evaluation import Evaluation, evaluate
-from calmoe_jax.study.folder import Say, claim_folder
+from calmoe_jax.study.folder import RunFolderError, Say, claim_folder
 from calmoe_jax.study.identity import describe_run
 from calmoe_jax.study.methods import Method, build_method, check_method_names, warm_up_objective
 from calmoe_jax.study.networks import build_network, build_optimizer
@@ -135,9 +135,13 @@ def run(
     if mesh is None and jax.process_count() > 1:
         mesh = device_mesh()
     environment = describe_environment()
+    refused = None
     if processes.is_writer():
-        claim_folder(folder, plan.config, environment, say)
-    processes.wait_for_all("the folder is there")
+        try:
+            claim_folder(folder, plan.config, environment, say, defaults=RunConfig().to_dict())
+        except RunFolderError as error:
+            refused = error
+    processes.raise_everywhere(refused)
     results_path = folder / "results.json"
     if results_path.is_file():
         say(f"{folder} is finished; rendering its report again.")

@@ -70,8 +70,8 @@ def gradient_in_parts(
     def of_all(predictions: Prediction) -> tuple[Float[Array, " losses"], Any]:
         return losses(joined(predictions), last)
 
-    _, pull_back, left = jax.vjp(of_all, predictions, has_aux=True)
-    (cotangents,) = pull_back(chosen)
+    values, pull_back, left = jax.vjp(of_all, predictions, has_aux=True)
+    (cotangents,) = pull_back(chosen.astype(values.dtype))
 
     def backward(
         carry: tuple[PyTree, PyTree], given: tuple[PyTree, PyTree]

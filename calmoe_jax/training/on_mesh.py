@@ -66,7 +66,8 @@ def train_on_mesh(
 
     As `train`, which takes the same batches: the order of examples depends on seed and epoch alone,
     whatever the number of devices and processes. A batch that does not divide by the devices is
-    filled up with examples that do not count. On the same mesh a resumed training is bit-equal.
+    filled up with repeats of its first example that count in nothing but batch normalisation. On
+    the same mesh a resumed training is bit-equal.
 
     Args:
         training: the training to run.

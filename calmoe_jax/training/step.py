@@ -207,12 +207,12 @@ def _gradient(
 
     gradient: PyTree
     if parts == 1:
-        _, pull_back, left = jax.vjp(
+        values, pull_back, left = jax.vjp(
             lambda params: losses(*apply(params, state.network_state, batch.inputs)),
             state.params,
             has_aux=True,
         )
-        (gradient,) = pull_back(chosen)
+        (gradient,) = pull_back(chosen.astype(values.dtype))
     else:
         gradient, left = gradient_in_parts(
             apply, losses, state.params, state.network_state, batch.inputs, chosen, parts=parts

@@ -1,8 +1,11 @@
 """Configurations are checked when they are made, and defaults follow the routing."""
 
+from typing import get_args
+
 import pytest
 
-from calmoe_jax.study.config import ModelConfig, RunConfig, TrainConfig, with_defaults
+from calmoe_jax.nn import VIT_SIZES
+from calmoe_jax.study.config import ModelConfig, RunConfig, TrainConfig, ViTSize, with_defaults
 
 
 def test_defaults_that_depend_on_the_routing():
@@ -15,6 +18,10 @@ def test_defaults_that_depend_on_the_routing():
         ModelConfig(routing="hard"), TrainConfig(load_balancing=0.0, warmup_epochs=0, clip_norm=0.0)
     )
     assert (chosen.load_balancing, chosen.warmup_epochs, chosen.clip_norm) == (0, 0, 0)
+
+
+def test_every_size_of_the_vision_transformer_has_a_name():
+    assert set(get_args(ViTSize)) == set(VIT_SIZES)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
 import pytest
-from small import small_task
+from small import small_images, small_task
 
 from calmoe_jax import study
 from calmoe_jax.study import runner
@@ -117,6 +118,25 @@ def test_another_configuration_is_refused(finished):
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
+def test_a_folder_from_before_a_setting_has_its_default(finished, tmp_path, capsys):
+    out, results = finished
+    old = shutil.copytree(out, tmp_path / "old")
+    held = json.loads((old / "config.json").read_text())
+    for part, name in (("model", "vit_size"), ("train", "parts"), ("train", "skip_non_finite")):
+        del held["config"][part][name]
+    (old / "config.json").write_text(json.dumps(held))
+    assert run(old) == results
+    assert "is finished" in capsys.readouterr().out
+    with pytest.raises(
+        study.RunFolderError, match=r"another configuration: train.parts is 1 there and 2 here"
+    ):
+        run(old, train=dataclasses.replace(TRAIN, parts=2))
+    del held["config"]["train"]["epochs"]  # was not the default, and so may not be this run's
+    (old / "config.json").write_text(json.dumps(held))
+    with pytest.raises(study.RunFolderError, match=r"train.epochs is 50 there and \d+ here"):
+        run(old)
+
+
 def test_unusable_folders(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
@@ -152,6 +172,11 @@ def test_a_read_only_folder(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"model": ModelConfig(backbone="resnet18")}, "not images"),
+        ({"model": ModelConfig(backbone="vit")}, "not images"),
+        (
+            {"task": small_images(), "model": ModelConfig(backbone="vit")},
+            r"vit_size must have patches that divide .*\(8, 8, 1\), got vit_size='S/16', with",
+        ),
         ({"methods": ()}, "methods must hold at least one"),
         ({"methods": ("robst",)}, r"got 'robst'\. Did you mean robust\?"),
         ({"methods": ("fgr", "fgr")}, "methods must have different names"),
@@ -163,3 +188,11 @@ def test_what_does_not_fit_writes_nothing(tmp_path, changes, message):
     with pytest.raises(study.RunInputError, match=message):
         run(tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.exhaustive
+def test_a_vision_transformer_is_trained_by_name(tmp_path):
+    model = dataclasses.replace(MODEL, backbone="vit", vit_size="tiny")
+    results = run(tmp_path / "out", ("single", "vanilla"), small_images(), model=model, seeds=1)
+    assert results.config["model"]["vit_size"] == "tiny"
+    assert {record.method for record in results.records} == {"single", "vanilla"}

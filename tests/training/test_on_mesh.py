@@ -38,12 +38,12 @@ def test_a_mesh_trains_as_one_device(tmp_path, method, devices):
     found = on_mesh(tmp_path / "mesh", method, devices)
     assert found.num_experts == alone.num_experts
     for a, b in zip(jax.tree.leaves(alone.state), jax.tree.leaves(found.state), strict=True):
-        np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
     for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "mesh"), strict=True):
         assert a.keys() == b.keys()
         for name, value in a.items():
             if name != "method":
-                np.testing.assert_allclose(b[name], value, rtol=2e-4, err_msg=name)
+                np.testing.assert_allclose(b[name], value, rtol=1e-5, err_msg=name)
 
 
 class Stop(Exception):
@@ -77,7 +77,7 @@ def test_another_number_of_devices_goes_on(tmp_path):
         on_mesh(tmp_path / "cut", seeds=(7,), on_step=stop_at(15))
     resumed = on_mesh(tmp_path / "cut", devices=2, seeds=(7,))
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(resumed.state), strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
 
 
 def break_files(folder):

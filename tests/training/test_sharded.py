@@ -6,18 +6,13 @@ import numpy as np
 import optax
 import pytest
 from dispatching import exhaustive
-from objectives_table import CASES
-from small import small_task
+from steps_over_devices import OBJECTIVES, TASK, assert_same_steps, take_steps
 from trainings import network_of
 
 from calmoe_jax.nn import MoEBlocks, MoEClassifier, ViT, from_nnx
 from calmoe_jax.parallel import device_mesh
 from calmoe_jax.training import Batch, init_state, objectives, sharded_training, train_step
 
-TASK = small_task()
-STEPS = 20
-OBJECTIVES = {name: case.objective for name, case in CASES.items()}
-OBJECTIVES["rectified"] = objectives.rectified(objectives.robust(eta=2.0))
 BY_DEFAULT = ("robust", "rectified")
 
 
@@ -27,45 +22,26 @@ def devices(number):
     return jax.devices()[:number]
 
 
-def batches(number=STEPS, size=48):
-    """The last third is uneven: padding that leaves some devices less than others."""
-    rng = np.random.RandomState(0)
-    for step in range(number):
-        rows = rng.permutation(len(TASK.train))[:size]
-        where = np.ones(size, bool)
-        if step >= 2 * number // 3:
-            where[size - 1 - step :] = False
-        yield Batch(
-            jnp.asarray(TASK.train.inputs[rows]),
-            jnp.asarray(TASK.train.labels[rows]),
-            jnp.asarray(where),
-        )
+CASE = [(name, (2, 2), False) for name in BY_DEFAULT]
+OTHERS = [(name, shape, False) for shape in ((1, 1), (2, 1), (4, 1), (4, 2)) for name in BY_DEFAULT]
+OTHERS += [(name, (2, 2), False) for name in OBJECTIVES if name not in BY_DEFAULT]
+OTHERS += [(name, (4, 1), True) for name in OBJECTIVES]
 
 
-CASE = [(name, (2, 2)) for name in BY_DEFAULT]
-OTHERS = [(name, shape) for shape in ((1, 1), (2, 1), (4, 1), (4, 2)) for name in BY_DEFAULT]
-OTHERS += [(name, (2, 2)) for name in sorted(set(OBJECTIVES) - {*BY_DEFAULT})]
-
-
-@pytest.mark.parametrize(("name", "shape"), [*CASE, *exhaustive(*OTHERS)])
-def test_twenty_steps_are_those_of_one_device(name, shape):
-    objective, network = OBJECTIVES[name], network_of(TASK)
-    # clipping needs the norm of the whole gradient
-    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2))
+@pytest.mark.parametrize(("name", "shape", "wide"), [*CASE, *exhaustive(*OTHERS)])
+def test_twenty_steps_are_those_of_one_device(name, shape, wide):
     mesh = device_mesh(devices(shape[0] * shape[1]), expert_shards=shape[1])
-    sharded = sharded_training(network, objective, optimizer, mesh)
-    statics = {"network": network, "objective": objective, "optimizer": optimizer}
-    one = jax.jit(lambda s, b, k: train_step(s, b, k, **statics))
-    alone = init_state(network, objective, optimizer, jax.random.key(0))
-    state = sharded.init(jax.random.key(0))
-    for number, batch in enumerate(batches()):
-        key = jax.random.key(number)
-        alone, log = one(alone, batch, key)
-        state, sharded_log = sharded.step(state, sharded.place(batch), key)
-        for field, wanted, found in zip(log._fields, log, sharded_log, strict=True):
-            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5, err_msg=field)
-    for found, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    found, wanted = take_steps(name, mesh, wide=wide), take_steps(name, wide=wide)
+    assert_same_steps(name, found, wanted, wide=wide)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "batch_norm"])
+def test_twenty_steps_under_pmap_are_those_of_one_device(name, wide):
+    """But for batch normalisation, which is then by device."""
+    found, wanted = take_steps(name, len(devices(4)), wide=wide), take_steps(name, wide=wide)
+    assert_same_steps(name, found, wanted, wide=wide)
 
 
 def sparse_network(expert_axis=None, exchange="all_to_all", num_experts=4):

@@ -10,8 +10,21 @@ from jaxtyping import Array, Float
 
 from calmoe_jax._checks import check_at_least, check_range
 from calmoe_jax.nn.backbones._convolution import loop_friendly_conv
+from calmoe_kernels.varying import varying_axes
 
 _HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+
+
+class _BatchNorm(nnx.BatchNorm):
+    """Batch normalisation by the whole batch, where `shard_map` gives each device a part of it."""
+
+    def __call__(  # type: ignore[override]
+        self, x: Float[Array, "tokens height width channels"], *, train: bool
+    ) -> Float[Array, "tokens height width channels"]:
+        axes: Any = tuple(sorted(varying_axes(x)))
+        self.axis_name = axes or None
+        result: jax.Array = super().__call__(x, use_running_average=not train)
+        return result
 
 
 class _Block(nnx.Module):
@@ -34,9 +47,9 @@ class _Block(nnx.Module):
     ) -> Float[Array, "tokens height2 width2 channels2"]:
         kept = x
         if self.projects:
-            kept = self.shortcut_norm(self.shortcut(x), use_running_average=not train)
-        x = jax.nn.relu(self.norm1(self.conv1(x), use_running_average=not train))
-        x = self.norm2(self.conv2(x), use_running_average=not train)
+            kept = self.shortcut_norm(self.shortcut(x), train=train)
+        x = jax.nn.relu(self.norm1(self.conv1(x), train=train))
+        x = self.norm2(self.conv2(x), train=train)
         return jax.nn.relu(x + kept)
 
 
@@ -47,6 +60,8 @@ class ResNet18(nnx.Module):
     resolution; features are the spatial mean. With width 64 and 3 colour channels the parameters
     number 149,824, 675,392, 2,775,104 and 11,168,832 for 1 to 4 stages. Initialisation: He normal
     (fan-out) convolutions without bias, batch normalisation with scale 1 and bias 0, momentum 0.9.
+    Where `shard_map` gives each device a part of a batch, it normalises by the whole batch; under
+    `pmap`, or without `check_vma`, each device by its part.
     """
 
     def __init__(
@@ -91,7 +106,7 @@ class ResNet18(nnx.Module):
             x: images.
             train: whether to normalise by the batch and to update the running statistics.
         """
-        x = jax.nn.relu(self.norm(self.stem(x), use_running_average=not train))
+        x = jax.nn.relu(self.norm(self.stem(x), train=train))
         for block in self.blocks:
             x = block(x, train=train)
         return jnp.mean(x, axis=(1, 2))
@@ -148,5 +163,5 @@ def _convolve(
     return jax.lax.platform_dependent(x, kernel, cpu=own, default=xla)
 
 
-def _norm(channels: int, dtype: jnp.dtype | type, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+def _norm(channels: int, dtype: jnp.dtype | type, rngs: nnx.Rngs) -> _BatchNorm:
+    return _BatchNorm(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)

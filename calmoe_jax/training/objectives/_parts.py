@@ -45,7 +45,7 @@ def weighted(
 def even_log_weights(batch: Batch, axis_name: AxisName) -> Float[Array, " examples"]:
     """Log weights that are the same for every example that counts."""
     if batch.where is None and axis_name is None:
-        return jnp.full(batch.labels.shape, -math.log(len(batch.labels)), jnp.float32)
+        return jnp.full(batch.labels.shape, -math.log(len(batch.labels)), jnp.result_type(float))
     counted = jnp.ones(batch.labels.shape, bool) if batch.where is None else batch.where
-    number = psum(jnp.sum(counted.astype(jnp.float32)), axis_name)
+    number = psum(jnp.sum(counted, dtype=jnp.result_type(float)), axis_name)
     return jnp.where(counted, -jnp.log(jnp.maximum(number, 1)), -jnp.inf)
