@@ -17,8 +17,8 @@ from calmoe_jax._numerics import two_sum
 # Binary logarithm of the number of examples added plainly: equal numbers lose at most 1e-6 of their
 # sum in float32.
 _SHIFT = 6
-# The same for many bins: a few 1e-5, as far as the sums of the runs are not larger than the values.
-_LONG = 12
+# The same for many bins: at most 1e-4, as far as the runs' sums are not larger than the values.
+_LONG = 13
 # Parts of an array that are added at once.
 _PARTS = 16
 
@@ -100,9 +100,9 @@ def sum_by_bin(
         values: values to sum, or rows of them.
         bins: bin of each value, in `[0, num_bins)`; anything where the value is 0.
         num_bins: number of bins. Up to 64 a run has 64 examples, above it four times as many as
-            there are bins (a power of two near that; of more than 1024 bins 4096, or twice as many
-            as there are), so that the sums of the runs take a quarter or half of the memory of the
-            values. Equal numbers then lose at most a few 1e-5 of their sum for up to 2048 bins.
+            there are bins (a power of two near that; at most 8192, or twice as many as there are),
+            so that the sums of the runs take a quarter or half of the memory of the values. Equal
+            numbers then lose at most 1e-4 of their sum for up to 4096 bins.
     """
     size = values.shape[0]
     shift = _shift(num_bins)
