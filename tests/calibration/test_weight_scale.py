@@ -180,6 +180,7 @@ METRICS = {
     "gate": of_gate,
     "beta": of_event(calibrators.fit_beta, calibrators.apply_beta),
     "histogram": of_event(calibrators.fit_histogram_binning, calibrators.apply_histogram_binning),
+    "violators": of_event(calibrators.pool_adjacent_violators, calibrators.apply_isotonic),
     "isotonic": of_event(calibrators.fit_isotonic, calibrators.apply_isotonic),
 }
 ON_HOST = ("corp", "isotonic")
