@@ -4,6 +4,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,17 @@ def test_the_top_level_is_as_agreed():
         "calmoe_jax", "kernels", "benchmarks", "tests", "experiments",
         "pyproject.toml", "README.md", "LICENSE",
     }  # fmt: skip
+
+
+def test_a_wheel_holds_every_package():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    roots = {"calmoe_jax": ROOT, "calmoe_kernels": ROOT / "kernels"}
+    found = {
+        ".".join(path.parent.relative_to(root).parts)
+        for name, root in roots.items()
+        for path in (root / name).rglob("__init__.py")
+    }
+    assert sorted(listed) == sorted(found)
 
 
 def test_importing_the_package_is_quick_and_brings_no_flax():
