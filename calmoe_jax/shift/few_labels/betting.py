@@ -125,12 +125,16 @@ def lower_confidence_sequence(
     usable = jnp.where(counted & ~bad, jnp.maximum(values, least), least)
     zero = jnp.zeros((), dtype)
     start = _Bets(jnp.zeros_like(candidates), jnp.zeros(candidates.shape, bool), zero, zero, zero)
-    _, bounds = jax.lax.scan(draw, start, (usable, settled, counted, _draws_left(counted, planned)))
+    left = _draws_left(counted, planned, dtype)
+    _, bounds = jax.lax.scan(draw, start, (usable, settled, counted, left))
     return jnp.where(jnp.cumsum(bad) > 0, jnp.nan, bounds)
 
 
-def _draws_left(counted: Bool[Array, " draws"], planned: int) -> Float[Array, " draws"]:
+def _draws_left(
+    counted: Bool[Array, " draws"], planned: int, dtype: jnp.dtype
+) -> Float[Array, " draws"]:
     """Draws left of the plan before each, which is doubled whenever it is exhausted."""
-    before = (jnp.cumsum(counted) - counted).astype(jnp.float32)
+    one = counted.astype(dtype)
+    before = jnp.cumsum(one) - one
     doublings = jnp.maximum(jnp.floor(jnp.log2(jnp.maximum(before / planned, 0.5))) + 1, 0)
     return planned * jnp.exp2(doublings) - before
