@@ -184,7 +184,9 @@ def repair_with_labels(
 
     def lowered(by: Float[Array, ""]) -> Float[Array, ""]:
         aim = mean - jnp.maximum(by, 0)
-        return match_aim(targets.log_probs, aim, jnp.ones_like(mean), weights=counted)
+        found = match_aim(targets.log_probs, aim, jnp.ones_like(mean), weights=counted)
+        # nothing is lowered by a search that ends a digit above 1
+        return jnp.where(by <= 0, 1, found)
 
     certified, combined = jax.lax.map(lowered, jnp.stack([last.lower, gap]))
     return LabelledRepair(
