@@ -41,7 +41,8 @@ MASKED = {
     "reweighting.entropy_balance", "reweighting.kl_ball", "reweighting.radius_robust_loss",
     "shift.configuration_balance", "shift.estimators.conditional_drop",
     "shift.estimators.confidence_conditional", "shift.estimators.neighbours",
-    "shift.estimators.seed_agreement", "shift.neighbour_accuracy",
+    "shift.estimators.seed_agreement", "shift.label_free_gaps", "shift.neighbour_accuracy",
+    "shift.repair_with_labels",
 }  # fmt: skip
 
 

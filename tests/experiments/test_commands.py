@@ -12,7 +12,9 @@ import experiments.trained
 pytestmark = pytest.mark.exhaustive
 
 README = Path(experiments.trained.__file__).with_name("README.md").read_text()
-COMMANDS = ("choose_rule", "interval_coverage", "repair_without_labels", "theorem_class")
+COMMANDS = (
+    "choose_rule", "interval_coverage", "repair_protocol", "repair_without_labels", "theorem_class",
+)  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")

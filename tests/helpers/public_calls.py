@@ -25,8 +25,8 @@ SIZES = {
 NONE = {"batch", "layers", "..."}  # any number of axes
 ROWS = {"examples", "tokens", "targets", "references", "images", "losses", "all"}
 STATICS = {
-    "k": 2, "num_experts": 4, "num_classes": 3, "num_clusters": 4, "num_groups": 2, "eta": 1.0,
-    "alpha": 0.5, "radius": 0.3, "num_rows": 16, "num_replicates": 20, "num_permutations": 19,
+    "k": 2, "num_experts": 4, "num_classes": 3, "num_clusters": 4, "num_units": 3, "num_groups": 2,
+    "eta": 1.0, "alpha": 0.5, "radius": 0.3, "num_rows": 16, "num_replicates": 20, "num_permutations": 19,
     "regret_threshold": 0.1, "rate": 0.1, "capacity": None, "hard": False, "block_size": None,
 }  # fmt: skip
 # Arguments that exclude others, or ask for them.
@@ -63,6 +63,7 @@ GIVEN = {
     "squared_error_difference": {
         "first": lambda: _cluster_bins(_p(8)), "second": lambda: _cluster_bins(1 - _p(8)),
     },
+    "repair_with_labels": {"drawn": lambda: np.int32([0, 2, 1])},
     "cluster_sums": {"values": lambda: [_p(8, 2), _p(8)]},
     "bootstrap_sums": {"sums": lambda: [_p(4, 2), _p(4)]},
 }  # fmt: skip
