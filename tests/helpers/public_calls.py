@@ -27,7 +27,8 @@ ROWS = {"examples", "tokens", "targets", "references", "images", "losses", "all"
 STATICS = {
     "k": 2, "num_experts": 4, "num_classes": 3, "num_clusters": 4, "num_units": 3, "num_groups": 2,
     "eta": 1.0, "alpha": 0.5, "radius": 0.3, "num_rows": 16, "num_replicates": 20,
-    "num_permutations": 19, "regret_threshold": 0.1, "rate": 0.1, "capacity": None, "hard": False, "block_size": None,
+    "num_permutations": 19, "regret_threshold": 0.1, "rate": 0.1, "capacity": None, "hard": False,
+    "block_size": None,
 }  # fmt: skip
 # Arguments that exclude others, or ask for them.
 LEFT_OUT = {
