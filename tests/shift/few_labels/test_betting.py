@@ -133,6 +133,11 @@ def test_what_cannot_be_is_nan_from_there(bad):
     assert np.isnan(found[3:]).all()
 
 
+def test_where_nothing_is_shown_the_bound_is_the_smallest_mean():
+    found = bounds(jnp.full(5, -1.0), least=-1.0, mean_range=(-1.0, 1.0))
+    np.testing.assert_array_equal(found, -1)
+
+
 def test_no_draw():
     assert bounds(jnp.zeros(0), least=-1.0, mean_range=(-1.0, 1.0)).shape == (0,)
 
