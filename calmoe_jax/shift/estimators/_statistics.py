@@ -49,3 +49,9 @@ def votes_of_peers(
     """Share of the peers that predict the predicted class."""
     same = predicted_by_peers(peers, seen) == seen.predicted[None]
     return jnp.mean(same.astype(seen.probs.dtype), axis=0)
+
+
+def log_odds(probability: Float[Array, " examples"], edge: float) -> Float[Array, " examples"]:
+    """Log odds of probabilities, of which those below and above an edge count as at it."""
+    inside = jnp.clip(probability, edge, 1 - edge)
+    return jnp.log(inside) - jnp.log1p(-inside)

@@ -1,7 +1,7 @@
 """The estimator from a model of correctness on held-out examples weighted like the targets."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from calmoe_jax._checks import check_positive
 from calmoe_jax._numerics import AxisName, all_rows
@@ -9,6 +9,7 @@ from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators import apply_platt, fit_platt
 from calmoe_jax.shift._discriminator import cross_fitted_log_odds, judgeable, pool
 from calmoe_jax.shift.estimators._observed import as_estimate, mean, observe, required
+from calmoe_jax.shift.estimators._statistics import log_odds
 from calmoe_jax.shift.estimators.evidence import AccuracyEstimate, Evidence
 
 
@@ -66,19 +67,14 @@ def density_ratio(
         *required("coordinates", held_out, targets), where=own.counted,
         target_where=other.counted, axis_name=axis_name,
     )  # fmt: skip
+    edge = float(jnp.finfo(own.confidence.dtype).eps)
     counted, correct, score = (
-        all_rows(x, axis_name) for x in (own.counted, own.correct, _log_odds(own.confidence))
+        all_rows(x, axis_name) for x in (own.counted, own.correct, log_odds(own.confidence, edge))
     )
     odds = jnp.exp(cross_fitted_log_odds(pooled, penalty)[: len(counted)])
     weight = jnp.where(counted, jnp.minimum(odds.astype(score.dtype), most), 0)
     # in units of examples: those that as few equal weights would stand for
     weight = weight * jnp.sum(weight) / jnp.sum(jnp.square(weight))
     fit = fit_platt(score, correct, weights=weight)
-    estimate = mean(apply_platt(fit, _log_odds(other.confidence)), other).value
+    estimate = mean(apply_platt(fit, log_odds(other.confidence, edge)), other).value
     return as_estimate(jnp.where(judgeable(pooled), estimate, jnp.nan), None, own, other)
-
-
-def _log_odds(confidence: Float[Array, " examples"]) -> Float[Array, " examples"]:
-    """Log odds of confidences, of those that round to 1 as well."""
-    small = jnp.finfo(confidence.dtype).eps
-    return jnp.log(confidence) - jnp.log(jnp.maximum(1 - confidence, small))

@@ -10,6 +10,7 @@ from calmoe_jax._signatures import checked
 from calmoe_jax.shift._logistic import ridge_logistic
 from calmoe_jax.shift.estimators._observed import Observed, observe
 from calmoe_jax.shift.estimators._statistics import (
+    log_odds,
     probability_of_peers,
     supports,
     votes_of_peers,
@@ -69,17 +70,17 @@ def correctness_model(
     check_at_least("num_neighbours", num_neighbours, 1)
     check_positive("penalty", penalty)
     own, other = observe(held_out, labels, targets, axis_name)
-    columns = [(_log_odds(own.confidence), _log_odds(other.confidence))]
+    columns = [(log_odds(own.confidence, _EDGE), log_odds(other.confidence, _EDGE))]
     if held_out.peers is not None and targets.peers is not None:
         peers = held_out.peers, targets.peers
         given = [probability_of_peers(*x) for x in zip(peers, (own, other), strict=True)]
         votes = [votes_of_peers(*x) for x in zip(peers, (own, other), strict=True)]
-        columns += [(_log_odds(given[0]), _log_odds(given[1])), (votes[0], votes[1])]
+        columns += [(log_odds(given[0], _EDGE), log_odds(given[1], _EDGE)), (votes[0], votes[1])]
     if held_out.coordinates is not None and targets.coordinates is not None:
         shares = supports(held_out, labels, targets, own, other, num_neighbours)
         # a neighbour more, half of whose labels are the predicted one: no share is 0 or 1
         smooth = [(share * num_neighbours + 0.5) / (num_neighbours + 1) for share in shares]
-        columns += [(_log_odds(smooth[0]), _log_odds(smooth[1]))]
+        columns += [(log_odds(smooth[0], _EDGE), log_odds(smooth[1], _EDGE))]
     inside, outside = (jnp.stack(x, axis=1) for x in zip(*columns, strict=True))
     probs = _fitted(inside, own, outside, penalty, axis_name)
     unknown = own.unknown | (own.number == 0) | (other.counted & jnp.isnan(other.confidence))
@@ -105,8 +106,3 @@ def _fitted(
     label = jnp.where(counted, correct, 0)
     beta = ridge_logistic(off / scale[None], label, weight, penalty)
     return jax.nn.sigmoid((outside - mean[None]) / scale[None] @ beta[:-1] + beta[-1])
-
-
-def _log_odds(probability: Float[Array, " examples"]) -> Float[Array, " examples"]:
-    inside = jnp.clip(probability, _EDGE, 1 - _EDGE)
-    return jnp.log(inside) - jnp.log1p(-inside)

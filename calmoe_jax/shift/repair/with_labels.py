@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from calmoe_jax._numerics import example_weights, weighted_sum
+from calmoe_jax._numerics import example_weights
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import largest_class
+from calmoe_jax.shift.confidence import mean_confidence
 from calmoe_jax.shift.estimators import Evidence, neighbours, seed_agreement
 from calmoe_jax.shift.few_labels.correctness import correctness_model
 from calmoe_jax.shift.few_labels.gap import confidence_gap_sequence
@@ -82,7 +83,7 @@ def label_free_gaps(
         >>> label_free_gaps(held_out, jnp.array([0, 1] * 4), held_out).safe
         Array(0., dtype=float32)
     """
-    confidence = _mean_confidence(targets)
+    confidence = mean_confidence(targets.log_probs, 1.0, where=targets.where)
     gaps = [jnp.zeros_like(confidence)]
     if held_out.peers is not None and targets.peers is not None:
         found = seed_agreement(held_out, labels, targets, margin=_SAFE_MARGIN)
@@ -176,7 +177,7 @@ def repair_with_labels(
     )  # fmt: skip
     last = jax.tree.map(lambda x: x[-1], found)
     counted = example_weights(confidence.shape, weights, targets.where, confidence.dtype)
-    mean = weighted_sum(confidence, counted) / jnp.sum(counted)
+    mean = mean_confidence(targets.log_probs, 1.0, weights=counted)
     prior = label_free_prior(*label_free)
     gap = posterior_gap(last.estimate, last.standard_error, prior).median
     number = jnp.sum(drawn >= 0)
@@ -193,12 +194,6 @@ def repair_with_labels(
         certified=certified, combined=combined, **last._asdict(), label_free=label_free,
         posterior=gap, confidence=mean, num_labels=number,
     )  # fmt: skip
-
-
-def _mean_confidence(sample: Evidence) -> Float[Array, ""]:
-    confidence = largest_class(jax.nn.softmax(sample.log_probs, axis=-1))[0]
-    weight = example_weights(confidence.shape, None, sample.where, confidence.dtype)
-    return weighted_sum(confidence, weight) / jnp.sum(weight)
 
 
 def _largest(gaps: list[Float[Array, ""]]) -> Float[Array, ""]:
