@@ -151,6 +151,20 @@ def _trained(
     )  # fmt: skip
 
 
+def trained_mixture(setting: Setting, routing: str, name: str) -> TrainedSeeds:
+    """The trained seeds of a method with a routing; trained now if they are not kept.
+
+    Args:
+        setting: of the task.
+        routing: dense, top_k or hard.
+        name: one of `METHODS`.
+    """
+    model = dataclasses.replace(setting.model, routing=routing)
+    options = with_defaults(model, setting.train)
+    method = _method(setting, model, options, name)
+    return _trained(setting, model, options, method, setting.seeds, routing)
+
+
 def _ensemble(
     setting: Setting, model: ModelConfig, options: TrainConfig
 ) -> tuple[TrainedSeeds, list[Method]]:
