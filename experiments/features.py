@@ -8,6 +8,7 @@ are not those of the paper's size.
 """
 
 import dataclasses
+import io
 from pathlib import Path
 
 import jax
@@ -24,7 +25,7 @@ from calmoe_jax.study.networks import build_optimizer
 from calmoe_jax.training import Checkpoints, MetricsLog, Training, objectives, train
 
 # Width of the ResNet's first stage, its stages, passes over its images, and their number.
-WIDTH, STAGES, EPOCHS, IMAGES = 16, 3, 12, 15_000
+WIDTH, STAGES, EPOCHS, IMAGES = 16, 3, 8, 10_000
 _SIZE = 32
 _CHUNK = 500
 
@@ -49,14 +50,12 @@ def of_images(task: Task, folder: Path) -> Task:
     Args:
         task: of colour images of 32 or 64 pixels; those of 64 are halved first.
         folder: where the backbone and the features are kept; what is there is not computed again.
+            Tasks of the same training images share one.
 
     Returns:
         The task. Training examples of the backbone are not among the new ones.
     """
-    task = dataclasses.replace(task, **{
-        "train": _small(task.train), "calibration": _small(task.calibration),
-        "evaluation": tuple(_small(split) for split in task.evaluation),
-    })  # fmt: skip
+    task = halved(task)
     path = folder / f"{task.name}-features.npz"
     count = min(IMAGES, len(task.train) // 2)
     rows = np.arange(len(task.train))  # in an order by a hash of their numbers already
@@ -68,6 +67,27 @@ def of_images(task: Task, folder: Path) -> Task:
         featured = [dataclasses.replace(s, inputs=found[s.name]) for s in splits]
     return dataclasses.replace(
         task, train=featured[0], calibration=featured[1], evaluation=tuple(featured[2:])
+    )
+
+
+def family(name: str) -> str:
+    """The folder of a task's backbone: one for cifar10h and cifar10c, which train on the same.
+
+    Args:
+        name: name of the task.
+    """
+    return "cifar10" if name.startswith("cifar10") else name
+
+
+def halved(task: Task) -> Task:
+    """The task with images of 32 pixels where they are of 64.
+
+    Args:
+        task: of colour images.
+    """
+    evaluation = tuple(_small(split) for split in task.evaluation)
+    return dataclasses.replace(
+        task, train=_small(task.train), calibration=_small(task.calibration), evaluation=evaluation
     )
 
 
@@ -114,8 +134,7 @@ def _write_features(
             for start in range(0, len(split), _CHUNK)
         ]
         found[split.name] = np.concatenate(parts)[: len(split)]
-    content = _npz(found)
-    write_whole(path, content)
+    write_whole(path, _npz(found))
 
 
 def _chunk(images: np.ndarray, start: int) -> np.ndarray:
@@ -125,8 +144,6 @@ def _chunk(images: np.ndarray, start: int) -> np.ndarray:
 
 
 def _npz(arrays: dict[str, np.ndarray]) -> bytes:
-    import io
-
     content = io.BytesIO()
     np.savez(content, **arrays)
     return content.getvalue()

@@ -32,7 +32,7 @@ from calmoe_jax.shift.repair import usable_temperature
 from calmoe_jax.study.config import ModelConfig, TrainConfig
 from calmoe_jax.study.evaluation import Outputs, predict
 from experiments.drift import Seen, measure_drift
-from experiments.features import of_images
+from experiments.features import family, of_images
 from experiments.our_study.cells import Setting, trained_mixture
 from experiments.our_study.command import EPOCHS, ROUTINGS, SEEDS
 from experiments.trained import write_json
@@ -65,7 +65,7 @@ def main() -> None:
     for name in arguments.tasks:
         task, folder = resolve_task(name, arguments.data_dir), arguments.runs / name
         if task.holds_images and task.train.inputs.shape[-1] == 3:
-            task = of_images(task, arguments.runs / "features" / name)
+            task = of_images(task, arguments.runs / "features" / family(name))
         setting = Setting(
             task, tuple(range(42, 42 + arguments.seeds)), ModelConfig(),
             TrainConfig(epochs=arguments.epochs), folder,
