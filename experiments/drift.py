@@ -1,15 +1,16 @@
 """How far a shift changes the chance to be right given the routing configuration, P(right | S).
 
 Cells of S: the expert with the largest weight, the predicted class, and a third of confidence (by
-the held-out examples of that expert and class). With `P(s)`, `a_P(s)`, `c_P(s)` the share, accuracy
-and mean confidence of a cell among held-out examples and `Q(s)`, ... among targets, the change of
-the gap `confidence - accuracy` is exactly
+the held-out examples of that expert and class). With `P(s)` and `g_P(s)` the share of a cell among
+held-out examples and its gap, mean confidence minus accuracy, and `Q(s)`, `g_Q(s)` among targets,
+the change of the gap is exactly
 
-    gap_Q - gap_P = sum_s (Q - P)(s) (c_P - a_P)(s)        the configurations move
-                  + sum_s Q(s) (c_Q - c_P)(s)              within cells: 0 for finer cells
-                  - sum_s Q(s) (a_Q - a_P)(s)              P(right | S) changes
+    g_Q - g_P = sum_s (Q - P)(s) g_P(s)            the configurations move
+              + sum_s Q(s) (g_Q(s) - g_P(s))       the gap given S changes
 
-Theory keeps calibrated hard routing calibrated where the last term is 0 in every cell.
+Theory keeps calibrated hard routing calibrated where P(right | S) stays: there the second is 0 but
+for what a cell is too coarse for. Gaps are compared in cells, not accuracies: confidences that move
+within a cell move accuracy with them.
 """
 
 from typing import NamedTuple
@@ -42,17 +43,15 @@ class Drift(NamedTuple):
         gap_before: confidence minus accuracy of held-out examples in the cells that targets use.
         gap_after: the same of targets in cells that held-out examples use.
         moved: part of the difference because configurations move.
-        within: part because confidences move within cells.
-        changed: part because P(right | S) changes.
-        size: root of the mean square of a_Q - a_P over targets, less what sampling adds; 0 where
-            sampling explains all.
+        changed: part because the gap given the configuration changes.
+        size: root of the mean square of `g_Q(s) - g_P(s)` over targets, less what sampling adds; 0
+            where sampling explains all.
         unseen: share of targets in cells without held-out examples, which are left out.
     """
 
     gap_before: float
     gap_after: float
     moved: float
-    within: float
     changed: float
     size: float
     unseen: float
@@ -74,31 +73,27 @@ def measure_drift(held_out: Seen, targets: Seen) -> Drift:
     both = (count_p > 0) & (count_q > 0)
     unseen = float(np.mean(count_p[cells_q] == 0)) if len(cells_q) else float("nan")
     if not both.any():
-        return Drift(*[float("nan")] * 6, unseen)
+        return Drift(*[float("nan")] * 5, unseen)
     share_p, share_q = (np.where(both, c, 0) / c[both].sum() for c in (count_p, count_q))
-
-    def mean(cells: np.ndarray, values: np.ndarray, count: np.ndarray) -> np.ndarray:
-        return np.bincount(cells, values, number) / np.maximum(count, 1)
-
-    a_p, c_p = (mean(cells_p, x.astype(float), count_p) for x in _scores(held_out))
-    a_q, c_q = (mean(cells_q, x.astype(float), count_q) for x in _scores(targets))
-    difference = a_q - a_p
+    gap_p, noise_p = _gaps(held_out, cells_p, count_p)
+    gap_q, noise_q = _gaps(targets, cells_q, count_q)
     several = both & (count_p > 1) & (count_q > 1)
-    noise = sum(a * (1 - a) / np.maximum(n - 1, 1) for a, n in ((a_p, count_p), (a_q, count_q)))
-    square = np.sum(np.where(several, share_q * (difference**2 - noise), 0))
+    square = np.sum(np.where(several, share_q * ((gap_q - gap_p) ** 2 - noise_p - noise_q), 0))
     return Drift(
-        float(share_p @ (c_p - a_p)),
-        float(share_q @ (c_q - a_q)),
-        float((share_q - share_p) @ (c_p - a_p)),
-        float(share_q @ (c_q - c_p)),
-        float(-share_q @ difference),
+        float(share_p @ gap_p),
+        float(share_q @ gap_q),
+        float((share_q - share_p) @ gap_p),
+        float(share_q @ (gap_q - gap_p)),
         float(np.sqrt(max(square / share_q[several].sum(), 0))) if several.any() else float("nan"),
         unseen,
     )
 
 
-def _scores(seen: Seen) -> tuple[np.ndarray, np.ndarray]:
-    return seen.correct, seen.confidence
+def _gaps(seen: Seen, cells: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The gap of each cell, and the variance of its mean."""
+    gap = seen.confidence - seen.correct
+    mean, square = (np.bincount(cells, x, len(count)) / np.maximum(count, 1) for x in (gap, gap**2))
+    return mean, np.maximum(square - mean**2, 0) / np.maximum(count - 1, 1)
 
 
 def _cells(held_out: Seen, targets: Seen) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from calmoe_jax._files import write_whole
 from calmoe_jax.data import Split, Task
 from calmoe_jax.nn import ResNet18, SingleClassifier, from_nnx
+from calmoe_jax.nn.network import as_float
 from calmoe_jax.study.config import ModelConfig, TrainConfig, with_defaults
 from calmoe_jax.study.networks import build_optimizer
 from calmoe_jax.training import Checkpoints, MetricsLog, Training, objectives, train
@@ -28,16 +29,6 @@ from calmoe_jax.training import Checkpoints, MetricsLog, Training, objectives, t
 WIDTH, STAGES, EPOCHS, IMAGES = 16, 3, 8, 10_000
 _SIZE = 32
 _CHUNK = 500
-
-
-class _Backbone(nnx.Module):
-    """A backbone by the name that it has in a classifier."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.backbone = _resnet(rngs)
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return self.backbone(x, train=train)
 
 
 def _resnet(rngs: nnx.Rngs) -> ResNet18:
@@ -120,12 +111,13 @@ def _write_features(
     params, state = jax.tree.map(
         lambda x: x[0], (trained.state.params, trained.state.network_state)
     )
-    apply = from_nnx(_Backbone).apply
+    graph, weights, others = nnx.split(nnx.eval_shape(lambda: _resnet(nnx.Rngs(0))), nnx.Param, ...)
+    nnx.replace_by_pure_dict(weights, params["backbone"])
+    nnx.replace_by_pure_dict(others, state["backbone"])
 
     @jax.jit
     def features(x: jax.Array) -> jax.Array:
-        of_backbone = {"backbone": params["backbone"]}, {"backbone": state["backbone"]}
-        return apply(*of_backbone, x, train=False)[0]
+        return nnx.merge(graph, weights, others)(as_float(x), train=False)
 
     found = {}
     for split in tqdm(splits, unit="split", disable=None, desc=f"{task.name}, features"):

@@ -124,7 +124,7 @@ def _row(
         "confidence_gap": rounded(x.confidence.mean() - x.correct.mean() for x in targets),
         **{
             name: rounded(getattr(d, name) for d in drifts)
-            for name in ("moved", "within", "changed", "size", "unseen")
+            for name in ("moved", "changed", "size", "unseen")
         },
     }
 

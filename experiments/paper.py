@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from calmoe_jax.data import Task, resolve_task
-from calmoe_jax.study import PAPER_METHODS, ModelConfig, Results, TrainConfig, run
+from calmoe_jax.study import ModelConfig, Results, TrainConfig, run
+from calmoe_jax.study.config import PAPER_METHODS
 from experiments.features import halved
 from experiments.trained import write_json
 

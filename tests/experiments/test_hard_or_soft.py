@@ -1,0 +1,79 @@
+"""Hard or soft: rows of a small task, their summary by hand, words that follow the figures."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import trainings
+from experimenting import tiny_task
+
+from calmoe_jax import calibration
+from experiments import hard_or_soft
+from experiments.our_study.cells import Setting, predict, trained_mixture
+
+pytestmark = pytest.mark.exhaustive
+
+
+def test_a_small_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hard_or_soft, "resolve_task", lambda name, data_dir: tiny_task())
+    monkeypatch.setattr(hard_or_soft, "ModelConfig", lambda: trainings.MODEL)
+    out, picture = tmp_path / "out.json", tmp_path / "out.png"
+    words = ["x", "--tasks", "portal", "--runs", str(tmp_path / "runs"), "--seeds", "2"]
+    words += ["--epochs", "2", "--out", str(out), "--picture", str(picture)]
+    monkeypatch.setattr(sys, "argv", words)
+    hard_or_soft.main()
+    found = json.loads(out.read_text())
+    rows = found["tasks"]["portal"]
+    assert len(rows) == 3 * 3 * 2  # routings, calibrators, splits
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert "portal: the prediction" in capsys.readouterr().out
+
+    setting = Setting(
+        tiny_task(),
+        (42, 43),
+        trainings.MODEL,
+        hard_or_soft.TrainConfig(epochs=2),
+        tmp_path / "runs" / "portal",
+    )
+    split = tiny_task().evaluation[1]
+    trained = trained_mixture(setting, "dense", "vanilla")
+    experts, weights, _ = predict(trained, split.inputs)
+    probs = np.einsum("snkc,snk->snc", np.exp(experts), weights)
+    expected = [calibration.expected_calibration_error(p, split.labels) for p in probs]
+    plain = next(
+        r for r in rows if (r["routing"], r["calibrator"], r["split"]) == ("dense", "none", "late")
+    )
+    np.testing.assert_allclose(plain["ece"], expected, atol=1e-4)
+
+
+def rows_of(errors):
+    """A row for each routing, calibrator and shift: the same error for all calibrators."""
+    return [
+        {
+            "routing": routing, "calibrator": calibrator, "split": f"s{i}", "kind": kind,
+            "series": "s", "severity": float(i), "ece": [error], "accuracy": [0.5],
+            "confidence_gap": [error], "moved": [0.0], "changed": [error], "size": [error],
+            "unseen": [0.0],
+        }
+        for routing, of_routing in errors.items()
+        for calibrator in hard_or_soft.CALIBRATORS
+        for i, (kind, error) in enumerate([("id", 0.01), *(("shift", e) for e in of_routing)])
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("hard", "words"), [((0.01, 0.07), "the prediction holds"), ((0.02, 0.2), "does not hold")]
+)
+def test_the_verdict_follows_the_figures(hard, words):
+    errors = {"dense": (0.1, 0.3), "top_k": (0.1, 0.1), "hard": hard}
+    summary = hard_or_soft.summarise(rows_of(errors))
+    at = {(r["routing"], r["calibrator"]): r for r in summary}
+    of_dense, of_hard = at["dense", "none"], at["hard", "none"]
+    np.testing.assert_allclose((of_dense["ece"], of_dense["lost"]), (0.2, 0.5))
+    np.testing.assert_allclose((of_hard["ece"], of_hard["kept"]), (np.mean(hard), 0.5))
+    assert of_hard["shifts"] == 2
+    assert words in hard_or_soft.verdict({"a": summary})
+    assert f"| a | dense | none | 0.010 | {0.2:.3f} | 0% | 50% |" in hard_or_soft.table(
+        {"a": summary}
+    )

@@ -1,0 +1,165 @@
+"""Our study: cells are kept and alike, calibrators are the library's, tables are of the results."""
+
+import gzip
+import json
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import trainings
+from experimenting import tiny_task
+from small import small_task
+
+from calmoe_jax import calibration
+from calmoe_jax.study.methods import METHODS
+from experiments.our_study import calibrators, cells, command, report
+
+pytestmark = pytest.mark.exhaustive
+
+
+def setting(folder):
+    return cells.Setting(small_task(), (7, 8), trainings.MODEL, trainings.TRAIN, folder)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    return folder, cells.cells(setting(folder), "dense", ("vanilla", "mocae"))
+
+
+def test_a_cell_has_every_calibrator_on_every_kind(made):
+    of_vanilla, of_mocae = made[1]
+    found = {(r["calibrator"], r["kind"]) for r in of_vanilla["rows"]}
+    names = {name for name, _ in found}
+    assert names >= {"none", "temperature", "safe", "bold", *calibrators.FURTHER}
+    assert found == {(name, kind) for name in names for kind in cells.GROUPS}
+    assert {r["calibrator"] for r in of_mocae["rows"]} == names - set(calibrators.FURTHER)
+    for row in of_vanilla["rows"]:
+        of_confidence = row["calibrator"] in calibrators.OF_CONFIDENCE
+        assert (row["nll"] is None) == (row["accuracy"] is None) == of_confidence
+        assert len(row["ece"]) == 2
+
+
+def test_the_mean_over_shifts_is_of_records(made):
+    """The library's own report of the same run has the same numbers."""
+    from calmoe_jax.study.evaluation import evaluate
+    from calmoe_jax.study.methods import build_method
+
+    one = setting(made[0])
+    trained = cells.trained_mixture(one, "dense", "vanilla")
+    method = build_method("vanilla", trainings.TRAIN, None)
+    ((evaluations, *_),) = evaluate(one.task, trained, (method,), one.seeds, routing="dense")
+    errors = [
+        [r.ece for r in e.records]
+        for e in evaluations
+        if e.calibrator == "temperature" and e.split.kind == "shift"
+    ]
+    row = next(
+        r for r in made[1][0]["rows"] if (r["calibrator"], r["kind"]) == ("temperature", "shift")
+    )
+    np.testing.assert_allclose(row["ece"], np.mean(errors, axis=0), atol=1e-6)
+    np.testing.assert_allclose(row["worst_ece"], np.max(errors, axis=0), atol=1e-6)
+
+
+def test_a_kept_cell_is_not_computed_again(made, monkeypatch):
+    monkeypatch.setattr(cells, "_compute", None)
+    assert cells.cells(setting(made[0]), "dense", ("vanilla", "mocae")) == made[1]
+
+
+def test_an_ensemble_is_the_mean_of_its_members(tmp_path):
+    one = setting(tmp_path)
+    options = cells.with_defaults(one.model, one.train)
+    ensemble, _ = cells._ensemble(one, one.model, options)
+    single = cells._method(one, one.model, options, "single")
+    members = cells._trained(one, one.model, options, single, tuple(range(7, 15)), "dense")
+    inputs = one.task.evaluation[0].inputs
+    apart = np.exp(np.asarray(cells.predict(members, inputs).expert_log_probs))[:, :, 0]
+    outputs = cells.predict(ensemble, inputs)
+    together = calibrators.aggregate(outputs.expert_log_probs, outputs.routing_weights)
+    expected = apart.reshape(2, 4, *apart.shape[1:]).mean(axis=1)
+    np.testing.assert_allclose(np.exp(together), expected, atol=1e-5)
+    assert [m[0] for m in cells.trainings(command.methods_of("dense"))][-1] == cells.ENSEMBLE
+
+
+@pytest.mark.parametrize("name", list(calibrators.FURTHER))
+def test_scores_of_a_calibrator_are_those_of_one_seed_alone(name):
+    rng = np.random.RandomState(0)
+    experts = jnp.log(jnp.asarray(rng.dirichlet(np.ones(3), (2, 90, 4)), jnp.float32))
+    weights = jnp.asarray(rng.dirichlet(np.ones(4), (2, 90)), jnp.float32)
+    labels, mixed = jnp.asarray(rng.randint(3, size=90)), calibrators.aggregate(experts, weights)
+    where = jnp.arange(90) < 70
+    fitted = calibrators.fit_further(mixed, experts, weights, labels)
+    score = calibrators.Fitted({name: fitted.fits[name]}).score
+    found = score(mixed, experts, weights, labels, where)[name]
+    if name in calibrators.OF_CONFIDENCE:
+        confidence, right = calibration.top_label(jnp.exp(mixed[1]), labels)
+        kind = calibrators.OF_CONFIDENCE[name]
+        changed = kind.apply(kind.fit(confidence, right.astype(jnp.float32)), confidence)
+        expected = calibration.calibration_error(
+            calibration.reliability_bins(changed[:70], right[:70])
+        )
+    else:
+        if name == calibrators.GATE:
+            fit = calibrators._fit_gate(weights[1], experts[1], labels)
+            probs = jnp.exp(calibrators._through_gate(fit, weights[1], experts[1]))
+        else:
+            kind = calibrators.OF_CLASSES[name]
+            probs = kind.apply(kind.fit(mixed[1], labels), mixed[1])
+        expected = calibration.expected_calibration_error(probs[:70], labels[:70])
+    # a bin's edge may be on the other side after rounding
+    np.testing.assert_allclose(found["ece"][1], expected, atol=0.03)
+
+
+def row(task, method, calibrator, kind, ece, *, routing="dense", accuracy=0.7):
+    metrics = {"ece": np.array(ece), "accuracy": np.array([accuracy]), "nll": np.array([1.0])}
+    return report.Row(task, routing, method, calibrator, kind, metrics)
+
+
+def test_comparison_by_hand():
+    rows = []
+    for task, errors in (("a", (0.1, 0.2)), ("b", (0.3, 0.2)), ("c", (0.2, 0.1))):
+        for method, error in zip(("vanilla", "robust"), errors, strict=True):
+            rows += [row(task, method, "none", k, [error]) for k in ("id", "shift")]
+    found = report.compare(rows, lambda c: True)
+    assert [c.combination[1] for c in found] == ["robust", "vanilla"]
+    robust = found[0]
+    # differences +.1, -.1, -.1: mean -.0333, standard error .0667, t of 2 degrees 4.303
+    np.testing.assert_allclose(robust.difference, -1 / 30)
+    np.testing.assert_allclose((robust.low, robust.high), (-0.3202, 0.2535), atol=1e-3)
+    np.testing.assert_allclose((robust.ece, robust.rank), (1 / 6, 4 / 3))
+    np.testing.assert_allclose(robust.worst[0], 0.1)
+    assert robust.worst[1] == "a"
+
+
+def test_undominated():
+    points = [(("a",), 0.7, 0.1), (("b",), 0.8, 0.2), (("c",), 0.7, 0.2), (("d",), 0.8, 0.3)]
+    assert [p[0][0] for p in report.undominated(points)] == ["a", "b"]
+
+
+def test_the_command_on_a_small_task(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "resolve_task", lambda name, data_dir: tiny_task())
+    monkeypatch.setattr(command, "ModelConfig", lambda: trainings.MODEL)
+    monkeypatch.setattr(command, "ROUTINGS", ("dense", "hard"))
+    monkeypatch.setattr(command, "METHODS", {n: METHODS[n] for n in ("single", "vanilla")})
+    out = tmp_path / "results"
+    words = ["x", "--tasks", "portal", "--runs", str(tmp_path / "runs"), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "2", "--epochs", "2"])
+    command.main()
+    content = json.loads(gzip.decompress((out / "portal.json.gz").read_bytes()))
+    where = {(c["routing"], c["method"]) for c in content["cells"]}
+    dense = {("dense", name) for name in ("single", "vanilla", cells.ENSEMBLE)}
+    assert where == dense | {("hard", "vanilla")}
+    assert content["environment"]["versions"]["jax"]
+    monkeypatch.setattr(sys, "argv", ["x", "--results", str(out)])
+    report.main()
+    page = (out / "README.md").read_text()
+    assert "## portal" in page
+    assert "| hard | vanilla |" in page
+    assert (out / "frontier.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_kept_files_are_compressed_alike():
+    assert command.pack({"a": 1}) == command.pack({"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        command.pack({"a": float("nan")})
