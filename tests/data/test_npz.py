@@ -110,7 +110,7 @@ def test_votes_and_parts(tmp_path):
     np.testing.assert_array_equal(test.soft_labels, votes.astype(np.float32))
     np.testing.assert_array_equal(shift.soft_labels, votes[::-1].astype(np.float32))
     assert (part.name, part.kind, part.soft_labels) == ("easy", "part", None)
-    with pytest.raises(CorruptDataError, match=r"mine\.npz: shift_a_soft_labels must be a share of"):
+    with pytest.raises(CorruptDataError, match=r"mine\.npz: shift_a_soft_labels must be a share"):
         load_npz(write(tmp_path, arrays | {"shift_a_soft_labels": votes[:3]}))
 
 
