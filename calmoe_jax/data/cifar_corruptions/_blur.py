@@ -52,11 +52,14 @@ def glass_blur(images: np.ndarray, severity: int, randoms: Randoms) -> np.ndarra
 def motion_blur(images: np.ndarray, severity: int, randoms: Randoms) -> np.ndarray:
     """Motion, at most 45 degrees from the horizontal."""
     radius, sigma = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))[severity - 1]
-    return motion_blurred(images, radius, sigma, uniform(randoms, -45, 45))
+    return motion_blurred(images, radius, sigma, uniform(randoms, -45.0, 45.0))
 
 
 def zoom_blur(images: np.ndarray, severity: int, _: Randoms) -> np.ndarray:
-    """The mean of the image and of its magnifications, by up to 5, 10, 15, 20 or 25 %."""
+    """The mean of the image and of its magnifications by 0, 1, ... 6, 11, 15, 20 or 25 %.
+
+    The ends are those of `arange` with steps of 0.01, whose rounding the published set has, too.
+    """
     largest = (1.06, 1.11, 1.16, 1.21, 1.26)[severity - 1]
     factors = np.arange(1, largest, 0.01)
     channels = np.ascontiguousarray(np.moveaxis(images, -1, 1))

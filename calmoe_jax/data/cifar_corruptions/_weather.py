@@ -33,7 +33,7 @@ def snow(images: np.ndarray, severity: int, randoms: Randoms) -> np.ndarray:
     flakes = zoomed(mean + scale * normal(randoms, (SIZE, SIZE)), zoom)
     flakes = np.where(flakes < least, 0, np.clip(flakes, 0, 1))
     flakes = np.floor(255 * flakes + 1e-6) / 255
-    flakes = motion_blurred(flakes, radius, sigma, uniform(randoms, -135, -45))[..., None]
+    flakes = motion_blurred(flakes, radius, sigma, uniform(randoms, -135.0, -45.0))[..., None]
     bright = np.maximum(images, 1.5 * (images @ _GREY)[..., None] + 0.5)
     return kept * images + (1 - kept) * bright + flakes + flakes[:, ::-1, ::-1]
 
