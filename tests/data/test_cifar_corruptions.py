@@ -220,6 +220,26 @@ def test_the_elastic_map_moves_the_corners_where_they_are_drawn(monkeypatch):
     np.testing.assert_array_equal(again_columns[0], x)
 
 
+def test_the_elastic_displacement_is_smooth_and_drawn_down_and_right(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        _digital, "interpolated",
+        lambda images, rows, columns, fold: seen.append((rows, columns)) or images,
+    )  # fmt: skip
+    for severity, (amount, sigma) in ((2, (1.6, 6.4)), (5, (3.2, 0.96))):
+        _digital.elastic_transform(as_floats(), severity, randoms_of("elastic_transform", severity))
+        rows, columns = seen[-1]
+        random = randoms_of("elastic_transform", severity)[3]
+        random.uniform(-1, 1, (3, 2))  # the corners
+        right, down = (
+            amount * ndimage.gaussian_filter(field, sigma, mode="reflect", truncate=3.0)
+            for field in random.uniform(-1, 1, (2, 32, 32))
+        )
+        y, x = np.mgrid[:32, :32]
+        np.testing.assert_allclose(rows[3] - y, down, atol=1e-9)
+        np.testing.assert_allclose(columns[3] - x, right, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["brightness", "saturate"])
 @pytest.mark.every_case
 def test_hue_saturation_and_value_are_those_of_colorsys(name):
@@ -302,6 +322,14 @@ def test_fog_is_fractal(decay):
         np.testing.assert_allclose(field, wanted, atol=1e-12)
 
 
+def test_fog_keeps_the_brightest_value():
+    clouds = _parts.fractal(randoms_of("fog", 5), 1.75)[..., None]
+    found = _weather.fog(as_floats(), 5, randoms_of("fog", 5))
+    for image, cloud, result in zip(as_floats(), clouds, found, strict=True):
+        top = image.max()
+        np.testing.assert_allclose(result, (image + 1.5 * cloud) * top / (top + 1.5), atol=1e-12)
+
+
 def test_snow_falls_and_is_turned():
     black = np.zeros((4, 32, 32, 3))
     layer = _weather.snow(black, 3, randoms_of("snow", 3, 4)) - 0.1 * 0.5  # haze of the darkest
@@ -331,6 +359,14 @@ def test_jpeg_and_pixels_need_pillow(monkeypatch):
     for name in ("jpeg_compression", "pixelate"):
         with pytest.raises(_jpeg.MissingDataError, match=f"pillow is needed for the .* {name}"):
             corrupt_cifar(IMAGES, name, 1)
+
+
+def test_jpeg_has_the_published_qualities():
+    for severity, quality in enumerate((80, 65, 58, 50, 40), start=1):
+        found = corrupt_cifar(IMAGES, "jpeg_compression", severity)
+        for image, result in zip(IMAGES, found, strict=True):
+            raw = pictures.jpeg_of(image, quality=quality)
+            np.testing.assert_array_equal(result, pictures.decoded(raw))
 
 
 def test_pixels_are_means_of_areas():
@@ -386,6 +422,17 @@ def test_edges_are_where_a_step_is():
     inside = edges[2, 3:13, 3:13]
     assert set(np.add(*np.nonzero(inside)) + 6) <= {15, 16}
     assert inside.any(axis=0).all()
+    turned = _spatter._edges(np.ascontiguousarray(images[2:3, :, ::-1]))[0, 3:13, 3:13]
+    assert set(np.subtract(*np.nonzero(turned))) <= {0, 1, -1}
+    assert turned.any(axis=0).all()
+    bumps = np.random.RandomState(1).randint(0, 256, (2, 16, 16)).astype(np.uint8)
+    bumps = ndimage.gaussian_filter(bumps, (0, 2, 2)) * 4
+    across = _spatter._edges(bumps)
+    # a transposed image has transposed edges, but for equal neighbours
+    axes = (0, 2, 1)
+    again = _spatter._edges(np.ascontiguousarray(bumps.transpose(axes))).transpose(axes)
+    assert (across == again).mean() > 0.97
+    assert 0.03 < across.mean() < 0.4
     assert not edges[3].any()
     weak = np.zeros((1, 16, 16), np.uint8)
     weak[0, :8, 8:], weak[0, 8:, 8:] = 25, 200  # gradients of 100 and of 800
@@ -403,6 +450,18 @@ def test_histograms_are_equalised():
         for pixel, value in zip(image.ravel(), result.ravel(), strict=True):
             rank = (image <= pixel).sum() - least
             assert value == round(rank * 255 / (81 - least))
+
+
+def test_light_comes_from_one_side():
+    """Distances that grow down and right are lit, those that fall are dark."""
+    drops = np.zeros((1, 32, 32), np.uint8)
+    drops[0, 8:24, 8:24] = 200
+    edges = _spatter._edges(drops)[0]
+    distance = np.minimum(_spatter._distances(edges[None])[0], 20)
+    lit = _spatter._relief(drops)[0]
+    slope = ndimage.sobel(distance, 0) + ndimage.sobel(distance, 1)
+    assert lit[slope > 2].mean() > lit[slope < -2].mean() + 30
+    np.testing.assert_allclose(lit, lit.T)
 
 
 def test_water_brightens_and_mud_covers():

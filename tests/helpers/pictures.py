@@ -16,9 +16,9 @@ def picture(label, seed, size):
     )
 
 
-def jpeg_of(pixels, *, kind="JPEG"):
+def jpeg_of(pixels, *, kind="JPEG", quality=75):
     written = io.BytesIO()
-    Image.fromarray(pixels).save(written, kind)
+    Image.fromarray(pixels).save(written, kind, quality=quality)
     return written.getvalue()
 
 
