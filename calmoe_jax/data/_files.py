@@ -23,7 +23,11 @@ def find(data_dir: Path | None, relative: str, how_to_get: str) -> Path:
             f"{relative} is needed: give the folder that holds it with --data-dir or "
             f"CALMOE_DATA_DIR. {how_to_get}"
         )
-    path = data_dir / relative
+    return present(data_dir / relative, how_to_get)
+
+
+def present(path: Path, how_to_get: str) -> Path:
+    """The path itself, or a `MissingDataError` if there is no such file."""
     if not path.is_file():
         raise MissingDataError(f"there is no file {path}. {how_to_get}")
     return path

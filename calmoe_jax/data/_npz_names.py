@@ -11,14 +11,16 @@ from calmoe_jax.data.task import Kind
 
 # Arrays that belong to the task, not to a split.
 OF_THE_TASK = ("classes", "source")
-_FIELDS = ("labels", "clusters", "position", "series", "description")
+_FIELDS = ("labels", "soft_labels", "clusters", "position", "series", "description")
 _PARTS: dict[str, Kind] = {"train": "train", "calibration": "calibration", "test": "id"}
-_FAMILIES: tuple[Kind, ...] = ("shift", "hard")
+_FAMILIES: tuple[Kind, ...] = ("shift", "hard", "part")
 _NEEDED = ("train", "test")
 _NAME = re.compile(
     rf"(?P<part>{'|'.join(_PARTS)}|({'|'.join(_FAMILIES)})_.+?)_"
     rf"(inputs(?P<path>(\.[^.]+)*)|(?P<field>{'|'.join(_FIELDS)}))"
 )
+# `shift_a_soft_labels` holds the labels of a split named `a_soft`, where there is one.
+_NAME_OF_SOFT = re.compile(r"(?P<part>.+_soft)_(inputs(?P<path>)|(?P<field>labels))")
 
 
 class Part(NamedTuple):
@@ -40,7 +42,7 @@ class Part(NamedTuple):
 
 
 def parts_of(file: Path, names: Iterable[str]) -> list[Part]:
-    """The splits that a file holds: train, calibration if any, test, shifts, hard ones.
+    """The splits that a file holds: train, calibration if any, test, shifts, hard ones, parts.
 
     Raises:
         CorruptDataError: for an unknown, repeated or missing name.
@@ -55,6 +57,9 @@ def parts_of(file: Path, names: Iterable[str]) -> list[Part]:
         match = _NAME.fullmatch(name)
         if match is None:
             raise CorruptDataError(f"{file}: {_unknown(name, names)}")
+        if match["field"] == "soft_labels" and _is_split(f"{match['part']}_soft", names):
+            match = _NAME_OF_SOFT.fullmatch(name)
+            assert match is not None
         part = found.setdefault(match["part"], _empty(match["part"]))
         if match["field"]:
             part.fields[match["field"]] = name
@@ -83,7 +88,13 @@ def _empty(prefix: str) -> Part:
     if prefix in _PARTS:
         return Part(prefix, prefix, _PARTS[prefix], {}, {})
     family, _, name = prefix.partition("_")
-    return Part(prefix, name, "shift" if family == "shift" else "hard", {}, {})
+    kind = next(kind for kind in _FAMILIES if kind == family)
+    return Part(prefix, name, kind, {}, {})
+
+
+def _is_split(prefix: str, names: list[str]) -> bool:
+    """Whether there are inputs of a split of this prefix."""
+    return any(re.match(rf"{re.escape(prefix)}_inputs(\.|$)", name) for name in names)
 
 
 def _check_tree(file: Path, part: Part) -> None:

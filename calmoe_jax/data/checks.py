@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from calmoe_jax.calibration._inputs import distributions
 from calmoe_jax.data.errors import CorruptDataError
 from calmoe_jax.data.task import KINDS, Split, Task
 
@@ -40,6 +41,7 @@ def check_task(task: Task) -> Task:
             - a split is empty, or its arrays differ in length;
             - labels are not integers or out of range, or a class has no training example;
             - inputs are not finite, of an unsupported type, or unlike those of the training split;
+            - soft labels are not a distribution over the classes for each example;
             - a series is given without a position, or a position without a series.
 
     Example:
@@ -170,7 +172,36 @@ def _checked_split(split: Split, classes: tuple[str, ...], where: Where) -> Spli
         lambda path, leaf: _checked_leaf(leaf, len(labels), where(split, _field(path))),
         split.inputs,
     )
-    return dataclasses.replace(split, inputs=inputs, labels=labels, clusters=clusters)
+    return dataclasses.replace(
+        split,
+        inputs=inputs,
+        labels=labels,
+        clusters=clusters,
+        soft_labels=_checked_votes(split, classes, where),
+    )
+
+
+def _checked_votes(split: Split, classes: tuple[str, ...], where: Where) -> np.ndarray | None:
+    """Soft labels in float32, each row a distribution as the calibration metrics demand it."""
+    if split.soft_labels is None:
+        return None
+    field, votes = where(split, "soft_labels"), split.soft_labels
+    if votes.dtype.kind != "f":
+        raise CorruptDataError(f"{field} must be shares, of floats, got {votes.dtype}.")
+    if votes.shape != (len(split.labels), len(classes)):
+        raise CorruptDataError(
+            f"{field} must be a share of each of the {len(classes)} classes for each of the "
+            f"{len(split.labels)} labels, got shape {votes.shape}."
+        )
+    votes = votes.astype(np.float32, copy=False)
+    strange = np.flatnonzero(~np.asarray(distributions(jnp.asarray(votes))))
+    if strange.size:
+        first = strange[0]
+        raise CorruptDataError(
+            f"{field} must be at least 0 and sum to 1 in each row, got {votes[first].tolist()} in "
+            f"row {first} ({strange.size} such rows)."
+        )
+    return votes
 
 
 def _field(path: Any) -> str:

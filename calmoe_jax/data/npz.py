@@ -23,12 +23,13 @@ def load_npz(path: Path | str) -> Task:
 
     Needed are the arrays `train_inputs`, `train_labels`, `test_inputs` and `test_labels`. There may
     be `calibration_inputs` and `calibration_labels`, and any number of shifts and of difficult
-    parts of the test split, each with a name: `shift_NAME_inputs`, `shift_NAME_labels`,
-    `hard_NAME_inputs`, `hard_NAME_labels`. Besides, where PART is `train`, `calibration`, `test`,
-    `shift_NAME` or `hard_NAME`:
+    (`hard`) or other parts of the test split, each with a name: `shift_NAME_inputs`,
+    `shift_NAME_labels`, `hard_NAME_inputs`, `part_NAME_inputs` and so on. Besides, where PART is
+    `train`, `calibration`, `test`, `shift_NAME`, `hard_NAME` or `part_NAME`:
 
     - `PART_inputs.ids`, `PART_inputs.mask` and so on, in place of `PART_inputs`: inputs are then a
       dict of arrays (of dicts, where there are several dots);
+    - `PART_soft_labels`: `[n, classes]` floats; the shares of people who chose each class;
     - `PART_clusters`: integers; examples of one cluster depend on each other;
     - `PART_series` and `PART_position`: text and number; the ordered family of splits that it is a
       member of, and its place there;
@@ -104,7 +105,8 @@ def _split(path: Path, part: Part, arrays: dict[str, np.ndarray]) -> Split:
     def field(name: str, kind: Callable[[Any], Any], default: Any) -> Any:
         return _scalar(path, arrays, part.fields.get(name), kind, default)
 
-    given = {"clusters": arrays[part.fields["clusters"]]} if "clusters" in part.fields else {}
+    optional = [name for name in ("clusters", "soft_labels") if name in part.fields]
+    given = {name: arrays[part.fields[name]] for name in optional}
     return Split(
         name=part.name,
         kind=part.kind,

@@ -2,13 +2,14 @@
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from calmoe_jax.data.checks import check_task
 from calmoe_jax.data.corruptions import CORRUPTIONS, SEVERITIES
 from calmoe_jax.data.embedded import digits, portal
-from calmoe_jax.data.local import images, newsgroups, sentiment
+from calmoe_jax.data.local import cifar, images, newsgroups, pacs, sentiment
 from calmoe_jax.data.task import Task
 
 
@@ -65,6 +66,29 @@ TASKS: dict[str, TaskInfo] = {
         images.FASHION_FILES,
         _CORRUPTED,
     ),
+    "cifar10h": TaskInfo(
+        "CIFAR-10 with the votes of some 51 people on each test image, hard and easy ones apart",
+        cifar.load_cifar10h,
+        cifar.SOURCE_H,
+        cifar.FILES,
+    ),
+    "cifar10c": TaskInfo(
+        "CIFAR-10; 19 corruptions at five severities",
+        cifar.load_cifar10c,
+        cifar.SOURCE_C,
+        cifar.FILES,
+        cifar.CORRUPTED,
+    ),
+    **{
+        f"pacs_{domain}": TaskInfo(
+            f"images of seven classes at 64x64 in three domains, shifted to {domain}",
+            partial(pacs.load, left_out=domain),
+            pacs.SOURCE,
+            pacs.FILES,
+            (domain,),
+        )
+        for domain in pacs.DOMAINS
+    },
     "newsgroups": TaskInfo(
         "branches of Usenet by a post's words; trained on nine groups, shifted to eight others",
         newsgroups.load,

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-Kind = Literal["train", "calibration", "id", "shift", "hard"]
+Kind = Literal["train", "calibration", "id", "shift", "hard", "part"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
@@ -18,8 +18,10 @@ class Split:
     Attributes:
         name: unique within its task.
         kind: `train`, `calibration` (held out from training, never a test set), `id` (the same
-            distribution as training), `shift` (another one) or `hard` (a difficult part of the id
-            split).
+            distribution as training), `shift` (another one), `hard` (a difficult part of the id
+            split) or `part` (any other part of it: the easy examples, those of one origin). A part
+            has columns of its own in a report and enters no mean, as its examples count in the
+            id split already.
         inputs: an array, or a tree of arrays (a dict, say), whose first axis is the example:
             features `[n, d]` float32, images `[n, height, width, channels]` uint8, or token ids
             `[n, length]` int32 with masks of bools.
@@ -29,6 +31,9 @@ class Split:
         description: a one-line description.
         series: the ordered family that the split is a member of (`"year"`, `"blur"`), if any.
         position: its place in the family: a year, a severity.
+        soft_labels: `[n, classes]` shares of the people who chose each class, where several people
+            labelled each example; each row sums to 1. The most chosen class need not be the label.
+            `None` where there are no votes.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Split:
     description: str = ""
     series: str | None = None
     position: float | None = None
+    soft_labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Converts arrays to NumPy; each example is its own cluster by default."""
@@ -48,6 +54,8 @@ class Split:
             clusters = np.arange(labels.size, dtype=np.int32).reshape(labels.shape)  # type: ignore[unreachable]
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "clusters", np.asarray(clusters))
+        if self.soft_labels is not None:
+            object.__setattr__(self, "soft_labels", np.asarray(self.soft_labels))
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -61,7 +69,15 @@ class Split:
     def take(self, rows: np.ndarray, name: str, kind: Kind, description: str) -> "Split":
         """The split of the given rows (indices or a mask), under another name."""
         inputs = jax.tree.map(lambda leaf: leaf[rows], self.inputs)
-        return Split(name, kind, inputs, self.labels[rows], self.clusters[rows], description)
+        return Split(
+            name=name,
+            kind=kind,
+            inputs=inputs,
+            labels=self.labels[rows],
+            clusters=self.clusters[rows],
+            description=description,
+            soft_labels=None if self.soft_labels is None else self.soft_labels[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ class Task:
         classes: names of the classes; labels index them.
         train: examples to train on.
         calibration: examples held out from training, to fit temperatures on.
-        evaluation: the id split first, then shifts in their order, then hard subsets.
+        evaluation: the id split first, then shifts in their order, then hard subsets and parts.
         source: origin of the data, and its licence.
     """
 

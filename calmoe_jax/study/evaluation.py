@@ -138,6 +138,7 @@ def _score(
     temperatures: Temperatures,
     labels: Int[Array, " examples"],
     where: Bool[Array, " examples"],
+    soft_labels: Float[Array, "examples classes"] | None = None,
 ) -> Scores:
     def one_seed(
         expert_log_probs: Float[Array, "examples slots classes"],
@@ -182,6 +183,16 @@ def _score(
             "disagreement": mean(config.disagreement),
             "routing_entropy": mean(config.routing_entropy),
         }
+        if soft_labels is not None:
+            metrics |= {
+                "human_nll": calibration.negative_log_likelihood(
+                    log_probs, soft_labels, where=where, from_logits=True
+                ),
+                "human_brier": calibration.brier_score(probs, soft_labels, where=where),
+                "human_ece": calibration.expected_calibration_error(
+                    probs, soft_labels, where=where
+                ),
+            }
         bins = calibration.top_label_bins(probs, labels, where=where)
         return Scores(metrics, bins, per_example)
 
@@ -303,11 +314,17 @@ def _evaluate_one(
     """Scores a split whose outputs are padded at the end."""
     count = len(split)
     length = outputs.routing_weights.shape[1]
+    votes = split.soft_labels
     scores = _score(
-        outputs, temperatures, _pad(split.labels, length, 0), jnp.arange(length) < count
+        outputs,
+        temperatures,
+        _pad(split.labels, length, 0),
+        jnp.arange(length) < count,
+        None if votes is None else _pad(votes, length, 0),
     )
     scores = jax.tree.map(np.asarray, scores)
     absent = ("disagreement", "routing_entropy") if single else ()
+    measured = scores.metrics.keys() - set(absent)
     records = [
         Record(
             task=task,
@@ -319,7 +336,7 @@ def _evaluate_one(
             calibrator=calibrator,
             n=count,
             **{
-                name: None if name in absent else _finite(name, scores.metrics[name][i])
+                name: _finite(name, scores.metrics[name][i]) if name in measured else None
                 for name in METRICS
             },
         )

@@ -50,10 +50,11 @@ def _name_of(method: Method) -> str:
 
 
 def _fingerprint(task: Task) -> str:
-    """Hash of all inputs and labels of a task."""
+    """Hash of all inputs, labels and soft labels of a task."""
     digest = hashlib.sha256()
     for split in task.splits:
         digest.update(f"{split.name} {split.kind}".encode())
-        for x in (*jax.tree.leaves(split.inputs), split.labels):
+        votes = [] if split.soft_labels is None else [split.soft_labels]
+        for x in (*jax.tree.leaves(split.inputs), split.labels, *votes):
             digest.update(f"{x.shape}{x.dtype}".encode() + np.ascontiguousarray(x).tobytes())
     return digest.hexdigest()[:16]

@@ -10,10 +10,12 @@ from calmoe_jax._files import to_json, write_whole
 from calmoe_jax.data.task import Kind
 from calmoe_jax.study._plain import PlainValueError, from_plain, to_plain
 
-SCHEMA = 3
+SCHEMA = 4
 # What schema 2 did not have of a shift. It can be read: its calibrator `agreement` (the more
 # cautious of two rules, as `bold` is) and its decisions keep their names.
 _NEW_IN_3 = ("balance", "mean_confidence", "labels")
+# What schemas 2 and 3 did not have of a record: they knew no votes.
+_NEW_IN_4 = ("human_nll", "human_brier", "human_ece")
 # The `split` of a comparison of means over the shifted splits, with equal weights.
 SHIFT_MEAN = "mean over shifts"
 
@@ -44,6 +46,24 @@ class Record:
         confidence_gap: mean confidence minus accuracy.
         disagreement: mean of `sum_k r_k |f_k - F|^2`; `None` with one expert.
         routing_entropy: mean entropy of the routing weights, nats; `None` with one expert.
+        human_nll: mean cross-entropy `-sum_c q_c log F_c` with the votes' shares `q`, nats; its
+            least value is their mean entropy. `None` if infinite. Like the following it is `None`
+            for a split without soft labels.
+        human_brier: mean of `sum_c q_c |F - e_c|^2`, the Brier score of a label drawn from the
+            votes, in [0, 2]; its least value is the mean of `1 - |q|^2`.
+        human_ece: human-calibrated ECE of the top label. With the predicted class
+            `yhat = argmax F` and the examples in 15 bins of equal width by `max F`, it is
+            `(1 / n) sum_b |sum_{i in b} (max F_i - q_i(yhat_i))|`: as `ece`, with the share of
+            people who chose the predicted class in place of whether it is the label. So it is an
+            estimate for labels drawn from people: `E[q(yhat) | max F = p] = p` (top-label
+            calibration with respect to the people), which is weaker than agreement with the
+            people's shares on each example.
+
+    References:
+        Peterson et al., Human Uncertainty Makes Classification More Robust, 2019 (the votes, and
+        cross-entropy against them); Baan et al., Stop Measuring Calibration When Humans Disagree,
+        2022 (why the label is not enough; their own errors compare whole distributions, example
+        by example).
     """
 
     task: str
@@ -63,6 +83,9 @@ class Record:
     confidence_gap: float | None
     disagreement: float | None
     routing_entropy: float | None
+    human_nll: float | None
+    human_brier: float | None
+    human_ece: float | None
 
 
 _RECORD_FIELDS = tuple(field.name for field in dataclasses.fields(Record))
@@ -319,10 +342,12 @@ def read_results(folder: Path) -> Results:
     except ValueError as error:
         raise ResultsError(f"{path} is not JSON: {error}.") from error
     found = content.pop("schema", None) if isinstance(content, dict) else None
-    if found not in (2, SCHEMA):
-        raise ResultsError(f"{path} must be of schema 2 or {SCHEMA}, got schema={found}.")
+    if found not in (2, 3, SCHEMA):
+        raise ResultsError(f"{path} must be of schema 2, 3 or {SCHEMA}, got schema={found}.")
     if found == 2:
-        _add_what_is_new(content)
+        _add_absent(content, "shifts", _NEW_IN_3)
+    if found < SCHEMA:
+        _add_absent(content, "records", _NEW_IN_4)
     try:
         results: Results = from_plain(Results, content)
     except PlainValueError as error:
@@ -330,9 +355,9 @@ def read_results(folder: Path) -> Results:
     return results
 
 
-def _add_what_is_new(content: dict[str, object]) -> None:
-    """Makes schema 3 of the content of a file of schema 2; what is broken stays so."""
-    shifts = content.get("shifts")
-    for shift in shifts if isinstance(shifts, list) else ():
-        if isinstance(shift, dict):
-            shift.update(dict.fromkeys(_NEW_IN_3))
+def _add_absent(content: dict[str, object], part: str, fields: tuple[str, ...]) -> None:
+    """Adds fields that an earlier schema did not have, as `None`; what is broken stays so."""
+    lines = content.get(part)
+    for line in lines if isinstance(lines, list) else ():
+        if isinstance(line, dict):
+            line.update(dict.fromkeys(fields))

@@ -126,7 +126,41 @@ def test_the_last_row_of_a_large_split_is_looked_at():
         check_task(task)
 
 
+def test_votes_become_float32_and_stay_with_their_split():
+    votes = np.eye(3)[LABELS[::-1]]  # not what the labels say, which is allowed
+    checked = check_task(with_split("test", soft_labels=votes))
+    assert checked.evaluation[0].soft_labels.dtype == np.float32
+    np.testing.assert_array_equal(checked.evaluation[0].soft_labels, votes)
+    assert checked.evaluation[1].soft_labels is None
+    assert check_task(checked).evaluation[0].soft_labels is checked.evaluation[0].soft_labels
+
+
+def with_vote(row, value):
+    votes = np.eye(3)[LABELS]
+    votes[row, 1] = value
+    return with_split("test", soft_labels=votes)
+
+
 WRONG = {
+    "counts as votes": (
+        with_split("test", soft_labels=np.eye(3, dtype=int)[LABELS]),
+        "task mine, split 'test': soft_labels must be shares, of floats, got int64.",
+    ),
+    "votes on other classes": (
+        with_split("test", soft_labels=np.eye(4)[LABELS]),
+        "soft_labels must be a share of each of the 3 classes for each of the 6 labels, got shape "
+        "(6, 4).",
+    ),
+    "votes on fewer rows": (
+        with_split("test", soft_labels=np.eye(3)[LABELS[:5]]),
+        "got shape (5, 3).",
+    ),
+    "votes that do not sum to 1": (
+        with_vote(4, 0.5),
+        "soft_labels must be at least 0 and sum to 1 in each row, got [1.0, 0.5, 0.0] in row 4 (1 ",
+    ),
+    "a negative vote": (with_vote(2, -0.1), "in row 2 (1 such rows)"),
+    "a NaN vote": (with_vote(5, np.nan), "in row 5 (1 such rows)"),
     "no rows": (
         with_split(
             "late",

@@ -96,6 +96,41 @@ def test_all_arrays_are_read_into_their_fields(tmp_path):
     assert_same(load_npz(str(tmp_path / "mine.npz")), check_task(expected))
 
 
+def test_votes_and_parts(tmp_path):
+    votes = np.random.RandomState(0).dirichlet(np.ones(3), 40)
+    arrays = least() | {
+        "test_soft_labels": votes,
+        "shift_a_inputs": features(2),
+        "shift_a_labels": LABELS,
+        "shift_a_soft_labels": votes[::-1],
+        "part_easy_inputs": features(3),
+        "part_easy_labels": LABELS,
+    }
+    test, shift, part = load_npz(write(tmp_path, arrays)).evaluation
+    np.testing.assert_array_equal(test.soft_labels, votes.astype(np.float32))
+    np.testing.assert_array_equal(shift.soft_labels, votes[::-1].astype(np.float32))
+    assert (part.name, part.kind, part.soft_labels) == ("easy", "part", None)
+    with pytest.raises(CorruptDataError, match=r"mine\.npz: shift_a_soft_labels must be a share"):
+        load_npz(write(tmp_path, arrays | {"shift_a_soft_labels": votes[:3]}))
+
+
+def test_a_shift_may_be_named_soft(tmp_path):
+    """Then `shift_a_soft_labels` are its labels."""
+    arrays = least() | {
+        "shift_a_inputs": features(2),
+        "shift_a_labels": LABELS,
+        "shift_a_soft_inputs": features(3),
+        "shift_a_soft_labels": LABELS[::-1],
+    }
+    task = load_npz(write(tmp_path, arrays))
+    found = {split.name: split for split in task.evaluation}
+    assert found["a_soft"].labels.tolist() == LABELS[::-1].tolist()
+    assert found["a"].soft_labels is None
+    arrays["shift_a_soft_soft_labels"] = np.eye(3)[LABELS]
+    found = {s.name: s for s in load_npz(write(tmp_path, arrays)).evaluation}
+    assert found["a_soft"].soft_labels is not None
+
+
 def test_a_dot_makes_a_dict(tmp_path):
     ids, mask = np.arange(120).reshape(40, 3), np.ones((40, 3), bool)
     arrays = {"train_labels": LABELS, "test_labels": LABELS}

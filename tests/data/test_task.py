@@ -22,6 +22,7 @@ def test_a_split_needs_inputs_and_labels_only():
     assert split.clusters.tolist() == [0, 1, 2, 3]
     assert split.clusters.dtype == np.int32
     assert (split.description, split.series, split.position) == ("", None, None)
+    assert split.soft_labels is None
 
 
 @pytest.mark.parametrize("rows", [np.array([3, 1]), np.array([False, True, False, True])])
@@ -33,6 +34,14 @@ def test_rows_are_taken_of_every_array(rows):
     assert taken.labels.tolist() == split.labels[rows].tolist()
     assert taken.clusters.tolist() == split.clusters[rows].tolist()
     assert (taken.name, taken.kind, taken.description) == ("some", "hard", "a part")
+    assert taken.soft_labels is None
+
+
+def test_votes_are_taken_with_their_rows():
+    votes = np.array([[0.25, 0.75], [1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    split = Split("test", "id", IDS, np.array([1, 0, 1, 1]), soft_labels=votes)
+    taken = split.take(np.array([3, 0]), "some", "part", "two of them")
+    assert taken.soft_labels.tolist() == [[0.0, 1.0], [0.25, 0.75]]
 
 
 def test_the_spec_is_of_one_example():

@@ -15,7 +15,9 @@ def all_experts(weights):
     return cm.Routing(jnp.broadcast_to(experts, weights.shape), weights)
 
 
-def split(name, kind, size, seed, *, noise=0.7, clusters=None, series=None, position=None):
+def split(
+    name, kind, size, seed, *, noise=0.7, clusters=None, series=None, position=None, votes=False
+):
     rng = np.random.RandomState(seed)
     labels = (np.arange(size) % 3).astype(np.int32)
     centres = np.array([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0]])
@@ -30,6 +32,9 @@ def split(name, kind, size, seed, *, noise=0.7, clusters=None, series=None, posi
         name,
         series,
         position,
+        np.random.RandomState(seed).dirichlet(np.ones(3) + 8 * np.eye(3)[0], size)
+        if votes
+        else None,
     )
 
 
@@ -44,7 +49,7 @@ def small_task(size=96, name="portal"):
                 split("test", "id", 50, 2, clusters=12),
                 split("early", "shift", 40, 3, noise=1.0, series="year", position=1.0),
                 split("late", "shift", 30, 4, noise=1.5, clusters=6, series="year", position=2.0),
-                split("ambiguous", "hard", 20, 5, noise=1.2),
+                split("ambiguous", "hard", 20, 5, noise=1.2, votes=True),
             ),
             source="made up",
         )

@@ -110,7 +110,26 @@ def test_records_equal_oracles(evaluated):
                 "disagreement": references.disagreement(np.exp(log_experts), weights).mean(),
                 "routing_entropy": np.mean([references.entropy(w) for w in weights]),
             }
+            voted = e.split.soft_labels
+            if voted is None:
+                expected |= dict.fromkeys(("human_nll", "human_brier", "human_ece"))
+            else:
+                voted = voted.astype(np.float64)
+                chosen = voted[np.arange(len(labels)), probs.argmax(1)]
+                expected |= {
+                    "human_nll": -(voted * np.log(probs)).sum(1).mean(),
+                    "human_brier": np.mean(
+                        [
+                            sum(q * ((p - np.eye(3)[c]) ** 2).sum() for c, q in enumerate(row))
+                            for p, row in zip(probs, voted, strict=True)
+                        ]
+                    ),
+                    "human_ece": references.calibration_error(probs.max(1), chosen),
+                }
             for name, value in expected.items():
+                if value is None:
+                    assert getattr(record, name) is None, (e.split.name, name)
+                    continue
                 assert abs(getattr(record, name) - value) < 1e-5, (e.split.name, name)
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from calmoe_jax.study import records
 
+VOTES = ("human_nll", "human_brier", "human_ece")
+
 
 def test_results_are_read_as_they_were_written(tmp_path):
     for results in (
@@ -23,7 +25,7 @@ def test_the_layout_of_the_file(tmp_path):
     results = made_up_results.results()
     records.write_results(tmp_path / "results.json", results)
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content["schema"] == records.SCHEMA == 3
+    assert content["schema"] == records.SCHEMA == 4
     assert list(content) == [
         "schema", "task", "config", "environment", "source", "splits", "methods", "reference",
         "records", "fits", "shifts", "comparisons", "reliability", "warnings",
@@ -34,7 +36,7 @@ def test_the_layout_of_the_file(tmp_path):
         "records": [
             "task", "method", "routing", "seed", "split", "kind", "calibrator", "n",
             "accuracy", "nll", "brier", "ece", "classwise_ece", "smooth_ece", "confidence_gap",
-            "disagreement", "routing_entropy",
+            "disagreement", "routing_entropy", "human_nll", "human_brier", "human_ece",
         ],
         "fits": ["method", "calibrator", "seed", "temperature", "converged", "at_bound"],
         "shifts": [
@@ -52,6 +54,8 @@ def test_the_layout_of_the_file(tmp_path):
     }  # fmt: skip
     absent = [r for r in content["records"] if r["method"] == "single"]
     assert all(r["disagreement"] is None for r in absent)
+    unvoted = [r["human_ece"] for r in content["records"] if r["split"] == "late"]
+    assert unvoted == [None] * len(unvoted)
     assert content["config"] == results.config
     assert isinstance(content["fits"][0]["temperature"], float)
     assert isinstance(content["fits"][2]["temperature"], list)
@@ -68,19 +72,47 @@ def test_files_of_schema_2_are_read(tmp_path):
     for shift in content["shifts"]:
         for name in ("balance", "mean_confidence", "labels"):
             del shift[name]
+    forget_votes(content)
     path.write_text(json.dumps(content))
     unknown = {"balance": None, "mean_confidence": None, "labels": None}
     shifts = tuple(dataclasses.replace(x, **unknown) for x in now.shifts)
-    assert records.read_results(tmp_path) == dataclasses.replace(now, shifts=shifts)
+    assert records.read_results(tmp_path) == dataclasses.replace(unvoted(now), shifts=shifts)
     path.write_text(json.dumps(content | {"schema": 3}))
     with pytest.raises(records.ResultsError, match="balance is missing"):
         records.read_results(tmp_path)
 
 
+def test_files_of_schema_3_are_read(tmp_path):
+    """They knew no votes."""
+    now = made_up_results.results()
+    path = tmp_path / "results.json"
+    records.write_results(path, now)
+    content = forget_votes(json.loads(path.read_text()) | {"schema": 3})
+    path.write_text(json.dumps(content))
+    assert records.read_results(tmp_path) == unvoted(now)
+    path.write_text(json.dumps(content | {"schema": 4}))
+    with pytest.raises(records.ResultsError, match="human_nll is missing"):
+        records.read_results(tmp_path)
+
+
+def forget_votes(content):
+    """What an earlier schema did not have of records."""
+    for record in content["records"]:
+        for name in VOTES:
+            del record[name]
+    return content
+
+
+def unvoted(results):
+    absent = dict.fromkeys(VOTES)
+    lines = (dataclasses.replace(record, **absent) for record in results.records)
+    return dataclasses.replace(results, records=tuple(lines))
+
+
 def test_the_metrics_are_the_last_fields_of_a_record():
     assert records.METRICS == (
         "accuracy", "nll", "brier", "ece", "classwise_ece", "smooth_ece", "confidence_gap",
-        "disagreement", "routing_entropy",
+        "disagreement", "routing_entropy", "human_nll", "human_brier", "human_ece",
     )  # fmt: skip
 
 
@@ -104,10 +136,11 @@ def test_results_that_cannot_be_read(tmp_path):
     path = tmp_path / "results.json"
     for content, message in (
         ("{", "is not JSON"),
-        ("[]", "schema 2 or 3, got schema=None"),
-        ("{}", "schema 2 or 3, got schema=None"),
+        ("[]", "schema 2, 3 or 4, got schema=None"),
+        ("{}", "schema 2, 3 or 4, got schema=None"),
         ('{"schema": 1}', "schema=1"),
-        ('{"schema": 4}', "schema=4"),
+        ('{"schema": 5}', "schema=5"),
+        ('{"schema": 4}', r"results.json: task is missing\.$"),
         ('{"schema": 3}', r"results.json: task is missing\.$"),
         ('{"schema": 2}', r"results.json: task is missing\.$"),
         ('{"schema": 2, "shifts": [1]}', r"results.json: task is missing\.$"),

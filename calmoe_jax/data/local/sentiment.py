@@ -131,6 +131,7 @@ def _split(name: str, rows: list[_Rated], clusters: list[int]) -> Split:
         inputs=np.array([rated.text for rated in rows], object),
         labels=np.array([rated.label for rated in rows], np.int32),
         clusters=np.array(clusters, np.int32),
+        soft_labels=np.array([rated.shares for rated in rows], np.float32),
         description=_DESCRIPTIONS.get(name, ""),
     )
 

@@ -48,6 +48,7 @@ def section(summary: Summary, pictures: dict[str, bytes]) -> Html:
             _verdict_list(summary),
             element("h2", "At a glance"),
             tables.overview(summary),
+            tables.votes(summary),
             repairs(summary),
             *(figure(content, _CAPTIONS[name]) for name, content in pictures.items()),
             _warnings(results),
@@ -107,6 +108,7 @@ def _introduction(summary: Summary) -> str:
         "id": "tested on {} of the same distribution",
         "shift": "on {} shifted ones",
         "hard": "on {} hard ones",
+        "part": "on {} in other parts of the test split",
     }
     counts = dict.fromkeys(words, 0)
     for split in results.splits:

@@ -7,7 +7,7 @@ import numpy as np
 
 from calmoe_jax.study.records import Comparison, Record, Reliability, Results, ShiftFinding
 
-_EVALUATED = ("id", "shift", "hard")
+_EVALUATED = ("id", "shift", "hard", "part")
 
 
 class Spread(NamedTuple):
@@ -76,7 +76,7 @@ class Summary:
         """Names of the evaluated splits, in order.
 
         Args:
-            kind: `id`, `shift` or `hard`; all three by default.
+            kind: `id`, `shift`, `hard` or `part`; all four by default.
         """
         kinds = _EVALUATED if kind is None else (kind,)
         return [split.name for split in self.results.splits if split.kind in kinds]
@@ -127,7 +127,7 @@ class Summary:
         Args:
             method: name of a method.
             calibrator: name of a calibrator.
-            kind: `id`, `shift` or `hard`.
+            kind: `id`, `shift`, `hard` or `part`.
         """
         chosen = self._bins.get((method, calibrator, kind), [])
         sums = BinSums(

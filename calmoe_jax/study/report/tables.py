@@ -17,6 +17,8 @@ _METRIC_TITLES = {
     "disagreement": "disagreement",
     "routing_entropy": "routing entropy, nats",
 }
+# These are only where people's votes are, and have a table of their own.
+_OF_VOTES = {"human_nll": "NLL, nats", "human_brier": "Brier", "human_ece": "ECE"}
 
 
 def overview(summary: Summary) -> Html:
@@ -68,7 +70,7 @@ def metrics(summary: Summary) -> Html:
     # calibrators that use unlabelled examples have a separate table
     calibrators = [name for name in summary.calibrators if name not in OF_TARGETS]
     tables = []
-    for metric in METRICS:
+    for metric in (name for name in METRICS if name not in _OF_VOTES):
         rows = [
             Row(
                 _with_calibrator(summary.title(method), calibrator),
@@ -82,6 +84,46 @@ def metrics(summary: Summary) -> Html:
         ]
         tables.append(folded(_METRIC_TITLES[metric], table(splits, rows)))
     return joined(tables)
+
+
+def votes(summary: Summary) -> Html:
+    """Predictions against the votes of the people who labelled the examples.
+
+    Args:
+        summary: summary of a run.
+
+    Returns:
+        Empty if no split has votes.
+    """
+    scored = {r.split for r in summary.results.records if r.human_ece is not None}
+    columns = [(x, metric) for x in summary.splits() if x in scored for metric in _OF_VOTES]
+    if not columns:
+        return Html()
+    rows = [
+        Row(
+            _with_calibrator(summary.title(method), calibrator),
+            [
+                spread_cell(summary.spread(method, calibrator, [split], metric), metric)
+                for split, metric in columns
+            ],
+            method == summary.results.reference and calibrator == "none",
+        )
+        for method in summary.methods
+        for calibrator in summary.calibrators
+        if calibrator not in OF_TARGETS
+    ]
+    words = (
+        "Several people labelled each of these examples. NLL and Brier score are those of a label "
+        "drawn from their votes; the ECE compares the confidence of the predicted class with the "
+        "share of the people who chose it, in the same 15 bins."
+    )
+    return joined(
+        [
+            element("h2", "Against people's votes"),
+            element("p", words),
+            table([f"{split}: {_OF_VOTES[metric]}" for split, metric in columns], rows),
+        ]
+    )
 
 
 def differences(summary: Summary) -> Html:

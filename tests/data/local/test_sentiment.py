@@ -39,6 +39,9 @@ def test_labels_are_what_most_raters_say(rated):
     for split in rated.texts.values():
         expected = [label_by_count(scores[words]) for words in split.inputs]
         assert split.labels.tolist() == expected
+        signs = [np.sign(scores[words]) for words in split.inputs]
+        shares = [[np.mean(row == sign) for sign in (-1, 0, 1)] for row in signs]
+        np.testing.assert_allclose(split.soft_labels, shares, rtol=1e-6)
     assert {label for s in rated.texts.values() for label in s.labels.tolist()} == {0, 1, 2}
 
 

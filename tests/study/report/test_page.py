@@ -66,8 +66,24 @@ def test_every_method_and_split_is_shown(written):
     assert (
         "2 seeds, 4 epochs, 3 experts, top_k routing. Trained on 900 examples, temperatures fitted "
         "on 100 held out from training, tested on 200 of the same distribution, on 200 shifted "
-        "ones, on 50 hard ones. Data: made up." in text
+        "ones, on 50 hard ones, on 70 in other parts of the test split. Data: made up." in text
     )
+
+
+def test_scores_against_votes_are_shown_where_there_are_votes(written):
+    results = made_up_results.results(seeds=(1,))
+    parsed = Parsed(written(results))
+    assert "Against people's votes" in parsed.text
+    for split in ("test", "ambiguous", "easy"):
+        assert f"{split}: NLL, nats" in parsed.cells
+    assert not any(cell.startswith(("late: ", "early: ")) for cell in parsed.cells)
+    for record in results.records:
+        if record.calibrator not in OF_TARGETS and record.human_ece is not None:
+            for name in ("human_nll", "human_brier", "human_ece"):
+                assert f"{getattr(record, name):.3f}" in parsed.cells
+    shifts = [s for s in made_up_results.SPLITS if s.kind in ("train", "shift")]
+    unvoted = Parsed(written(made_up_results.results(splits=shifts)))
+    assert "Against people's votes" not in unvoted.text
 
 
 def test_every_number_of_a_metric_is_in_its_table(written):
@@ -159,7 +175,7 @@ def test_decisions_are_counted(written):
         for x in results.shifts
     ]
     parsed = Parsed(written(dataclasses.replace(results, shifts=tuple(shifts))))
-    assert parsed.cells.count("keep (2), label some (1)") == 4
+    assert parsed.cells.count("keep (2), label some (1)") == 5
     # over the two shifted splits alone
     assert "decisions, by split and seed: keep (4), label some (2)." in parsed.text
 

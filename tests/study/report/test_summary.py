@@ -53,7 +53,7 @@ def test_lookups_find_what_a_scan_finds():
     summary = Summary(results)
     assert summary.num_seeds == 2
     assert summary.calibrators == made_up_results.CALIBRATORS
-    assert summary.splits() == ["test", "late", "early", "ambiguous"]
+    assert summary.splits() == ["test", "late", "early", "ambiguous", "easy"]
     assert summary.splits("shift") == ["late", "early"]
     for line in results.comparisons:
         assert summary.comparison(line.method, line.calibrator, line.split, line.metric) == line

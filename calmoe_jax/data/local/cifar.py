@@ -1,0 +1,188 @@
+"""`cifar10h` and `cifar10c`: CIFAR-10 with the votes of people, and with corruptions as shifts.
+
+CIFAR-10 (Krizhevsky 2009) is read from two files whose pixels were re-encoded as JPEG (quality 75,
+chroma at half resolution), so they are not the originals': accuracies are not those of the
+literature, and a figure should say so. A tenth of the 50,000 training images, the first in an order
+by a hash of their numbers, is for calibration.
+
+`cifar10h` tests on all 10,000 test images with the votes of CIFAR-10H (Peterson et al. 2019): 47 to
+63 people said what they see. The hard part is the 327 images whose most frequent answer has a share
+below 0.7, the easy part the 8,721 where it is above 0.9. Test image 2405, for one, is labelled cat
+and seen by all as a frog.
+
+`cifar10c` tests on 1,000 test images, the first in an order by a hash of their numbers, and shifts
+to the 19 corruptions of CIFAR-10-C (Hendrycks and Dietterich 2019) of the same images at five
+severities, computed here (see `calmoe_jax.data.cifar_corruptions`, which says what is not as
+published: random numbers, the pictures of frost). With a folder `CIFAR-10-C` of the published files
+(`gaussian_noise.npy` and so on) beside `cifar10` they are read from there instead; those were made
+from the original pixels. The test split has the people's votes; its corrupted images have none.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from calmoe_jax.data import _files as files
+from calmoe_jax.data._jpeg import read_jpeg_npz
+from calmoe_jax.data._order import hash_order
+from calmoe_jax.data.cifar_corruptions import CIFAR_CORRUPTIONS, corrupt_cifar
+from calmoe_jax.data.corruptions import SEVERITIES
+from calmoe_jax.data.errors import CorruptDataError
+from calmoe_jax.data.task import Kind, Split, Task
+
+SOURCE_H = (
+    "CIFAR-10, research use, Krizhevsky 2009, pixels re-encoded as JPEG; votes of CIFAR-10H, "
+    "CC BY-NC-SA 4.0, Peterson et al. 2019"
+)
+SOURCE_C = (
+    "CIFAR-10, research use, Krizhevsky 2009, pixels re-encoded as JPEG; corruptions after "
+    "CIFAR-10-C, Hendrycks and Dietterich 2019; votes of CIFAR-10H"
+)
+FILES = ("cifar10/train.npz", "cifar10/test.npz")
+CORRUPTED = tuple(f"{name}_{severity}" for name in CIFAR_CORRUPTIONS for severity in SEVERITIES)
+
+_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+_SIZE = 32
+_HELD_OUT = 10  # one training image in so many is for calibration
+_DISPUTED, _AGREED = 0.7, 0.9
+_CORRUPTED_IMAGES = 1000
+_PUBLISHED = "CIFAR-10-C"
+_LEAST_AGREEMENT = 0.5
+_HOW_TO_GET = (
+    "Write CIFAR-10 as npz files with 'jpeg' (uint8, the images as JPEG files one after another), "
+    "'ends' (where each ends) and 'labels', and in test.npz, in the original order, with "
+    "'human_counts' [10000, 10], the counts of CIFAR-10H (cifar10h-counts.npy in its repository "
+    "jcpeterson/cifar-10h)."
+)
+_HOW_TO_GET_C = (
+    f"The folder {_PUBLISHED} must hold all files of CIFAR-10-C (or none: without the folder the "
+    "corruptions are computed)."
+)
+
+
+def load_cifar10h(data_dir: Path | None) -> Task:
+    """CIFAR-10, tested with the votes of CIFAR-10H; hard and easy parts by agreement."""
+    train, calibration, test = _read(data_dir)
+    assert test.soft_labels is not None
+    agreement = test.soft_labels.max(axis=1)
+    hard = test.take(
+        agreement < _DISPUTED,
+        "ambiguous",
+        "hard",
+        f"test images of which less than {_DISPUTED:.0%} of the people say the same",
+    )
+    easy = test.take(
+        agreement > _AGREED,
+        "easy",
+        "part",
+        f"test images of which more than {_AGREED:.0%} of the people say the same",
+    )
+    parts = tuple(part for part in (hard, easy) if len(part))
+    return Task("cifar10h", tuple(_CLASSES), train, calibration, (test, *parts), SOURCE_H)
+
+
+def load_cifar10c(data_dir: Path | None) -> Task:
+    """CIFAR-10, shifted by 19 corruptions at five severities of 1,000 test images."""
+    train, calibration, test = _read(data_dir)
+    order = np.array(hash_order([str(i) for i in range(len(test))], seed=0))
+    rows = np.sort(order[:_CORRUPTED_IMAGES])
+    clean = test.take(rows, "test", "id", f"{len(rows):,} uncorrupted test images")
+    published = None
+    if data_dir is not None and (data_dir / _PUBLISHED).is_dir():
+        published = data_dir / _PUBLISHED
+    shifts = tuple(
+        _corrupted(clean, len(test), name, severity, published)
+        for name in CIFAR_CORRUPTIONS
+        for severity in SEVERITIES
+    )
+    return Task("cifar10c", tuple(_CLASSES), train, calibration, (clean, *shifts), SOURCE_C)
+
+
+def _corrupted(
+    clean: Split, num_test: int, name: str, severity: int, published: Path | None
+) -> Split:
+    """One corruption of the images; their clusters are their numbers in the test set."""
+    said = f"the same images, {name.replace('_', ' ')} of severity {severity}"
+    if published is None:
+        images = corrupt_cifar(clean.inputs, name, severity, numbers=clean.clusters)
+        if name == "frost":
+            said += " (a texture in place of the published pictures of frost)"
+    else:
+        images = _of_published(published / f"{name}.npy", clean.clusters, num_test, severity)
+        said += " (as published, from the original pixels)"
+    return Split(
+        name=f"{name}_{severity}",
+        kind="shift",
+        inputs=images,
+        labels=clean.labels,
+        clusters=clean.clusters,
+        description=said,
+        series=name,
+        position=float(severity),
+    )
+
+
+def _of_published(path: Path, rows: np.ndarray, num_test: int, severity: int) -> np.ndarray:
+    """Images of a published file, which holds the test set once for each severity."""
+    files.present(path, _HOW_TO_GET_C)
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CorruptDataError(f"{path} is not a complete npy file: {error}.") from error
+    shape = (len(SEVERITIES) * num_test, _SIZE, _SIZE, 3)
+    if images.shape != shape or images.dtype != np.uint8:
+        raise CorruptDataError(
+            f"{path} must hold bytes of shape {shape}, got {images.dtype} of shape {images.shape}."
+        )
+    return np.asarray(images[rows + (severity - 1) * num_test])
+
+
+def _read(data_dir: Path | None) -> tuple[Split, Split, Split]:
+    """Training, calibration, and the test images in their order with votes."""
+    paths = [files.find(data_dir, name, _HOW_TO_GET) for name in FILES]
+    images, labels, _ = read_jpeg_npz(paths[0], _SIZE)
+    order = np.array(hash_order([str(i) for i in range(len(images))], seed=0))
+    held_out = len(order) // _HELD_OUT
+
+    def part(name: str, kind: Kind, rows: np.ndarray, description: str) -> Split:
+        return Split(name, kind, images[rows], labels[rows], description=description)
+
+    train = part("train", "train", order[held_out:], "nine tenths of the training images")
+    calibration = part(
+        "calibration", "calibration", order[:held_out], "a tenth of the training images, held out"
+    )
+    images, labels, (counts,) = read_jpeg_npz(paths[1], _SIZE, ("human_counts",))
+    test = Split(
+        name="test",
+        kind="id",
+        inputs=images,
+        labels=labels,
+        description="test images, with the votes of people",
+        soft_labels=_shares(paths[1], counts, labels),
+    )
+    return train, calibration, test
+
+
+def _shares(path: Path, counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Shares of the votes; errors where they cannot be those on these images."""
+    if counts.shape != (len(labels), len(_CLASSES)) or counts.dtype.kind not in "iu":
+        raise CorruptDataError(
+            f"{path}: human_counts must be whole numbers, a count of each of the {len(_CLASSES)} "
+            f"classes for each of the {len(labels)} images, got {counts.dtype} of shape "
+            f"{counts.shape}."
+        )
+    counts = counts.astype(np.int64)
+    totals = counts.sum(axis=1)
+    strange = np.flatnonzero((counts.min(axis=1) < 0) | (totals == 0))
+    if strange.size:
+        raise CorruptDataError(
+            f"{path}: human_counts must be at least 0 and hold votes on each image, got "
+            f"{counts[strange[0]].tolist()} for image {strange[0]}."
+        )
+    agreement = float(np.mean(counts.argmax(axis=1) == labels))
+    if agreement < _LEAST_AGREEMENT:
+        raise CorruptDataError(
+            f"{path}: human_counts must be the votes on these images in their order, but the most "
+            f"frequent vote is the label of {agreement:.0%} of them only."
+        )
+    return (counts / totals[:, None]).astype(np.float32)
