@@ -99,7 +99,9 @@ def npz(**arrays):
 )
 def test_corrupt_npz_files_name_the_file(tmp_path, content, message):
     small_mnist(tmp_path / "mnist")
-    (tmp_path / "usps").mkdir()
+    for name in ("usps", "optdigits"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "optdigits" / "optdigits.npz").write_bytes(npz())
     path = tmp_path / "usps" / "usps.npz"
     path.write_bytes(content)
     with pytest.raises(data.CorruptDataError, match=message) as error:
