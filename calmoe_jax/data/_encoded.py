@@ -6,8 +6,8 @@ The files of a user's own are npz, with `jpeg` (bytes of all images, one after t
 
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from calmoe_jax.data.sets.catalogue import SETS, how_to_get, newest_version
 _VOTES = "human_counts"
 
 
-class EncodedImages(NamedTuple):
+@dataclass(frozen=True)
+class EncodedImages:
     """Images as JPEG or PNG.
 
     Attributes:
@@ -37,7 +38,7 @@ class EncodedImages(NamedTuple):
     keys: tuple[str, ...]
     human_counts: np.ndarray | None = None
 
-    def __iter__(self) -> Iterator[bytes]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[bytes]:
         """The images, each as bytes."""
         for start, end in zip([0, *self.ends[:-1].tolist()], self.ends.tolist(), strict=True):
             yield self.jpeg[start:end].tobytes()
@@ -50,7 +51,8 @@ def read_encoded(
 
     Args:
         data_dir: the data folder.
-        name: a data set of `SETS`; `NAME/PART.npz` is read where it is, else the array_record.
+        name: a data set of `SETS`; its own file for the part is read where it is, else the
+            array_record.
         part: name of the npz file, and of the split of the prepared data set.
         record: the folder of the prepared data set below the data folder, if it is not `name`.
 
@@ -61,13 +63,12 @@ def read_encoded(
         MissingDataError: if neither is there, with the command that brings it.
         CorruptDataError: if it cannot be read.
     """
+    wanted = next((file for file in SETS[name].files if file.endswith(f"/{part}.npz")), None)
     if data_dir is not None:
-        path = data_dir / name / f"{part}.npz"
-        if path.is_file():
-            return _of_npz(path)
+        if wanted is not None and (data_dir / wanted).is_file():
+            return _of_npz(data_dir / wanted)
         if (version := newest_version(data_dir / (record or name))) is not None:
             return _of_records(version, part)
-    wanted = next((file for file in SETS[name].files if file.endswith(f"/{part}.npz")), None)
     place = f"in {data_dir}" if data_dir is not None else "without a data folder"
     raise MissingDataError(
         f"{wanted or f'{record or name}, prepared,'} is needed, and there is none {place}. "

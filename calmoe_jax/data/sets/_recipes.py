@@ -9,14 +9,18 @@ import importlib
 import io
 import shutil
 import sys
+import tarfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.error import URLError
 
 import numpy as np
 
-from calmoe_jax.data.errors import CorruptDataError, MissingDataError
+from calmoe_jax.data.errors import CorruptDataError, MissingDataError, PreparationError
 from calmoe_jax.data.sets._fetch import Remote, fetch
 from calmoe_jax.data.sets.archives import tar_member
 from calmoe_jax.data.sets.catalogue import DOMAINNET_DOMAINS, SETS, newest_version
@@ -156,14 +160,32 @@ def _openml(name: str, shop: Workshop) -> Iterator[None]:
     """Digits by scikit-learn, as images of whole numbers."""
     from sklearn.datasets import fetch_openml
 
-    found = fetch_openml(
-        data_id=_OPENML[name], data_home=shop.downloads, as_frame=False, parser="liac-arff"
-    )
+    with _by_scikit_learn(name):
+        found = fetch_openml(
+            data_id=_OPENML[name], data_home=shop.downloads, as_frame=False, parser="liac-arff"
+        )
     images, labels = digits_of_openml(name, found.data, found.target)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=images, labels=labels)
     shop.file(SETS[name].files[0]).write_bytes(buffer.getvalue())
     yield
+
+
+@contextmanager
+def _by_scikit_learn(name: str) -> Iterator[None]:
+    """What its fetchers raise, as errors that name the data set; that they try again is no news."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
+        raise PreparationError(f"{name} could not be downloaded: {error}.") from error
+    except (ValueError, KeyError, EOFError, tarfile.TarError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            raise
+        raise CorruptDataError(
+            f"what was downloaded of {name} is not complete: {error}."
+        ) from error
 
 
 def digits_of_openml(
@@ -198,7 +220,8 @@ def _newsgroups(name: str, shop: Workshop) -> Iterator[None]:
     from sklearn.datasets import fetch_20newsgroups
 
     for part, file in zip(("train", "test"), SETS[name].files, strict=True):
-        found = fetch_20newsgroups(data_home=shop.downloads, subset=part, shuffle=False)
+        with _by_scikit_learn(name):
+            found = fetch_20newsgroups(data_home=shop.downloads, subset=part, shuffle=False)
         lines = []
         for group, text in zip(found.target, found.data, strict=True):
             if words := " ".join(text.split()):

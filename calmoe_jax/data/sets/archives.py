@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from calmoe_jax.data.errors import CorruptDataError
 
@@ -58,10 +58,11 @@ class Tree:
         with named(self.path):
             return self._zip.read(name)
 
-    def open(self, name: str) -> IO[bytes]:
-        """A file to read from, in an archive only."""
-        assert self._zip is not None
-        return self._zip.open(name)
+    def open(self, name: str) -> io.BufferedIOBase:
+        """A file to read from, piece by piece."""
+        if self._zip is None:
+            return (self.path / name).open("rb")
+        return cast(io.BufferedIOBase, self._zip.open(name))
 
     def close(self) -> None:
         """Closes the archive."""
@@ -69,14 +70,13 @@ class Tree:
             self._zip.close()
 
 
-def tar_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def tar_members(path: Path) -> Iterator[tuple[str, io.BufferedIOBase]]:
     """Names and contents of a tar archive's files, in its order; compressed or not."""
     with named(path), tarfile.open(path, "r:*") as archive:
         for member in archive:
-            if member.isfile():
-                file = archive.extractfile(member)
-                assert file is not None
-                yield member.name, file
+            file = archive.extractfile(member) if member.isfile() else None
+            if file is not None:
+                yield member.name, cast(io.BufferedIOBase, file)
 
 
 def tar_member(path: Path, ending: str) -> bytes:
@@ -88,6 +88,6 @@ def tar_member(path: Path, ending: str) -> bytes:
     raise CorruptDataError(f"{path} lacks the file {ending}.")
 
 
-def text_lines(file: IO[bytes]) -> io.TextIOWrapper:
+def text_lines(file: io.BufferedIOBase) -> io.TextIOWrapper:
     """A file's text as UTF-8, its lines as they are, for the module csv."""
-    return io.TextIOWrapper(file, encoding="utf-8", newline="")
+    return io.TextIOWrapper(cast(IO[bytes], file), encoding="utf-8", newline="")

@@ -5,15 +5,11 @@ import io
 
 import numpy as np
 import pytest
+from archives import idx
 
 from calmoe_jax import data
 from calmoe_jax.data import _files as files
 from calmoe_jax.data import _images
-
-
-def idx(array):
-    head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-    return gzip.compress(head + array.astype(np.uint8).tobytes(), mtime=0)
 
 
 def small_mnist(folder, images=None, labels=None):

@@ -1,10 +1,11 @@
 """Comments on news with their toxicity: WILDS's table, and the release with identities."""
 
 import csv
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -111,10 +112,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Rows of the table, with the line that each ends on; its columns are checked."""
     with _table(path) as raw, named(path):
         reader = csv.DictReader(text_lines(raw))
-        lacking = sorted({"comment_text", "split", *_NUMBERS} - set(reader.fieldnames or ()))
-        if lacking:
-            raise CorruptDataError(f"{path}: {_TABLE} lacks the column {', '.join(lacking)}.")
         try:
+            lacking = sorted({"comment_text", "split", *_NUMBERS} - set(reader.fieldnames or ()))
+            if lacking:
+                raise CorruptDataError(f"{path}: {_TABLE} lacks the column {', '.join(lacking)}.")
             for row in reader:
                 where = f"{path}: {_TABLE}, line {reader.line_num}"
                 if None in row.values() or None in row:
@@ -125,7 +126,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 @contextmanager
-def _table(path: Path) -> Iterator[IO[bytes]]:
+def _table(path: Path) -> Iterator[io.BufferedIOBase]:
     """The table, which is the file itself, in a folder, or in a tar archive."""
     if path.is_dir():
         path = path / _TABLE
