@@ -72,21 +72,27 @@ def fetch(remote: Remote, folder: Path, *, quiet: bool = False, pause: float = 1
             if number == _TRIES - 1:
                 raise _not_downloaded(remote, part, reason) from error
         time.sleep(pause * 2**number)
-    got = part.stat().st_size
-    if remote.size is not None and got != remote.size:
+    if (wrong := difference(remote, part)) is not None:
         part.unlink()
         raise PreparationError(
-            f"{remote.url} must have {remote.size} bytes, got {got}: it is another file than "
-            f"the one that is known, or not complete."
-        )
-    if remote.sha256 is not None and (digest := _digest(part)) != remote.sha256:
-        part.unlink()
-        raise PreparationError(
-            f"{remote.url} must have the SHA-256 {remote.sha256}, got {digest}: it is another file "
-            f"than the one that is known. It was deleted; try again, or later."
+            f"{remote.url} {wrong}: it is another file than the one that is known, or not "
+            f"complete. It was deleted; try again, or later."
         )
     part.replace(path)
     return path
+
+
+def difference(remote: Remote, path: Path) -> str | None:
+    """What a file has that the download must not have, in words; None if it is the same."""
+    got = path.stat().st_size
+    if remote.size is not None and got != remote.size:
+        return f"must have {remote.size} bytes, got {got}"
+    if remote.sha256 is not None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != remote.sha256:
+            return f"must have the SHA-256 {remote.sha256}, got {digest}"
+    return None
 
 
 def _continue(remote: Remote, part: Path, quiet: bool) -> None:
@@ -142,8 +148,3 @@ def _not_downloaded(remote: Remote, part: Path, reason: str) -> PreparationError
     kept = part.stat().st_size if part.is_file() else 0
     again = f" What has come, {kept} bytes, is kept: the same command goes on." if kept else ""
     return PreparationError(f"{remote.url} could not be downloaded: {reason}.{again}")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,7 +21,7 @@ from urllib.error import URLError
 import numpy as np
 
 from calmoe_jax.data.errors import CorruptDataError, MissingDataError, PreparationError
-from calmoe_jax.data.sets._fetch import Remote, fetch
+from calmoe_jax.data.sets._fetch import Remote, difference, fetch
 from calmoe_jax.data.sets.archives import tar_member
 from calmoe_jax.data.sets.catalogue import DOMAINNET_DOMAINS, SETS, newest_version
 
@@ -61,7 +61,11 @@ class Workshop(NamedTuple):
     def get(self, remote: Remote) -> Path:
         """A file: the user's own, if it is among the manual downloads, or downloaded."""
         own = self.manual / remote.name
-        return own if own.is_file() else fetch(remote, self.downloads, quiet=self.quiet)
+        if not own.is_file():
+            return fetch(remote, self.downloads, quiet=self.quiet)
+        if (wrong := difference(remote, own)) is not None:
+            raise PreparationError(f"{own} {wrong}: it is another file than {remote.url}.")
+        return own
 
     def file(self, name: str) -> Path:
         """The path of a file to make, in an existing folder."""
@@ -98,7 +102,9 @@ def of_tfds(url: str, name: str) -> Remote:
     tensorflow_datasets()
     checksums = importlib.import_module("tensorflow_datasets.core.download.checksums")
     known = checksums.get_all_url_infos().get(url)
-    return Remote(url, name) if known is None else Remote(url, name, known.size, known.checksum)
+    if known is None:
+        return Remote(url, name)
+    return Remote(url, name, int(known.size), known.checksum)
 
 
 def remotes(name: str) -> tuple[Remote, ...]:

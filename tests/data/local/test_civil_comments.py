@@ -11,7 +11,7 @@ import pytest
 from calmoe_jax import data
 from calmoe_jax.data import CorruptDataError
 from calmoe_jax.data.local import civil_comments
-from calmoe_jax.data.sets import SETS, prepare
+from calmoe_jax.data.sets import SETS, _recipes, prepare
 from calmoe_jax.data.tfds.records import read_records
 
 ROWS = archives.comments()
@@ -196,6 +196,8 @@ def test_the_original_release(tmp_path, monkeypatch):
     )
     name = "civil_comments_identities"
     monkeypatch.setitem(SETS, name, SETS[name]._replace(room=1))
+    (remote,) = _recipes.remotes(name)
+    monkeypatch.setattr(_recipes, "remotes", lambda _: (_recipes.Remote("", remote.name),))
     assert prepare(name, tmp_path / "data", manual_dir=tmp_path, quiet=True)
     (version,) = (tmp_path / "data" / "civil_comments").glob("CivilCommentsIdentities/1.*")
     for ours, theirs in (

@@ -316,7 +316,7 @@ def test_what_must_be_downloaded_by_hand(tfds, tmp_path):
         ("cifar10_h", archives.votes(13), "one of 12 images and 10 classes, got image 12"),
         ("cifar10_h", archives.votes(**{"cifar10h-raw.csv": b"a,b\n1,2\n"}), "line 2: KeyError"),
         ("cifar10_h", archives.votes()[:-30], "cifar10h-raw.zip is not a complete archive"),
-        ("cifar10_corrupted", archives.tar({}, "w:"), "lacks the file /labels.npy"),
+        ("cifar10_corrupted", archives.tar({}, compressed=False), "lacks the file /labels.npy"),
         ("cifar10_corrupted", archives.corrupted(("fog",))[:4000], "is not a complete archive"),
         ("civil_comments_identities", archives.zipped({}), "lacks the file civil_comments.csv"),
         ("sentiment4", archives.tar({"x": b""}), "lacks the file /hutto_ICWSM_2014.tar.gz"),
@@ -422,12 +422,42 @@ def test_what_a_killed_process_left_is_removed_and_what_is_there_stays(tfds, ser
     assert left(tmp_path) == ["mnist", *sorted(SETS["mnist"].files)]
 
 
-def test_a_download_by_hand_is_taken(tfds, tmp_path, monkeypatch):
-    monkeypatch.setitem(SETS, "cifar10", SETS["cifar10"]._replace(room=1))
-    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(archives.cifar())
+def test_a_download_by_hand_is_taken_if_it_is_the_same(tfds, server, tmp_path):
+    server.files["cifar-10-binary.tar.gz"] = archives.cifar()
+    own = tmp_path / "cifar-10-binary.tar.gz"
+    own.write_bytes(archives.cifar()[:-1] + b"x")
+    with pytest.raises(PreparationError, match=f"{own} must have the SHA-256 .*another file than"):
+        prepare("cifar10", tmp_path / "data", manual_dir=tmp_path)
+    assert left(tmp_path) == [own.name]
+    own.write_bytes(archives.cifar())
     assert prepare("cifar10", tmp_path / "data", manual_dir=tmp_path)
     assert len(read_encoded(tmp_path / "data", "cifar10", "test").labels) == 12
-    assert (tmp_path / "cifar-10-binary.tar.gz").is_file()
+    assert own.read_bytes() == archives.cifar()
+    assert server.asked == []
+
+
+def test_the_newest_version_is_read(tmp_path):
+    for version in ("1.0.0", "1.10.0", "1.9.0", "incomplete.2.0.0", "3.0"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "dataset_info.json").touch()
+    (tmp_path / "2.0.0").mkdir()  # not finished
+    assert catalogue.newest_version(tmp_path) == tmp_path / "1.10.0"
+    assert catalogue.newest_version(tmp_path / "2.0.0") is None
+
+
+def test_a_set_is_here_when_all_of_it_is(tmp_path):
+    found = SETS["mnist"]
+    for number, name in enumerate(found.files):
+        assert not found.is_here(tmp_path), number
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert found.is_here(tmp_path)
+    found = SETS["domainnet"]
+    for name in found.records:
+        assert not found.is_here(tmp_path)
+        (tmp_path / name / "1.0.0").mkdir(parents=True)
+        (tmp_path / name / "1.0.0" / "dataset_info.json").touch()
+    assert found.is_here(tmp_path)
 
 
 def test_unknown_names_and_no_packages(tmp_path, monkeypatch):
