@@ -173,10 +173,13 @@ def load_task(name: str, data_dir: Path | None = None) -> Task:
     """
     if name not in TASKS:
         raise unknown_task(name)
+    info = TASKS[name]
+    if not info.data:
+        return check_task(info.load(data_dir))
     folder = data_folder(data_dir).path
-    if absent := TASKS[name].absent(folder):
+    if absent := info.absent(folder):
         raise MissingDataError(_how_to_get(name, absent, folder))
-    return check_task(TASKS[name].load(folder))
+    return check_task(info.load(folder))
 
 
 def _how_to_get(task: str, absent: tuple[str, ...], folder: Path) -> str:

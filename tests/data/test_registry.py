@@ -14,7 +14,6 @@ def test_unknown_task_names_the_nearest():
 
 def test_missing_data_says_which_file_and_how_to_get_it(tmp_path, monkeypatch):
     """One command for each task, with sizes and licences of all that is missing."""
-    monkeypatch.delenv("CALMOE_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     for name, info in data.TASKS.items():
         if not info.data:

@@ -4,7 +4,7 @@
 the other three are trained on. `domainnet` trains on photographs; the five other domains are
 shifts, with what their lists call the test part.
 
-All images are 64x64. Of DomainNet a fixed part is used, so that a task fits in memory (1.4 GB):
+All images are 64x64. Of DomainNet a fixed part is used, so that a task fits in memory (2 GB):
 at most 50,000 training images, 5,000 for calibration, and 10,000 of each domain's test part, drawn
 by a hash of the file's name.
 """
