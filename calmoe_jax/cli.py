@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import tyro
 
 from calmoe_jax._audit_command import Audit
+from calmoe_jax._data_command import Data
 from calmoe_jax._errors import RunError, UserError
 from calmoe_jax._label_command import Label
 from calmoe_jax._monitor_command import Monitor
@@ -26,9 +27,6 @@ from calmoe_jax._repair_command import Repair
 from calmoe_jax._signals import Stopped, ending_on_signals
 from calmoe_jax._usage import UsageError, check_folder
 from calmoe_jax.study.config import ModelConfig, RunConfig, TrainConfig
-
-_DATA_DIR = "CALMOE_DATA_DIR"
-
 
 # The configuration as given: checked when the command runs, where errors can name its options.
 
@@ -76,7 +74,7 @@ class Run:
     out: Path | None = None
     """The run's folder; runs/TASK by default."""
     data_dir: Path | None = None
-    """Folder with the data sets that do not come with the package; CALMOE_DATA_DIR by default."""
+    """Folder with the data sets that do not come with the package; see calmoe data where."""
     cache: bool = False
     """Keep compiled programs in the user's cache folder, or in CALMOE_CACHE_DIR, so that the next
     run starts sooner. On by default if CALMOE_CACHE_DIR is set."""
@@ -185,7 +183,7 @@ class Tasks:
     """List every task: its splits, the source of its data, and whether the data is present."""
 
     data_dir: Path | None = None
-    """Folder with the data sets that do not come with the package; CALMOE_DATA_DIR by default."""
+    """Folder with the data sets that do not come with the package; see calmoe data where."""
 
     def __call__(self) -> int:
         """Runs the command."""
@@ -194,16 +192,17 @@ class Tasks:
         folder = _data_dir(self.data_dir)
         for name, info in TASKS.items():
             missing = info.missing(folder)
-            if not info.files:
+            if not (info.files or info.data):
                 here = "here: comes with the package"
             elif missing:
-                place = f"in {folder}" if folder else f"without --data-dir or {_DATA_DIR}"
-                here = f"not here: {', '.join(missing)} missing {place}"
+                here = f"not here: {', '.join(missing)} missing in {folder}"
+                here += f"; calmoe data prepare {name} brings it" if info.data else ""
             else:
                 here = f"here: {folder}"
             shifts = _abbreviated(info.shifts)
             print(f"{name}: {info.summary}")
-            print(f"  splits  train, calibration, test; shifts {shifts}; hard subset ambiguous")
+            hard = f"; hard subset {info.hard}" if info.hard else ""
+            print(f"  splits  train, calibration, test; shifts {shifts}{hard}")
             print(f"  source  {info.source}\n  {here}")
         return 0
 
@@ -244,18 +243,19 @@ def _abbreviated(names: Sequence[str]) -> str:
     )
 
 
-def _data_dir(given: Path | None) -> Path | None:
-    if given is not None:
-        if not given.is_dir():
-            raise UsageError(f"data_dir must be a folder, got data_dir={given}.")
-        return given
-    return Path(os.environ[_DATA_DIR]) if os.environ.get(_DATA_DIR) else None
+def _data_dir(given: Path | None) -> Path:
+    from calmoe_jax.data.sets.folder import data_folder
+
+    if given is not None and not given.is_dir():
+        raise UsageError(f"data_dir must be a folder, got data_dir={given}.")
+    return data_folder(given).path
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "run": Run,
     "report": Report,
     "tasks": Tasks,
+    "data": Data,
     "audit": Audit,
     "label": Label,
     "repair": Repair,

@@ -14,6 +14,7 @@ from audit_logs import make, write
 from small import small_task
 
 from calmoe_jax import _compilation_cache, cli, training
+from calmoe_jax.data.sets import SETS
 from calmoe_jax.study import runner
 
 pytestmark = pytest.mark.every_case
@@ -25,6 +26,7 @@ SMALL = ("--epochs", "2", "--batch-size", "16", "--width", "8", "--experts", "3"
 def run(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CALMOE_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
 
     def call(*arguments):
         try:
@@ -51,7 +53,22 @@ def run(monkeypatch, tmp_path, capsys):
         (("run", "--routing", "top_k", "--k", "9"), "--k must be in [1, --experts=4], got --k=9"),
         (("run", "--epoch", "3"), "--epochs"),
         (("run", "--routing", "soft"), "dense"),
-        (("run", "digits16"), "mnist/train-images-idx3-ubyte.gz is needed"),
+        (("run", "digits16"), "mnist/train-images-idx3-ubyte.gz, "),
+        (("run", "digits16"), "The command `calmoe data prepare digits16` brings it"),
+        (("data",), "{list,prepare,where}"),
+        (("data", "fetch"), "invalid choice"),
+        (("data", "prepare"), "--names must name at least one data set or task to bring, got none"),
+        (("data", "prepare", "mnits"), "got 'mnits'. Did you mean mnist?"),
+        (("data", "list", "mnist"), "--names must be given to prepare only, got mnist"),
+        (("data", "prepare", "pacs"), "pacs must be downloaded by hand: put PACS.zip or "),
+        (
+            ("data", "prepare", "pacs", "--manual-dir", "nowhere"),
+            "--manual-dir must be a folder, got --manual-dir=nowhere",
+        ),
+        (
+            ("data", "prepare", "pacs", "--data-dir", f"{__file__}/x"),
+            "--data-dir must be in a folder that can be written to",
+        ),
         (("run", "fashion_c", "--data-dir", "nowhere"), "--data-dir must be a folder"),
         (("tasks", "--data-dir", "nowhere"), "got --data-dir=nowhere"),
         (("run", "portal", "--backbone", "resnet18"), "backbone must be mlp"),
@@ -72,7 +89,7 @@ def run(monkeypatch, tmp_path, capsys):
         (("audit", "nowhere.npz", "--fail-on", "all"), "uncalibrated"),
         (("audit", "nowhere.npz", "--repair", "magic"), "--repair must be one of temperature"),
         (("audit", "nowhere.npz", "--columns", "labels"), "--columns must be pairs ours=theirs"),
-        (("fly",), "run, report, tasks, audit, label, repair, monitor, plan, doctor"),
+        (("fly",), "run, report, tasks, data, audit, label, repair, monitor, plan, doctor"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_writes_nothing(run, arguments, message, tmp_path):
@@ -130,6 +147,37 @@ def test_tasks_say_what_is_here(run, tmp_path, monkeypatch):
     assert "usps/usps.npz" in out
     monkeypatch.setenv("CALMOE_DATA_DIR", str(tmp_path))
     assert f"missing in {tmp_path}" in run("tasks")[1]
+    assert "calmoe data prepare newsgroups brings it" in run("tasks")[1]
+
+
+def test_data_says_what_there_is_and_where(run, tmp_path, monkeypatch):
+    code, out, _ = run("data", "list")
+    assert code == 0
+    assert out.startswith(f"In {tmp_path / 'calmoe_jax'}:\n")
+    assert "  task digits16: not here: mnist, usps, optdigits\n" in out
+    assert "  task portal: comes with the package\n" in out
+    for name, found in SETS.items():
+        assert f"\n{name}: {found.summary}\n  {found.size}; {found.licence}\n" in out
+    assert out.count("\n  not here\n") == len(SETS)
+    (tmp_path / "calmoe_jax" / "sentiment4").mkdir(parents=True)
+    (tmp_path / "calmoe_jax" / SETS["sentiment4"].files[0]).write_bytes(b"")
+    out = run("data", "list")[1]
+    assert "  task sentiment: sentiment4\n" in out
+    assert out.count("\n  not here\n") == len(SETS) - 1
+    code, out, _ = run("data", "where")
+    assert (code, out.splitlines()[0]) == (0, f"{tmp_path}/calmoe_jax: the user's folder for data")
+    monkeypatch.setenv("CALMOE_DATA_DIR", "elsewhere")
+    code, out, _ = run("data", "where")
+    assert out.startswith("elsewhere: given by CALMOE_DATA_DIR; there is no such folder yet\n")
+    assert run("data", "where", "--data-dir", "mine")[1].startswith("mine: given by --data-dir")
+
+
+def test_what_is_there_is_not_brought_again(run, tmp_path):
+    (tmp_path / "mine" / "sentiment4").mkdir(parents=True)
+    (tmp_path / "mine" / SETS["sentiment4"].files[0]).write_bytes(b"")
+    code, out, err = run("data", "prepare", "portal", "sentiment", "--data-dir", "mine")
+    assert (code, err) == (0, "")
+    assert out == "portal: comes with the package\nsentiment4: already in mine\n"
 
 
 def test_doctor(run):

@@ -39,6 +39,7 @@ LAYERS = [
     {"study", "audit"},
     {"_logs_arguments"},
     {
+        "_data_command",
         "_plan_command",
         "_audit_command",
         "_label_command",

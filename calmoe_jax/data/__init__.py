@@ -25,9 +25,10 @@ There are three ways to bring your own task; `resolve_task` and `calmoe run` acc
 3. As a function of a module: `resolve_task("mine:make")` calls `make()` of `mine.py`, found on the
    import path or in the current folder, which returns a `Task`.
 
-`register` gives a task a name for `load_task`. `calmoe_jax.data.tfds` makes splits of the data sets
-of tensorflow-datasets. `calmoe_jax.data.records` writes and reads examples that do not fit in
-memory, and `calmoe_jax.data.stream` makes batches of them.
+`register` gives a task a name for `load_task`. `calmoe_jax.data.sets` lists the data sets that
+named tasks are made of and brings them (`calmoe data prepare`). `calmoe_jax.data.tfds` makes splits
+of the data sets of tensorflow-datasets. `calmoe_jax.data.records` writes and reads examples that do
+not fit in memory, and `calmoe_jax.data.stream` makes batches of them.
 """
 
 from calmoe_jax.data.checks import check_task as check_task

@@ -1,6 +1,6 @@
 """Errors of data."""
 
-from calmoe_jax._errors import UserError
+from calmoe_jax._errors import RunError, UserError
 
 
 class DataError(UserError):
@@ -13,3 +13,7 @@ class MissingDataError(DataError):
 
 class CorruptDataError(DataError):
     """Data cannot be read, or holds invalid values."""
+
+
+class PreparationError(RunError):
+    """A data set could not be brought; the message says why, and what remains of it."""

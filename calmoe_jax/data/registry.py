@@ -9,7 +9,18 @@ from typing import NamedTuple
 from calmoe_jax.data.checks import check_task
 from calmoe_jax.data.corruptions import CORRUPTIONS, SEVERITIES
 from calmoe_jax.data.embedded import digits, portal
-from calmoe_jax.data.local import cifar, images, newsgroups, pacs, sentiment
+from calmoe_jax.data.errors import MissingDataError
+from calmoe_jax.data.local import (
+    cifar,
+    civil_comments,
+    domains,
+    images,
+    newsgroups,
+    pacs,
+    sentiment,
+)
+from calmoe_jax.data.sets.catalogue import SETS
+from calmoe_jax.data.sets.folder import data_folder
 from calmoe_jax.data.task import Task
 
 
@@ -22,6 +33,8 @@ class TaskInfo(NamedTuple):
         source: origin of the data, and its licence.
         files: files needed below the data folder; none if the data comes with the package.
         shifts: names of its shifts.
+        data: names of the data sets of `calmoe_jax.data.sets.SETS` that it is made of.
+        hard: name of its hard subset; empty if it has none.
     """
 
     summary: str
@@ -29,12 +42,19 @@ class TaskInfo(NamedTuple):
     source: str = ""
     files: tuple[str, ...] = ()
     shifts: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    hard: str = "ambiguous"
 
     def missing(self, data_dir: Path | None) -> tuple[str, ...]:
-        """The needed files that are not below the data folder."""
-        if data_dir is None:
-            return self.files
-        return tuple(name for name in self.files if not (data_dir / name).is_file())
+        """What is needed and not below the data folder: files, or data sets that lie in either of
+        two forms.
+        """
+        files = [name for name in self.files if data_dir is None or not (data_dir / name).is_file()]
+        return (*files, *(name for name in self.absent(data_dir) if not SETS[name].files))
+
+    def absent(self, data_dir: Path | None) -> tuple[str, ...]:
+        """The data sets that are not below the data folder."""
+        return tuple(name for name in self.data if not SETS[name].is_here(data_dir))
 
 
 _CORRUPTED = tuple(f"{name}_{severity}" for name in CORRUPTIONS for severity in SEVERITIES)
@@ -58,6 +78,7 @@ TASKS: dict[str, TaskInfo] = {
         images.DIGITS16_SOURCE,
         images.DIGITS16_FILES,
         ("usps", "optdigits", *_CORRUPTED),
+        data=("mnist", "usps", "optdigits"),
     ),
     "fashion_c": TaskInfo(
         "Fashion-MNIST at 28x28; six corruptions at five severities",
@@ -65,6 +86,7 @@ TASKS: dict[str, TaskInfo] = {
         images.FASHION_SOURCE,
         images.FASHION_FILES,
         _CORRUPTED,
+        data=("fashion_mnist",),
     ),
     "cifar10h": TaskInfo(
         "CIFAR-10 with the votes of some 51 people on each test image, hard and easy ones apart",
@@ -95,6 +117,7 @@ TASKS: dict[str, TaskInfo] = {
         newsgroups.SOURCE,
         newsgroups.FILES,
         newsgroups.SHIFTS,
+        data=("newsgroups",),
     ),
     "sentiment": TaskInfo(
         "sentiment of tweets by human ratings; shifted to reviews and editorials",
@@ -102,6 +125,34 @@ TASKS: dict[str, TaskInfo] = {
         sentiment.SOURCE,
         sentiment.FILES,
         sentiment.SHIFTS,
+        data=("sentiment4",),
+    ),
+    "civil_comments": TaskInfo(
+        "whether a comment on news is toxic; shifted to those that mention one of eight identities",
+        civil_comments.load,
+        civil_comments.SOURCE,
+        shifts=civil_comments.SHIFTS,
+        data=("wilds_civil_comments",),
+        hard=civil_comments.HARD,
+    ),
+    **{
+        f"office_home_{domain}": TaskInfo(
+            f"Office-Home's 65 classes at 64x64; trained on three domains, shifted to {domain}",
+            partial(domains.load_office_home, held_out=domain),
+            domains.OFFICE_HOME_SOURCE,
+            shifts=(domain,),
+            data=("office_home",),
+            hard="",
+        )
+        for domain in domains.OFFICE_HOME_DOMAINS
+    },
+    "domainnet": TaskInfo(
+        "DomainNet's 345 classes at 64x64; trained on photographs, shifted to five other domains",
+        domains.load_domainnet,
+        domains.DOMAINNET_SOURCE,
+        shifts=domains.DOMAINNET_SHIFTS,
+        data=("domainnet",),
+        hard="",
     ),
 }
 
@@ -135,7 +186,8 @@ def load_task(name: str, data_dir: Path | None = None) -> Task:
 
     Args:
         name: one of `TASKS`.
-        data_dir: folder with the files of tasks that do not come with the package.
+        data_dir: folder with the data of tasks that do not come with the package; by default that
+            of `CALMOE_DATA_DIR`, or the one that `calmoe data prepare` brings data to.
 
     Returns:
         The task; the same arrays on every platform, except that features of texts, which use a
@@ -143,7 +195,7 @@ def load_task(name: str, data_dir: Path | None = None) -> Task:
 
     Raises:
         ValueError: for an unknown name, with the nearest known one.
-        MissingDataError: if a file is missing.
+        MissingDataError: if data is missing, with the command that brings it.
         CorruptDataError: if a file cannot be read, or holds invalid values.
 
     Example:
@@ -152,7 +204,30 @@ def load_task(name: str, data_dir: Path | None = None) -> Task:
     """
     if name not in TASKS:
         raise unknown_task(name)
-    return check_task(TASKS[name].load(data_dir))
+    info = TASKS[name]
+    if not info.data:
+        return check_task(info.load(data_dir))
+    folder = data_folder(data_dir).path
+    if absent := info.absent(folder):
+        raise MissingDataError(_how_to_get(name, absent, folder))
+    return check_task(info.load(folder))
+
+
+def _how_to_get(task: str, absent: tuple[str, ...], folder: Path) -> str:
+    """What a task lacks, and the command that brings it."""
+    lacking, manual = [], []
+    for name in absent:
+        found = SETS[name]
+        files = [file for file in found.files if not (folder / file).is_file()]
+        lacking.append(f"{', '.join(files) or name} ({found.size}, {found.licence})")
+        if found.manual:
+            manual.append(f" {name} must be downloaded by hand first, from {found.source}.")
+    return (
+        f"task {task} needs data that is not in {folder}: {'; '.join(lacking)}. The command "
+        f"`calmoe data prepare {task}` brings it; --data-dir or CALMOE_DATA_DIR names another "
+        f"folder."
+        f"{''.join(manual)}"
+    )
 
 
 def unknown_task(name: str, *, others: str = "") -> ValueError:

@@ -8,6 +8,7 @@ from calmoe_jax.data import _files as files
 from calmoe_jax.data._images import image_split, image_task, resize
 from calmoe_jax.data._order import hash_order
 from calmoe_jax.data.errors import CorruptDataError
+from calmoe_jax.data.sets.catalogue import how_to_get
 from calmoe_jax.data.task import Split, Task
 
 DIGITS16_SOURCE = "MNIST (LeCun, Cortes, Burges), USPS (Hull 1994), optdigits (Alpaydin, Kaynak)"
@@ -15,16 +16,6 @@ FASHION_SOURCE = "Fashion-MNIST, MIT; Xiao, Rasul, Vollgraf"
 _IDX_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
-}
-_HOW_TO_GET = {
-    "mnist": "It is one of the four idx files of MNIST, as its authors and their mirrors serve it "
-    "(tensorflow-datasets and torchvision download the same ones).",
-    "fashion_mnist": "It is one of the four idx files of Fashion-MNIST, from its repository "
-    "zalandoresearch/fashion-mnist.",
-    "usps": "Write the USPS digits (OpenML data set 'USPS') as an npz file with 'images' "
-    "[n, 16, 16] uint8 and 'labels' [n].",
-    "optdigits": "Write the UCI optical digits (OpenML data set 'optdigits') as an npz file with "
-    "'images' [n, 8, 8] of 0 to 16 and 'labels' [n].",
 }
 
 
@@ -64,7 +55,7 @@ def _read_mnist_like(
     """Images and labels, train before test, and the rows of each split."""
     parts = {}
     for part, pair in _IDX_FILES.items():
-        paths = [files.find(data_dir, f"{folder}/{name}", _HOW_TO_GET[folder]) for name in pair]
+        paths = [files.find(data_dir, f"{folder}/{name}", how_to_get(folder)) for name in pair]
         images, labels = (files.read_idx(path) for path in paths)
         if images.shape[1:] != (28, 28) or labels.shape != (len(images),) or not len(labels):
             raise CorruptDataError(
@@ -84,7 +75,7 @@ def _read_mnist_like(
 
 
 def _read_npz_split(data_dir: Path | None, name: str, white: int, description: str) -> Split:
-    path = files.find(data_dir, f"{name}/{name}.npz", _HOW_TO_GET[name])
+    path = files.find(data_dir, f"{name}/{name}.npz", how_to_get(name))
     images, labels = files.read_npz(path, ("images", "labels"))
     if images.ndim != 3 or labels.shape != (len(images),) or 0 in images.shape:
         raise CorruptDataError(

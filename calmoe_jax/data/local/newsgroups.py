@@ -1,11 +1,14 @@
 """`newsgroups`: the branch of Usenet that a post is from, with unseen groups as shifts.
 
-20 Newsgroups by date (Lang 1995; this edition by Cardoso-Cachopo): the test file is later than the
-training file. The classes are the four branches with several groups, `comp`, `rec`, `sci` and
-`talk`. Nine groups are trained on; the eight others are the shift, as two kinds: siblings share two
-words of their name with a group trained on (comp.sys.mac.hardware, rec.sport.hockey,
-talk.politics.misc; none of them is of `sci`), cousins only one. alt.atheism, misc.forsale and
-soc.religion.christian are alone in their branch and left out.
+20 Newsgroups by date (Lang 1995): the test file is later than the training file. A line is a post:
+its group, a tab and its text, which is the whole post where `calmoe data prepare newsgroups` wrote
+it, and its plain words in Cardoso-Cachopo's edition; figures of the two differ.
+
+The classes are the four branches with several groups, `comp`, `rec`, `sci` and `talk`. Nine groups
+are trained on; the eight others are the shift, as two kinds: siblings share two words of their name
+with a group trained on (comp.sys.mac.hardware, rec.sport.hockey, talk.politics.misc; none of them
+is of `sci`), cousins only one. alt.atheism, misc.forsale and soc.religion.christian are alone in
+their branch and left out.
 
 Duplicates are removed. Posts sent to several groups have no single label and are left out; of other
 copies the one in the training file is kept. So no text is in two splits; but replies quote posts,
@@ -24,6 +27,7 @@ from calmoe_jax.data._order import hash_order
 from calmoe_jax.data.ambiguity import ambiguous_subset
 from calmoe_jax.data.errors import CorruptDataError
 from calmoe_jax.data.local.text import with_features
+from calmoe_jax.data.sets.catalogue import how_to_get
 from calmoe_jax.data.task import Kind, Split, Task
 
 SOURCE = "20 Newsgroups by date, research use; Lang, Rennie, Cardoso-Cachopo"
@@ -52,10 +56,6 @@ _COUSINS = (
 )
 _LEFT_OUT = ("alt.atheism", "misc.forsale", "soc.religion.christian")
 _GROUPS = (*_SEEN, *_SIBLINGS, *_COUSINS, *_LEFT_OUT)
-_HOW_TO_GET = (
-    "Write 20 Newsgroups by date (scikit-learn's fetch_20newsgroups, subsets 'train' and 'test') "
-    "as a line for each post, 'group<tab>text', without line breaks in the text, in UTF-8."
-)
 # Directions of texts, in whole numbers of this unit's fractions, so that distances are exact.
 _STEPS = 1000
 
@@ -70,7 +70,7 @@ def load(data_dir: Path | None) -> Task:
 
     Features: see `calmoe_jax.data.local.text`. The order of lines in a file does not matter.
     """
-    paths = [files.find(data_dir, name, _HOW_TO_GET) for name in FILES]
+    paths = [files.find(data_dir, name, how_to_get("newsgroups")) for name in FILES]
     posts: dict[str, tuple[str, int]] = {}  # a text to its group and its file, 0 for training
     crossed = set()
     for number, path in enumerate(paths):

@@ -26,6 +26,7 @@ from calmoe_jax.data import _files as files
 from calmoe_jax.data._order import hash_order
 from calmoe_jax.data.errors import CorruptDataError
 from calmoe_jax.data.local.text import with_features
+from calmoe_jax.data.sets.catalogue import how_to_get
 from calmoe_jax.data.task import Split, Task
 
 SOURCE = "VADER's rated texts, MIT; Hutto and Gilbert 2014"
@@ -45,9 +46,6 @@ _DESCRIPTIONS = {
     "films": "sentences of reviews of films",
     "editorials": "sentences of newspaper editorials",
 }
-_HOW_TO_GET = (
-    "It is the file hutto_ICWSM_2014.tar.gz in the source distribution of vaderSentiment 3.3.2."
-)
 _DISPUTED = 0.7
 _NUMBER = re.compile(r"[0-9]+(_[0-9]+)?")
 _RATINGS = re.compile(r"\[(-?[0-4](?:, -?[0-4])*)\]")
@@ -80,7 +78,7 @@ def load(data_dir: Path | None) -> Task:
 
     Features: see `calmoe_jax.data.local.text`. The order of lines in a file does not matter.
     """
-    path = files.find(data_dir, FILES[0], _HOW_TO_GET)
+    path = files.find(data_dir, FILES[0], how_to_get("sentiment4"))
     domains = _read(path)
     tweets = domains["tweets"]
     variants = sorted({tweet.words for tweet in tweets})

@@ -18,7 +18,7 @@ def builder_of(builder_or_name: Any, data_dir: Path | None) -> Any:
     """
     if not isinstance(builder_or_name, str):
         return builder_or_name
-    tfds = _tensorflow_datasets()
+    tfds = tensorflow_datasets()
     try:
         return tfds.builder(builder_or_name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
@@ -29,7 +29,7 @@ def builder_of(builder_or_name: Any, data_dir: Path | None) -> Any:
         ) from error
 
 
-def _tensorflow_datasets() -> Any:
+def tensorflow_datasets() -> Any:
     try:
         for needed in ("importlib_resources", "array_record"):
             importlib.import_module(needed)

@@ -28,7 +28,8 @@ def from_tfds(
     (`as_data_source`).
 
     Nothing is downloaded: the data set must have been prepared, once, in the format array_record.
-    For data sets made of images or from archives that takes TensorFlow; reading does not.
+    `calmoe data prepare` does that for some (see `calmoe_jax.data.sets`); for others that are made
+    of images or from archives it takes TensorFlow. Reading does not.
 
     Args:
         builder_or_name: a `tfds.core.DatasetBuilder`, or the name of a data set (`"cifar10"`,

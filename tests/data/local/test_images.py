@@ -5,15 +5,11 @@ import io
 
 import numpy as np
 import pytest
+from archives import idx
 
 from calmoe_jax import data
 from calmoe_jax.data import _files as files
 from calmoe_jax.data import _images
-
-
-def idx(array):
-    head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-    return gzip.compress(head + array.astype(np.uint8).tobytes(), mtime=0)
 
 
 def small_mnist(folder, images=None, labels=None):
@@ -99,7 +95,9 @@ def npz(**arrays):
 )
 def test_corrupt_npz_files_name_the_file(tmp_path, content, message):
     small_mnist(tmp_path / "mnist")
-    (tmp_path / "usps").mkdir()
+    for name in ("usps", "optdigits"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "optdigits" / "optdigits.npz").write_bytes(npz())
     path = tmp_path / "usps" / "usps.npz"
     path.write_bytes(content)
     with pytest.raises(data.CorruptDataError, match=message) as error:

@@ -148,11 +148,13 @@ def test_features_are_learnt_from_the_training_split_alone(groups, tmp_path):
 
 
 def test_missing_newsgroups_say_how_to_get_them(tmp_path):
-    with pytest.raises(data.MissingDataError, match=r"train\.tsv\.gz is needed.*fetch_20news"):
+    with pytest.raises(
+        data.MissingDataError, match=r"train\.tsv\.gz, .*calmoe data prepare newsgroups"
+    ):
         data.load_task("newsgroups")
     write_newsgroups(tmp_path, TRAIN, TEST)
     (tmp_path / "newsgroups" / "test.tsv.gz").unlink()
-    with pytest.raises(data.MissingDataError, match=r"no file .*test\.tsv\.gz.*group<tab>text"):
+    with pytest.raises(data.MissingDataError, match=r"not in .*: newsgroups/test\.tsv\.gz \(14 MB"):
         data.load_task("newsgroups", tmp_path)
     assert data.TASKS["newsgroups"].missing(tmp_path) == ("newsgroups/test.tsv.gz",)
 
