@@ -1,4 +1,4 @@
-"""Flax NNX modules: backbones, pretrained weights, the mixture of experts, the single classifier."""
+"""Flax NNX modules: backbones, pretrained weights, the mixture of experts, one classifier."""
 
 from calmoe_jax.nn.backbones import DISTILBERT_SIZES as DISTILBERT_SIZES
 from calmoe_jax.nn.backbones import IMAGENET_PIXELS as IMAGENET_PIXELS

@@ -223,11 +223,7 @@ class Transformer(nnx.Module):
         param_dtype: jnp.dtype | type,
         rngs: nnx.Rngs,
     ) -> None:
-        """Builds the stacked blocks; `ViT` and `TextEncoder` document the other arguments.
-
-        Args:
-            norms: where the blocks normalise; with `"after"` there is no normalisation at the end.
-            epsilon: what normalisation adds to the variance.
+        """Builds the stacked blocks; `ViT` and `TextEncoder` document the arguments.
 
         Raises:
             ValueError: if a size is less than 1, the heads do not divide the width, or the depth

@@ -1,7 +1,8 @@
 """A backbone on pixels that are shifted and scaled, as pretrained weights expect them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -35,11 +36,11 @@ class Standardized(nnx.Module):
         (2, 64)
     """
 
-    def __init__(self, backbone: nnx.Module, scale: PixelScale) -> None:
+    def __init__(self, backbone: Any, scale: PixelScale) -> None:
         """Wraps a backbone.
 
         Args:
-            backbone: it takes images, and has `num_features`.
+            backbone: a backbone for images (see `calmoe_jax.nn.Backbone`).
             scale: what pixels are standardised by.
 
         Raises:
@@ -53,7 +54,7 @@ class Standardized(nnx.Module):
         for deviation in scale.deviation:
             check_positive("deviation", deviation)
         self.backbone, self.scale = backbone, scale
-        self.num_features: int = backbone.num_features  # type: ignore[attr-defined]
+        self.num_features: int = backbone.num_features
 
     def __call__(
         self, x: Float[Array, "images height width channels"], *, train: bool = False
@@ -76,6 +77,5 @@ class Standardized(nnx.Module):
             )
         mean, deviation = (jnp.asarray(numbers, x.dtype) for numbers in self.scale)
         standard = (x - mean[None, None, None]) / deviation[None, None, None]
-        found: Float[Array, "images features"] | Features
-        found = self.backbone(standard, train=train)  # type: ignore[operator]
+        found: jax.Array | Features = self.backbone(standard, train=train)
         return found
