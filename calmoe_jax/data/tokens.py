@@ -29,11 +29,12 @@ class TextTokenizer:
     pad_id: int
     _tokenizer: Any = dataclasses.field(repr=False)
 
-    def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    def __call__(self, texts: Sequence[str] | np.ndarray) -> dict[str, np.ndarray]:
         """Numbers of the tokens of texts.
 
         Args:
-            texts: the texts; an empty one has only the tokens that are put around every text.
+            texts: strings, or an array of them; an empty one has only the tokens that are put
+                around every text.
 
         Returns:
             `ids`, `[n, max_length]` int32, and `mask`, bool, false for padding. A longer text is
@@ -43,6 +44,8 @@ class TextTokenizer:
             TypeError: if something is not a string.
             ValueError: if a string is not valid Unicode (a half of a surrogate pair).
         """
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of strings, got one string.")
         ids = np.full((len(texts), self.max_length), self.pad_id, np.int32)
         mask = np.zeros(ids.shape, bool)
         for start in range(0, len(texts), _AT_ONCE):
