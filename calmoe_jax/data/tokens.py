@@ -99,7 +99,6 @@ def load_tokenizer(
         else _of_vocabulary(path, tokenizers, lowercase)
     )
     made.no_padding()
-    made.no_truncation()
     around = len(made.encode("").ids)
     if not around:
         raise CorruptDataError(f"{path} must put a token before every text, as [CLS], got none.")

@@ -19,6 +19,7 @@ from calmoe_jax.nn import (
     DistilBERT,
     MoEClassifier,
     Network,
+    PretrainedError,
     ResNet18,
     SingleClassifier,
     Standardized,
@@ -96,7 +97,10 @@ def _build(
             rngs=rngs,
         )
 
-    return from_nnx(make)
+    try:
+        return from_nnx(make)
+    except PretrainedError as error:
+        raise PretrainedError(f"pretrained={config.pretrained}: {error}") from error
 
 
 def _check_inputs(config: ModelConfig, input_shape: tuple[int, ...]) -> None:

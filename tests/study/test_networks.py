@@ -13,10 +13,12 @@ from calmoe_jax import nn, study
 from calmoe_jax._errors import UserError
 from calmoe_jax.data import Split, Task, check_task
 from calmoe_jax.study.config import ModelConfig, RunConfig, TrainConfig
+from calmoe_jax.study.folder import claim_folder
 from calmoe_jax.study.networks import build_network
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (4, 16, 16, 3)).astype(np.uint8)
 RESNET = ModelConfig("resnet18", width=4, stages=2, stem="imagenet", experts=2)
+NEW = ("stem", "text_size", "pretrained", "pixels")
 BERT = ModelConfig("distilbert", text_size="tiny", experts=2)
 
 
@@ -64,7 +66,9 @@ def test_published_weights_and_their_pixels(weights):
 def test_weights_of_another_size(weights, tmp_path):
     for changes in ({"stem": "cifar"}, {"width": 8}, {"stages": 3}):
         config = dataclasses.replace(RESNET, pretrained=str(weights), **changes)
-        with pytest.raises(nn.PretrainedError, match="must hold the tensors of this backbone"):
+        with pytest.raises(
+            nn.PretrainedError, match=r"pretrained=.*net\.safetensors: .* this backbone"
+        ):
             network(config, IMAGES)
     with pytest.raises(nn.PretrainedError, match="must be a safetensors file"):
         network(dataclasses.replace(RESNET, pretrained=str(tmp_path / "none")), IMAGES)
@@ -135,6 +139,16 @@ def test_a_run_is_that_of_a_files_content(weights, tmp_path):
     assert first["pretrained"] != plain(moved)["pretrained"]
     with pytest.raises(UserError, match=r"pretrained=.*none cannot be read"):
         plain(tmp_path / "none")
+
+
+def test_runs_from_before_these_settings_go_on(tmp_path):
+    now = RunConfig().to_dict()
+    model = {n: v for n, v in now["model"].items() if n not in NEW}
+    for config in (now | {"model": model}, now):
+        claim_folder(tmp_path / "run", config, {}, print, defaults=now)
+    other = RunConfig(model=ModelConfig(stem="imagenet", stages=3)).to_dict()
+    with pytest.raises(study.RunFolderError, match="model.stem is 'cifar' there and 'imagenet'"):
+        claim_folder(tmp_path / "run", other, {}, print, defaults=now)
 
 
 @pytest.mark.exhaustive

@@ -67,10 +67,9 @@ def load_pretrained(backbone: nnx.Module, weights: Path | str | Mapping[str, np.
     assert variables.keys() == layout.sources.keys(), "a layout names every parameter, and no other"
     place = "the weights" if isinstance(weights, Mapping) else str(weights)
     left_out = _check(place, layout, variables, tensors)
-    for path, variable in variables.items():
-        value = layout.sources[path].value(tensors)
-        variable.set_value(jnp.asarray(value, variable.get_value().dtype))
-    nnx.update(backbone, state)
+    values = {path: source.value(tensors) for path, source in layout.sources.items()}
+    for path, variable in variables.items():  # the backbone's own, not copies
+        variable.set_value(jnp.asarray(values[path], variable.get_value().dtype))
     return Loaded(layout.name, left_out, layout.pixels)
 
 

@@ -1,5 +1,7 @@
 """DistilBERT: its counts, its masks, its dtypes; `tests/nn/pretrained` has its features."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +53,7 @@ def test_half_precision_normalises_in_float32():
     assert {x.dtype for x in jax.tree.leaves(nnx.state(net))} == {jnp.dtype("float32")}
     traced = jax.jit(net.__call__).trace((IDS, MASK))
     assert "bf16[4,6,48]" in str(traced.jaxpr)
-    assert ":bf16[4,6,1] = rsqrt" not in str(traced.jaxpr)
+    assert not re.search(r":bf16\[[\d,]*\] = (exp|rsqrt|div)\b", str(traced.jaxpr))
     found = traced.lower().compile()((IDS, MASK)).values
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, jax.jit(full.__call__)((IDS, MASK)).values, atol=0.1)
