@@ -1,8 +1,7 @@
 """Random weights under the published names, and what they compute, by loops over NumPy arrays."""
 
 import numpy as np
-import references
-import scipy.special
+from transformer_references import gelu, mix_heads
 
 
 def _arrays(rng, shapes):
@@ -179,23 +178,6 @@ def resnet18_features(images, tensors, *, stages=2, imagenet=True):
     return np.stack(found)
 
 
-def gelu(x):
-    return 0.5 * x * (1 + scipy.special.erf(x / np.sqrt(2)))
-
-
-def attention(queries, keys, values, heads, mask):
-    """Of one example, head by head and token by token."""
-    size = queries.shape[1] // heads
-    result = np.zeros_like(queries)
-    for h in range(heads):
-        own = slice(h * size, (h + 1) * size)
-        for t in range(len(queries)):
-            scores = keys[:, own] @ queries[t, own] / np.sqrt(size)
-            weights = references.softmax(np.where(mask, scores, -np.inf))
-            result[t, own] = weights @ values[:, own]
-    return result
-
-
 def timm_vit_features(images, tensors, *, heads=2, patch=2, depth=2):
     """Of images with their channels last: the class token."""
     net, found = Network(tensors), []
@@ -213,7 +195,7 @@ def timm_vit_features(images, tensors, *, heads=2, patch=2, depth=2):
             name = f"blocks.{i}"
             joint = net.linear(f"{name}.attn.qkv.", net.layer_norm(f"{name}.norm1", x, 1e-6))
             q, k, v = joint[:, :width], joint[:, width : 2 * width], joint[:, 2 * width :]
-            x = x + net.linear(f"{name}.attn.proj.", attention(q, k, v, heads, True))
+            x = x + net.linear(f"{name}.attn.proj.", mix_heads(q, k, v, heads, True))
             inner = net.linear(f"{name}.mlp.fc1.", net.layer_norm(f"{name}.norm2", x, 1e-6))
             x = x + net.linear(f"{name}.mlp.fc2.", gelu(inner))
         found.append(net.layer_norm("norm", x, 1e-6)[0])
@@ -234,7 +216,7 @@ def distilbert_features(ids, mask, tensors, *, heads=2, depth=2, prefix="distilb
         for i in range(depth):
             name = f"{prefix}transformer.layer.{i}"
             q, k, v = (net.linear(f"{name}.attention.{n}_lin.", x) for n in "qkv")
-            mixed = net.linear(f"{name}.attention.out_lin.", attention(q, k, v, heads, seen))
+            mixed = net.linear(f"{name}.attention.out_lin.", mix_heads(q, k, v, heads, seen))
             x = net.layer_norm(f"{name}.sa_layer_norm", x + mixed, 1e-12)
             outer = net.linear(f"{name}.ffn.lin2.", gelu(net.linear(f"{name}.ffn.lin1.", x)))
             x = net.layer_norm(f"{name}.output_layer_norm", x + outer, 1e-12)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dispatching import exhaustive
 from flax import nnx
 
 from calmoe_jax import nn
@@ -23,7 +24,7 @@ def test_it_has_as_many_parameters_as_the_published_one():
     assert abstract.num_features == 512
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, *exhaustive((jnp.float32,))])
 def test_it_is_trained(dtype):
     """Gradients reach every parameter; statistics stay in float32, whatever the dtype."""
     network = nn.from_nnx(
@@ -43,11 +44,11 @@ def test_it_is_trained(dtype):
 
 
 def test_a_compiled_program_is_what_is_called_eagerly():
-    module = net()
+    module = net(stages=1)
     graph, state = nnx.split(module)
     compiled = jax.jit(lambda state: nnx.merge(graph, state)(IMAGES))(state)
     np.testing.assert_allclose(module(IMAGES), compiled, rtol=1e-4, atol=1e-5)
-    assert compiled.shape == (3, 8)
+    assert compiled.shape == (3, 4)
 
 
 def test_unknown_stems(unchecked):
