@@ -46,3 +46,5 @@ from calmoe_jax.data.registry import register as register
 from calmoe_jax.data.resolve import resolve_task as resolve_task
 from calmoe_jax.data.task import Split as Split
 from calmoe_jax.data.task import Task as Task
+from calmoe_jax.data.tokens import TextTokenizer as TextTokenizer
+from calmoe_jax.data.tokens import load_tokenizer as load_tokenizer

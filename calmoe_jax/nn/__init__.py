@@ -1,9 +1,16 @@
-"""Flax NNX modules: backbones, the mixture-of-experts classifier, the single classifier."""
+"""Flax NNX modules: backbones, pretrained weights, the mixture of experts, one classifier."""
 
+from calmoe_jax.nn.backbones import DISTILBERT_SIZES as DISTILBERT_SIZES
+from calmoe_jax.nn.backbones import IMAGENET_PIXELS as IMAGENET_PIXELS
 from calmoe_jax.nn.backbones import MLP as MLP
+from calmoe_jax.nn.backbones import SYMMETRIC_PIXELS as SYMMETRIC_PIXELS
 from calmoe_jax.nn.backbones import VIT_SIZES as VIT_SIZES
+from calmoe_jax.nn.backbones import DistilBERT as DistilBERT
+from calmoe_jax.nn.backbones import DistilBERTSize as DistilBERTSize
 from calmoe_jax.nn.backbones import MoEBlocks as MoEBlocks
+from calmoe_jax.nn.backbones import PixelScale as PixelScale
 from calmoe_jax.nn.backbones import ResNet18 as ResNet18
+from calmoe_jax.nn.backbones import Standardized as Standardized
 from calmoe_jax.nn.backbones import TextEncoder as TextEncoder
 from calmoe_jax.nn.backbones import ViT as ViT
 from calmoe_jax.nn.backbones import ViTSize as ViTSize
@@ -20,3 +27,7 @@ from calmoe_jax.nn.moe_layer import MoELayer as MoELayer
 from calmoe_jax.nn.moe_layer import SelectionBias as SelectionBias
 from calmoe_jax.nn.network import Network as Network
 from calmoe_jax.nn.network import from_nnx as from_nnx
+from calmoe_jax.nn.pretrained import Loaded as Loaded
+from calmoe_jax.nn.pretrained import PretrainedError as PretrainedError
+from calmoe_jax.nn.pretrained import load_pretrained as load_pretrained
+from calmoe_jax.nn.pretrained import read_tensors as read_tensors

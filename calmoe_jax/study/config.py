@@ -5,6 +5,8 @@ the library: training passes plain numbers.
 """
 
 import dataclasses
+import hashlib
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tyro
@@ -16,10 +18,14 @@ from calmoe_jax._checks import (
     check_positive,
     check_range,
 )
+from calmoe_jax._errors import UserError
 from calmoe_jax.routing.kinds import ROUTING_KINDS, RoutingKind
 
-Backbone = Literal["mlp", "resnet18", "vit"]
+Backbone = Literal["mlp", "resnet18", "vit", "distilbert"]
 ViTSize = Literal["tiny", "S/32", "S/16", "B/32", "B/16"]
+TextSize = Literal["tiny", "base"]
+Stem = Literal["cifar", "imagenet"]
+Pixels = Literal["unit", "imagenet", "symmetric"]
 
 _MOST_SEEDS = 10_000
 
@@ -39,13 +45,20 @@ class ModelConfig:
     """The classifier.
 
     Attributes:
-        backbone: fully connected layers (mlp), or for images ResNet-18 with a stem for small ones
-            (resnet18) or a vision transformer (vit).
+        backbone: fully connected layers (mlp), for images ResNet-18 (resnet18) or a vision
+            transformer (vit), for tokens of text DistilBERT (distilbert).
         width: width of the fully connected layers, or of the first stage.
         depth: number of fully connected layers.
-        stages: stages of the ResNet, 1 to 4.
+        stages: stages of the ResNet, 1 to 4; by default 3, and 4 with the stem for ImageNet.
+        stem: stem of the ResNet: for small images (cifar), or ImageNet's (imagenet).
         vit_size: size of the vision transformer; its patches (16, 32, tiny: 4 pixels) must divide
             the images.
+        text_size: size of the DistilBERT: base, or tiny (for tests).
+        pretrained: safetensors file with the backbone's weights, as timm, torchvision or
+            transformers name them; its sizes must be the published ones.
+        pixels: what pixels are standardised to: [0, 1] (unit), by ImageNet's means and deviations
+            (imagenet), or to [-1, 1] (symmetric); by default what the pretrained weights were
+            trained on, and unit without.
         experts: number of experts.
         expert_hidden: width of the experts' hidden layer; 0 for linear experts.
         router_hidden: width of the router's hidden layer.
@@ -56,8 +69,12 @@ class ModelConfig:
     backbone: Backbone = "mlp"
     width: int = 64
     depth: int = 2
-    stages: int = 3
+    stages: int | None = None
+    stem: Stem = "cifar"
     vit_size: ViTSize = "S/16"
+    text_size: TextSize = "base"
+    pretrained: str | None = None
+    pixels: Pixels | None = None
     experts: int = 4
     expert_hidden: int = 0
     router_hidden: int = 128
@@ -67,6 +84,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_choice("backbone", self.backbone, get_args(Backbone))
         check_choice("vit_size", self.vit_size, get_args(ViTSize))
+        check_choice("stem", self.stem, get_args(Stem))
+        check_choice("text_size", self.text_size, get_args(TextSize))
+        if self.pixels is not None:
+            check_choice("pixels", self.pixels, get_args(Pixels))
         check_choice("routing", self.routing, ROUTING_KINDS)
         for name in ("width", "depth", "experts", "router_hidden", "k"):
             check_at_least(name, getattr(self, name), 1)
@@ -74,6 +95,24 @@ class ModelConfig:
         check_range("stages", self.stages, 1, 4)
         if self.routing == "top_k" and self.k > self.experts:
             raise ValueError(f"k must be in [1, experts={self.experts}], got k={self.k}.")
+        images = self.backbone in ("resnet18", "vit")
+        if self.pretrained is not None and self.backbone == "mlp":
+            raise ValueError(
+                "pretrained must be for a backbone with published weights, got "
+                f"pretrained={self.pretrained!r} and backbone={self.backbone!r}."
+            )
+        if self.pixels is not None and not images:
+            raise ValueError(
+                "pixels must be for a backbone for images, got "
+                f"pixels={self.pixels!r} and backbone={self.backbone!r}."
+            )
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the ResNet, with the default that depends on the stem."""
+        if self.stages is not None:
+            return self.stages
+        return 4 if self.stem == "imagenet" else 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,10 +209,27 @@ class RunConfig:
         return tuple(range(self.first_seed, self.first_seed + self.seeds))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `config.json` holds them."""
+        """Plain values, as `config.json` holds them; of pretrained weights name and digest.
+
+        Raises:
+            UserError: if the file of pretrained weights cannot be read.
+        """
         values = dataclasses.asdict(self)
         values["methods"] = list(self.methods)
+        values["model"]["stages"] = self.model.num_stages
+        if self.model.pretrained is not None:
+            values["model"]["pretrained"] = _name_and_digest(Path(self.model.pretrained))
         return values
+
+
+def _name_and_digest(path: Path) -> str:
+    """The name of a file and of its content, so that it may lie elsewhere and not be replaced."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"pretrained={path} cannot be read: {error}.") from error
+    return f"{path.name} sha256:{digest[:16]}"
 
 
 def with_defaults(model: ModelConfig, train: TrainConfig) -> TrainConfig:

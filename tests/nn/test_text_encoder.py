@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import transformers
+import transformer_references
 from flax import nnx
 
 from calmoe_jax import nn
@@ -29,9 +29,9 @@ def ids(seed=0, rows=4):
 @pytest.mark.parametrize("sparse", [None, SPARSE])
 def test_it_is_the_plain_function(sparse):
     model = encoder(sparse)
-    params = transformers.arrays(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    params = transformer_references.arrays(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     some = MASK[:3]
-    want, loads = transformers.text(
+    want, loads = transformer_references.text(
         np.asarray(ids(rows=3)), np.asarray(some), params, heads=2, moe=sparse
     )
     values, layers = jax.jit(model.__call__)({"ids": ids(rows=3), "mask": some})

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import transformers
+import transformer_references
 from devices import assert_devices_agree, shard_map
 from dispatching import exhaustive
 from flax import nnx
@@ -34,7 +34,7 @@ def perturbed(module):
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     rng = np.random.RandomState(0)
     params = jax.tree.map(lambda x: x + 0.2 * rng.randn(*x.shape).astype(np.float32), params)
-    return nnx.merge(graph, params, rest), transformers.arrays(nnx.to_pure_dict(params))
+    return nnx.merge(graph, params, rest), transformer_references.arrays(nnx.to_pure_dict(params))
 
 
 @pytest.mark.parametrize(("size", "count"), [("S/16", 22_050_664), ("B/16", 86_567_656)])
@@ -54,7 +54,7 @@ def test_the_count_of_a_sparse_one():
 
 def test_a_dense_one_is_the_plain_function():
     model, params = perturbed(vit())
-    want, _ = transformers.vit(images(), params, patch=2, heads=2)
+    want, _ = transformer_references.vit(images(), params, patch=2, heads=2)
     found = jax.jit(model.__call__)(images())
     assert found.layers is None
     np.testing.assert_allclose(found.values, want, rtol=1e-5, atol=1e-5)
@@ -67,7 +67,7 @@ def test_a_dense_one_is_the_plain_function():
 def test_a_sparse_one_is_a_loop_over_blocks_tokens_and_experts(options, capacity):
     sparse = SPARSE._replace(**options)
     model, params = perturbed(vit(sparse))
-    want, loads = transformers.vit(
+    want, loads = transformer_references.vit(
         images(), params, patch=2, heads=2, moe=sparse, capacity=capacity
     )
     values, layers = jax.jit(model.__call__)(images())

@@ -25,8 +25,9 @@ from calmoe_jax.nn.moe_layer import MoELayer
 from calmoe_kernels.varying import varying_axes
 
 Remat = Literal["none", "block"]
+NormOrder = Literal["before", "after"]
 _DType = Any
-_EPSILON = 1e-6
+EPSILON = 1e-6
 
 
 class MoEBlocks(NamedTuple):
@@ -99,7 +100,10 @@ class _MLP(nnx.Module):
 
 
 class _Block(nnx.Module):
-    """Attention, then an MLP or a sparse layer; each after a normalisation, beside a shortcut."""
+    """Attention, then an MLP or a sparse layer, each beside a shortcut.
+
+    Each is after a normalisation (`before`), or each sum with its shortcut is normalised (`after`).
+    """
 
     def __init__(
         self,
@@ -107,10 +111,14 @@ class _Block(nnx.Module):
         heads: int,
         mlp_width: int,
         moe: MoEBlocks | None,
+        norms: NormOrder,
+        epsilon: float,
         dtypes: dict[str, _DType],
         rngs: nnx.Rngs,
     ) -> None:
-        self.norm1, self.norm2 = _norm(width, dtypes, rngs), _norm(width, dtypes, rngs)
+        self.norm1 = layer_norm(width, epsilon, dtypes["param_dtype"], rngs)
+        self.norm2 = layer_norm(width, epsilon, dtypes["param_dtype"], rngs)
+        self.norms = norms
         self.attention = _Attention(width, heads, dtypes, rngs)
         self.moe = moe
         if moe is None:
@@ -130,12 +138,24 @@ class _Block(nnx.Module):
         key: jax.Array | None,
     ) -> tuple[Float[Array, "examples tokens width"], LayerStatistics | None]:
         """The block's output, and the statistics of its sparse layer; a key draws its noise."""
-        x = x + self.attention(self.norm1(x), mask)
-        normed = self.norm2(x)
+        if self.norms == "before":
+            x = x + self.attention(self.norm1(x), mask)
+            output, layer = self._after_attention(self.norm2(x), mask, key)
+            return x + output.astype(x.dtype), layer
+        x = self.norm1(x + self.attention(x, mask)).astype(x.dtype)
+        output, layer = self._after_attention(x, mask, key)
+        return self.norm2(x + output.astype(x.dtype)).astype(x.dtype), layer
+
+    def _after_attention(
+        self,
+        x: Float[Array, "examples tokens width"],
+        mask: Bool[Array, "examples tokens"] | None,
+        key: jax.Array | None,
+    ) -> tuple[Float[Array, "examples tokens width"], LayerStatistics | None]:
+        """The output of the MLP, or of the sparse layer with its statistics."""
         if self.moe is None:
-            return x + self.mlp(normed), None
-        output, layer = _routed(self.sparse, self.moe, normed, mask, key)
-        return x + output.astype(x.dtype), layer
+            return self.mlp(x), None
+        return _routed(self.sparse, self.moe, x, mask, key)
 
 
 def _routed(
@@ -178,7 +198,9 @@ class _Pair(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Blocks with normalisation first, and one at the end; every second block may be sparse.
+    """Blocks with normalisation first and one at the end, or after each sum (the order of BERT).
+
+    Every second block may be sparse.
 
     A dense block has `4 w (w + 1) + 2 w h + h + w + 4 w` parameters for width `w` and MLP width
     `h`; in a sparse one the MLP's `2 w h + h + w` are there for each of `E` experts, besides `w E`
@@ -195,6 +217,8 @@ class Transformer(nnx.Module):
         mlp_width: int,
         moe: MoEBlocks | None,
         remat: Remat,
+        norms: NormOrder = "before",
+        epsilon: float = EPSILON,
         dtype: jnp.dtype | type,
         param_dtype: jnp.dtype | type,
         rngs: nnx.Rngs,
@@ -211,10 +235,12 @@ class Transformer(nnx.Module):
         if width % heads:
             raise ValueError(f"heads must divide width={width}, got heads={heads}.")
         check_choice("remat", remat, get_args(Remat))
+        check_choice("norms", norms, get_args(NormOrder))
+        check_positive("epsilon", epsilon)
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
 
         def block(rngs: nnx.Rngs, moe: MoEBlocks | None = None) -> _Block:
-            return _Block(width, heads, mlp_width, moe, dtypes, rngs)
+            return _Block(width, heads, mlp_width, moe, norms, epsilon, dtypes, rngs)
 
         def pair(rngs: nnx.Rngs) -> _Pair:
             return _Pair(block(rngs), block(rngs, moe))
@@ -223,7 +249,8 @@ class Transformer(nnx.Module):
             _check_sparse(moe, depth)
         self.number = depth if moe is None else depth // 2
         self.blocks = _stacked(block if moe is None else pair, self.number, rngs)
-        self.norm = _norm(width, dtypes, rngs)
+        ends = norms == "before"
+        self.norm = layer_norm(width, epsilon, param_dtype, rngs) if ends else None
         noisy = moe is not None and moe.noise > 0
         self.noise_keys = nnx.data(rngs["noise"].fork() if noisy else None)
         self.remat, self.dtype = remat, dtype
@@ -235,7 +262,7 @@ class Transformer(nnx.Module):
         mask: Bool[Array, "examples tokens"] | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "examples tokens width"], LayerStatistics | None]:
-        """The last normalisation's output in float32, and the statistics of the sparse layers.
+        """The last block's or normalisation's output in float32, and the sparse layers' statistics.
 
         Args:
             x: tokens of each example.
@@ -260,7 +287,7 @@ class Transformer(nnx.Module):
             # a loop's iterations are not merged with those of its derivative
             one = jax.checkpoint(one, prevent_cse=False)
         x, layers = jax.lax.scan(one, x.astype(self.dtype), (stacked, keys))
-        return self.norm(x), layers
+        return x.astype(jnp.float32) if self.norm is None else self.norm(x), layers
 
 
 def _own_key(key: jax.Array, x: Float[Array, "examples tokens width"]) -> jax.Array:
@@ -282,10 +309,10 @@ def _check_sparse(moe: MoEBlocks, depth: int) -> None:
         )
 
 
-def _norm(width: int, dtypes: dict[str, _DType], rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A normalisation in float32."""
+def layer_norm(width: int, epsilon: float, param_dtype: _DType, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A normalisation of tokens, in float32 whatever the dtype of the parameters."""
     return nnx.LayerNorm(
-        width, epsilon=_EPSILON, dtype=jnp.float32, param_dtype=dtypes["param_dtype"], rngs=rngs
+        width, epsilon=epsilon, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs
     )
 
 

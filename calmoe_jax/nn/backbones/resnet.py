@@ -1,16 +1,18 @@
-"""ResNet-18 for small images."""
+"""ResNet-18, for small images or with the stem for ImageNet's."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from calmoe_jax._checks import check_at_least, check_range
+from calmoe_jax._checks import check_at_least, check_choice, check_range
 from calmoe_jax.nn.backbones._convolution import loop_friendly_conv
 from calmoe_kernels.varying import varying_axes
+
+Stem = Literal["cifar", "imagenet"]
 
 _HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
@@ -54,14 +56,26 @@ class _Block(nnx.Module):
 
 
 class ResNet18(nnx.Module):
-    """ResNet-18 for small images: a 3x3 stem without pooling, then 1 to 4 stages of two blocks.
+    """ResNet-18: a stem, then 1 to 4 stages of two blocks.
 
-    Stages have `width`, 2, 4 and 8 times `width` channels, each after the first at half the
-    resolution; features are the spatial mean. With width 64 and 3 colour channels the parameters
-    number 149,824, 675,392, 2,775,104 and 11,168,832 for 1 to 4 stages. Initialisation: He normal
-    (fan-out) convolutions without bias, batch normalisation with scale 1 and bias 0, momentum 0.9.
-    Where `shard_map` gives each device a part of a batch, it normalises by the whole batch; under
+    The stem for small images is a 3x3 convolution at full resolution; ImageNet's is a 7x7
+    convolution of stride 2 and the maximum over 3x3 windows of stride 2, and its four stages are
+    the published network. Stages have `width`, 2, 4 and 8 times `width` channels, each after the
+    first at half the resolution; features are the spatial mean. With width 64 and 3 colour
+    channels the parameters number 149,824, 675,392, 2,775,104 and 11,168,832 for 1 to 4 stages
+    after the stem for small images, and 7,680 more after ImageNet's: 11,176,512 for 4 stages.
+    Initialisation: He normal (fan-out) convolutions without bias, batch normalisation with scale 1
+    and bias 0, momentum 0.9. Normalisation takes its means in float32, whatever the dtype. Where
+    `shard_map` gives each device a part of a batch, it normalises by the whole batch; under
     `pmap`, or without `check_vma`, each device by its part.
+
+    Example:
+        >>> net = ResNet18(3, stem="imagenet", width=8, rngs=nnx.Rngs(0))
+        >>> net(jnp.ones((2, 64, 64, 3))).shape
+        (2, 64)
+
+    References:
+        He et al., Deep Residual Learning for Image Recognition, 2016.
     """
 
     def __init__(
@@ -70,6 +84,7 @@ class ResNet18(nnx.Module):
         *,
         stages: int = 4,
         width: int = 64,
+        stem: Stem = "cifar",
         dtype: jnp.dtype | type = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
@@ -79,13 +94,21 @@ class ResNet18(nnx.Module):
             in_channels: channels of the images.
             stages: number of stages, 1 to 4; the paper's CIFAR models have 3.
             width: channels of the first stage.
+            stem: `"cifar"` for small images, `"imagenet"` for those of about 224 x 224, which it
+                reduces to a quarter of height and width.
             dtype: dtype of the computation; parameters and statistics are float32.
             rngs: source of the initial weights.
+
+        Raises:
+            ValueError: if a size is out of range, or the stem is unknown.
         """
         check_at_least("in_channels", in_channels, 1)
         check_range("stages", stages, 1, 4)
         check_at_least("width", width, 1)
-        self.stem = _conv(in_channels, width, 3, 1, dtype, rngs)
+        check_choice("stem", stem, get_args(Stem))
+        size, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.stem = _conv(in_channels, width, size, stride, dtype, rngs)
+        self.pools = stem == "imagenet"
         self.norm = _norm(width, dtype, rngs)
         blocks, channels_in = [], width
         for stage in range(stages):
@@ -107,6 +130,8 @@ class ResNet18(nnx.Module):
             train: whether to normalise by the batch and to update the running statistics.
         """
         x = jax.nn.relu(self.norm(self.stem(x), train=train))
+        if self.pools:
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for block in self.blocks:
             x = block(x, train=train)
         return jnp.mean(x, axis=(1, 2))

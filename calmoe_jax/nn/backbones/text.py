@@ -8,7 +8,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_where
-from calmoe_jax.nn.backbones._transformer import MoEBlocks, Remat, Transformer
+from calmoe_jax.nn.backbones._transformer import (
+    EPSILON,
+    MoEBlocks,
+    NormOrder,
+    Remat,
+    Transformer,
+    layer_norm,
+)
 from calmoe_jax.nn.features import Features
 
 # Standard deviation of the initial embeddings.
@@ -31,8 +38,9 @@ class TextEncoder(nnx.Module):
     """A transformer on tokens of text; its features are the first token's.
 
     Padding takes part in nothing: no token attends to it, and it is not routed, takes no capacity
-    and is in no statistic. The blocks are those of `ViT`. Besides them the parameters are `V w`
-    of the vocabulary, `L w` of the positions, and `2 w` of the last normalisation.
+    and is in no statistic. The blocks are those of `ViT`, or normalise after each sum as BERT's do.
+    Besides them the parameters are `V w` of the vocabulary, `L w` of the positions, and `2 w` of
+    the last normalisation, or with BERT's order of the embeddings'.
 
     Example:
         >>> encoder = TextEncoder(
@@ -57,6 +65,8 @@ class TextEncoder(nnx.Module):
         dtype: jnp.dtype | type = jnp.float32,
         param_dtype: jnp.dtype | type = jnp.float32,
         remat: Remat = "none",
+        norms: NormOrder = "before",
+        epsilon: float = EPSILON,
         rngs: nnx.Rngs,
     ) -> None:
         """Builds embeddings and blocks.
@@ -73,6 +83,9 @@ class TextEncoder(nnx.Module):
             dtype: as in `ViT`.
             param_dtype: as in `ViT`.
             remat: as in `ViT`.
+            norms: `"before"`: blocks normalise what attention and MLP get, and the last output is
+                normalised; `"after"`: embeddings, and each sum with a shortcut.
+            epsilon: what normalisation adds to the variance, positive.
             rngs: as in `ViT`.
 
         Raises:
@@ -82,7 +95,7 @@ class TextEncoder(nnx.Module):
         check_at_least("max_length", max_length, 1)
         self.transformer = Transformer(
             width, depth=depth, heads=heads, mlp_width=mlp_width, moe=moe, remat=remat,
-            dtype=dtype, param_dtype=param_dtype, rngs=rngs,
+            norms=norms, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
         )  # fmt: skip
 
         def embeddings(number: int) -> nnx.Param:
@@ -90,6 +103,8 @@ class TextEncoder(nnx.Module):
             return nnx.Param(_EMBEDDING_SCALE * values)
 
         self.vocabulary, self.positions = embeddings(vocab_size), embeddings(max_length)
+        after = norms == "after"
+        self.norm = layer_norm(width, epsilon, param_dtype, rngs) if after else None
         self.num_features, self.dtype = width, dtype
 
     def __call__(self, x: Text | Any, *, train: bool = False) -> Features:
@@ -126,5 +141,7 @@ class TextEncoder(nnx.Module):
             vocabulary, ids, axis=0, mode="fill", fill_value=jnp.nan
         )
         tokens = tokens.astype(self.dtype) + positions[:length].astype(self.dtype)[None]
+        if self.norm is not None:
+            tokens = self.norm(tokens)
         tokens, layers = self.transformer(tokens, mask=mask, train=train)
         return Features(tokens[:, 0], layers)

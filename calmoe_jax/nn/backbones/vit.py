@@ -119,6 +119,7 @@ class ViT(nnx.Module):
         positions = jax.random.normal(rngs.params(), (tokens, width), param_dtype)
         self.positions = nnx.Param(_POSITION_SCALE * positions)
         self.image_shape, self.patch_size = tuple(image_shape), patch_size
+        self.is_sparse = moe is not None
         self.num_features, self.dtype = width, dtype
 
     @classmethod

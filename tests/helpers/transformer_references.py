@@ -26,19 +26,22 @@ def gelu(x):
     return 0.5 * x * (1 + scipy.special.erf(x / np.sqrt(2)))
 
 
-def attention(x, p, heads, mask):
-    """Of one example, one head and one token after the other."""
-    tokens, width = x.shape
-    size = width // heads
-    q, k, v = np.split(linear(x, p["inputs"]), 3, axis=1)
-    mixed = np.zeros((tokens, width))
+def mix_heads(q, k, v, heads, mask):
+    """Values of one example mixed by attention, one head and one token after the other."""
+    mixed, size = np.zeros_like(q), q.shape[1] // heads
     for h in range(heads):
         own = slice(h * size, (h + 1) * size)
-        for t in range(tokens):
+        for t in range(len(q)):
             scores = k[:, own] @ q[t, own] / np.sqrt(size)
             weights = references.softmax(np.where(mask, scores, -np.inf))
             mixed[t, own] = weights @ v[:, own]
-    return linear(mixed, p["output"])
+    return mixed
+
+
+def attention(x, p, heads, mask):
+    """Of one example."""
+    q, k, v = np.split(linear(x, p["inputs"]), 3, axis=1)
+    return linear(mix_heads(q, k, v, heads, mask), p["output"])
 
 
 def block(x, p, heads, mask, moe=None, capacity=None):
