@@ -134,7 +134,9 @@ def stability_bound(population: Population, weight: Weight) -> F:
         population: calibrated within each slice.
         weight: of the shift.
     """
-    after = {key: mass(atoms) for key, atoms in groups(shifted(population, weight), slice_of).items()}
+    after = {
+        key: mass(atoms) for key, atoms in groups(shifted(population, weight), slice_of).items()
+    }
     bound = F(0)
     for key, atoms in groups(population, slice_of).items():
         bound += after.get(key, F(0)) * abs(weight_covariance(atoms, weight))

@@ -3,8 +3,8 @@
 Weights `exp(eta L)` depend on the label. The pointwise minimiser of `(1 / eta) log E exp(eta L)`,
 with L the log loss, is `p ~ pi^(1 / (1 + eta))` in place of the truth pi: under-confident. With the
 gradient through the weights it is lower still. On batches of n examples the minimum is that of
-`E (1 / eta) log mean_n exp(eta L)`: the truth for n = 1, the curve for large n. The expectation over
-all batches is one integral, `E log sum_i Z_i = int_0^inf (exp(-t) - (E exp(-t Z))^n) / t dt`.
+`E (1 / eta) log mean_n exp(eta L)`: the truth for n = 1, the curve for large n. The expectation
+over all batches is one integral, `E log sum_i Z_i = int_0^inf (exp(-t) - (E exp(-t Z))^n) / t dt`.
 
 Networks are trained on examples whose true probabilities are known, with the library's objectives,
 for each batch size; and with weights that depend on the routing configuration alone, which leave
@@ -145,9 +145,7 @@ _NETWORK = from_nnx(
 
 
 @partial(jax.jit, static_argnames=("objective", "batch_size", "steps"))
-def _trained(
-    seeds: jax.Array, *, objective: Objective, batch_size: int, steps: int
-) -> jax.Array:
+def _trained(seeds: jax.Array, *, objective: Objective, batch_size: int, steps: int) -> jax.Array:
     """Probability of class 1 for each input, `[seeds, inputs]`: the mean over the last half."""
     optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps))
     inputs, truths = jnp.eye(len(TRUTHS)), jnp.asarray(TRUTHS)
@@ -228,7 +226,9 @@ def compute(*, steps: Mapping[int, int] = STEPS, seeds: int = SEEDS) -> dict[str
         "truths": list(TRUTHS),
         "binary": binary,
         "three_classes": three,
-        "one_input_of_0.9": {str(n): float(batch_minimiser((0.9,), ETA, n)[0]) for n in BATCH_SIZES},
+        "one_input_of_0.9": {
+            str(n): float(batch_minimiser((0.9,), ETA, n)[0]) for n in BATCH_SIZES
+        },
         "networks": networks,
     }
 
@@ -270,7 +270,9 @@ def draw(found: dict[str, Any]) -> Figure:
         if name.startswith("tilt"):
             right.plot(found["truths"], line["expected"], color=look(i)["color"], lw=1.2)
         right.plot(found["truths"], mean, **(look(i) | {"ls": ""}), label=name)
-    right.set_title(f"Networks trained on batches of n (marks),\nη = {found['eta']:g}, and what theory says (lines)")
+    right.set_title(
+        f"Networks trained on batches of n (marks),\nη = {found['eta']:g}, and the theory (lines)"
+    )
     right.set_ylim(0.49, 1.02)
     right.set_ylabel("probability by the network, mean of seeds")
     right.legend(frameon=False, fontsize=8.5, loc="upper left")

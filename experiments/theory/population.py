@@ -139,7 +139,9 @@ def expert_error(population: Iterable[Atom], expert: int, *, weighted: bool = Tr
     total = ZERO
     for level, atoms in levels.items():
         views = [a.routing[expert] if weighted else Fraction(a.routing[expert] > 0) for a in atoms]
-        total += abs(sum(v * a.mass * (a.chance - level) for v, a in zip(views, atoms, strict=True)))
+        total += abs(
+            sum(v * a.mass * (a.chance - level) for v, a in zip(views, atoms, strict=True))
+        )
     return total
 
 

@@ -157,7 +157,11 @@ def draw(found: dict[str, Any]) -> Figure:
     names = (
         ("softened", "1: the router softens", "share of examples with soft weights"),
         ("balancing", "2: balanced configurations move", "share of the first configurations"),
-        ("active_calibrated", "3: experts calibrated unweighted", "share of the shifted population"),
+        (
+            "active_calibrated",
+            "3: experts calibrated unweighted",
+            "share of the shifted population",
+        ),
     )
     for ax, (key, title, label) in zip(panels, names, strict=True):
         lines = found[key]
