@@ -41,7 +41,9 @@ from experiments.theory import exact_premise
 from experiments.theory.exact_premise import standardised
 from experiments.theory.mixtures import EPOCHS, SEEDS, Pool, calibrated, mixed, trained_pool
 
-TITLE = "Mixtures of portal under exact reweightings of real held-out examples"
+TITLE = (
+    "Real held-out examples of portal, reweighted: what theory promises, and what fitting leaves"
+)
 TASK = "portal"
 ROUTINGS: tuple[tuple[str, RoutingKind], ...] = (
     ("dense", "dense"), ("top-2", "top_k"), ("hard", "hard"),
@@ -233,10 +235,10 @@ def draw(found: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(10.4, 8.0), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
     titles = (
-        "Premise exact: hard routing keeps its calibration",
-        "Experts fitted on the other half: features of S move",
-        "The same: S moves to where confidence errs",
-        "The same: wrong examples are favoured",
+        "Experts calibrated exactly: hard routing alone keeps 0",
+        "Experts fitted on other examples: features of S harm none",
+        "The same, S moved to where confidence errs: no clear winner",
+        "The same: favouring wrong examples breaks all alike",
     )
     for i, (routing, lines) in enumerate(found["routings"].items()):
         exact = lines["exact_premise"]["errors"]
