@@ -54,9 +54,9 @@ WIDE = ((50_000, 1_000), (200_000, 100))
 _NUM_ORACLES = 50
 
 # Least time of a peer in units of ours, and most time of ours in units of another; libraries are
-# farther behind on more than two cores, and the fastest of JAX checks no row. Against relplot 49 was
-# measured on two idle cores: its sums by `bincount` add in float64, while ours add runs in pairs so
-# as not to stagnate in float32, which costs a fifth of the time.
+# farther behind on more than two cores, and the fastest of JAX checks no row. Against relplot 49
+# was measured on two idle cores: its sums are in float64, while ours add runs in pairs so as not to
+# stagnate in float32, which costs a fifth of the time.
 LEAST = {
     "expected: netcal / ours": 18.0,
     "expected: torchmetrics / ours": 4.0,
