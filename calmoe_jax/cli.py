@@ -9,11 +9,10 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -24,134 +23,9 @@ from calmoe_jax._label_command import Label
 from calmoe_jax._monitor_command import Monitor
 from calmoe_jax._plan_command import Plan
 from calmoe_jax._repair_command import Repair
+from calmoe_jax._run_command import Run
 from calmoe_jax._signals import Stopped, ending_on_signals
-from calmoe_jax._usage import UsageError, check_folder
-from calmoe_jax.study.config import ModelConfig, RunConfig, TrainConfig
-
-# The configuration as given: checked when the command runs, where errors can name its options.
-
-
-class _GivenModel(ModelConfig):
-    def __post_init__(self) -> None:
-        pass
-
-
-class _GivenTrain(TrainConfig):
-    def __post_init__(self) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class _GivenRun(RunConfig):
-    model: _GivenModel = field(default_factory=_GivenModel)
-    train: _GivenTrain = field(default_factory=_GivenTrain)
-
-    def __post_init__(self) -> None:
-        pass
-
-
-def _checked(given: _GivenRun) -> RunConfig:
-    """The configuration with its rules applied; `UsageError` for what breaks one."""
-    try:
-        return RunConfig(
-            **vars(given)
-            | {"model": ModelConfig(**vars(given.model)), "train": TrainConfig(**vars(given.train))}
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class Run:
-    """Train, calibrate and evaluate methods on a task, and write a report.
-
-    The task is one of `calmoe tasks`, an npz file, or `module:function` for a function that
-    returns one. The same configuration on an existing folder continues it; another is refused.
-    """
-
-    config: Annotated[_GivenRun, tyro.conf.arg(name="")] = field(default_factory=_GivenRun)
-    """What to run."""
-    out: Path | None = None
-    """The run's folder; runs/TASK by default."""
-    data_dir: Path | None = None
-    """Folder with the data sets that do not come with the package; see calmoe data where."""
-    cache: bool = False
-    """Keep compiled programs in the user's cache folder, or in CALMOE_CACHE_DIR, so that the next
-    run starts sooner. On by default if CALMOE_CACHE_DIR is set."""
-    sharded: bool = False
-    """Spread every batch over all devices, one seed after the other."""
-    distributed: bool = False
-    """As sharded, over the devices of several processes: start the same command in each. Slurm, GKE
-    and TPU pods say who the others are; elsewhere give the next three options."""
-    coordinator: str | None = None
-    """Host and port of process 0, such as 10.0.0.1:8476."""
-    num_processes: int | None = None
-    """Number of processes."""
-    process_id: int | None = None
-    """Number of this process, from 0."""
-    timeout: float = 300.0
-    """Seconds to wait for the other processes."""
-    heartbeat: float = 20.0
-    """Seconds without a sign of life after which another process counts as lost."""
-    tensorboard: Path | None = None
-    """Folder for TensorBoard's events (needs tensorboardX)."""
-    profile: Path | None = None
-    """Folder for a trace of the whole run by JAX's profiler; make it a short one."""
-
-    def __call__(self) -> int:
-        """Runs the command."""
-        config = _checked(self.config)
-        self._join()
-        import jax
-
-        from calmoe_jax import _compilation_cache as compilation_cache
-        from calmoe_jax.parallel import device_mesh
-        from calmoe_jax.parallel.processes import is_writer
-        from calmoe_jax.study.report import Summary, verdicts
-        from calmoe_jax.study.runner import run
-
-        if self.cache or os.environ.get(compilation_cache.VARIABLE):
-            compilation_cache.keep_compiled_programs(compilation_cache.user_cache_dir())
-        out = self.out or Path("runs") / _name_of(config.task)
-        for name in ("tensorboard", "profile"):
-            if (folder := vars(self)[name]) is not None:
-                check_folder(name, folder)
-        traced = nullcontext() if self.profile is None else jax.profiler.trace(str(self.profile))
-        with traced:
-            results = run(
-                config.task, config.methods, out=out, model=config.model, train=config.train,
-                seeds=config.seeds, first_seed=config.first_seed,
-                data_dir=_data_dir(self.data_dir), tensorboard=self.tensorboard,
-                mesh=device_mesh() if self.sharded or self.distributed else None,
-            )  # fmt: skip
-        if not is_writer():
-            return 0
-        summary = Summary(results)
-        for verdict in verdicts(summary):
-            print(f"\n{summary.title(verdict.method)}: {verdict.headline}.\n  {verdict.detail}")
-        print(f"\nReport: {out / 'report.html'}")
-        return 0
-
-    def _join(self) -> None:
-        """Joins the other processes, if there are others."""
-        given = [
-            n for n in ("coordinator", "num_processes", "process_id") if vars(self)[n] is not None
-        ]
-        if not self.distributed:
-            if given:
-                raise UsageError(f"{given[0]} must be given with --distributed only.")
-            return
-        from calmoe_jax.parallel.processes import join_processes
-
-        join_processes(
-            coordinator=self.coordinator, num_processes=self.num_processes,
-            process_id=self.process_id, timeout=self.timeout, heartbeat=self.heartbeat,
-        )  # fmt: skip
-
-
-def _name_of(task: str) -> str:
-    """The name of a task's run folder; for a file or a function, the last part of its name."""
-    return Path(task).stem if task.endswith(".npz") else task.rpartition(":")[2]
+from calmoe_jax._usage import UsageError, check_folder, data_dir_of
 
 
 @dataclass(frozen=True)
@@ -189,7 +63,7 @@ class Tasks:
         """Runs the command."""
         from calmoe_jax.data import TASKS
 
-        folder = _data_dir(self.data_dir)
+        folder = data_dir_of(self.data_dir)
         for name, info in TASKS.items():
             missing = info.missing(folder)
             if not (info.files or info.data):
@@ -241,14 +115,6 @@ def _abbreviated(names: Sequence[str]) -> str:
     return ", ".join(
         f"{stem}_{ends[0]}..{ends[-1]}" if len(ends) > 1 else stem for stem, ends in stems.items()
     )
-
-
-def _data_dir(given: Path | None) -> Path:
-    from calmoe_jax.data.sets.folder import data_folder
-
-    if given is not None and not given.is_dir():
-        raise UsageError(f"data_dir must be a folder, got data_dir={given}.")
-    return data_folder(given).path
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
