@@ -14,6 +14,7 @@ pytestmark = pytest.mark.exhaustive
 README = Path(experiments.trained.__file__).with_name("README.md").read_text()
 COMMANDS = (
     "choose_rule", "interval_coverage", "repair_protocol", "repair_without_labels", "theorem_class",
+    "theory",
 )  # fmt: skip
 
 
