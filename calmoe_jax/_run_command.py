@@ -12,13 +12,15 @@ from calmoe_jax._usage import UsageError, check_folder, data_dir_of
 from calmoe_jax.study.config import ModelConfig, RunConfig, TrainConfig
 from calmoe_jax.study.recommended import RECOMMENDED
 
-# What is run without a task, all of it in the package: a shift where confidence holds, and many
-# where it breaks.
-FIRST_TASKS = ("portal", "digits")
-TASKS_IN_WORDS = {
+# What is run without a task, all of it in the package and quick: a shift where confidence holds,
+# and many where it breaks and is repaired.
+FIRST_TASKS = {
     "portal": "25 years of captures of desert rodents, where confidence holds under shift",
-    "digits": "digits with corruptions at five severities, where it breaks",
+    "digits": "handwritten digits and their corruptions, where it breaks, and what repairs it",
 }
+# Methods of all of them but the first, unless methods are given.
+_FEWER_METHODS = ("vanilla", "robust")
+
 
 # The configuration as given: checked when the command runs, where errors can name its options.
 
@@ -60,11 +62,20 @@ def _checked(given: _GivenRun, *, recommended: bool) -> list[RunConfig]:
     try:
         checked = ModelConfig(**vars(model)), TrainConfig(**vars(given.train))
         return [
-            RunConfig(task, methods, given.seeds, given.first_seed, *checked)
-            for task in ((given.task,) if given.task else FIRST_TASKS)
+            RunConfig(task, of_task, given.seeds, given.first_seed, *checked)
+            for task, of_task in _asked(given.task, methods).items()
         ]
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _asked(task: str, methods: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """The methods of each task to run."""
+    if task:
+        return {task: methods}
+    first, *others = FIRST_TASKS
+    fewer = _FEWER_METHODS if methods == _GivenRun().methods else methods
+    return {first: methods, **dict.fromkeys(others, fewer)}
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ class Run:
             out = self.out / name if self.out else out
             events = events / name if events else None
             if is_writer():
-                print(f"{name}: {TASKS_IN_WORDS[name]}\n")
+                print(f"{name}: {FIRST_TASKS[name]}\n")
         results = run(
             config.task, config.methods, out=out, model=config.model, train=config.train,
             seeds=config.seeds, first_seed=config.first_seed,

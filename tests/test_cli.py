@@ -13,9 +13,10 @@ import pytest
 from audit_logs import make, write
 from small import small_task
 
-from calmoe_jax import _compilation_cache, cli, training
+from calmoe_jax import _compilation_cache, _run_command, cli, training
 from calmoe_jax.data.sets import SETS
 from calmoe_jax.study import runner
+from calmoe_jax.study.recommended import RECOMMENDED
 
 pytestmark = pytest.mark.every_case
 
@@ -47,6 +48,8 @@ def run(monkeypatch, tmp_path, capsys):
         (("run", "--epochs", "0"), "calmoe: --epochs must be at least 1, got --epochs=0."),
         (("run", "--epochs", "x"), "Error parsing --epochs"),
         (("run", "--batch-size", "-1"), "--batch-size must be at least 1, got --batch-size=-1"),
+        (("run", "--recommended", "--methods", "robust"), "--methods must not be given with"),
+        (("run", "--recommended", "--routing", "hard"), "--routing must not be given with"),
         (("run", "--seeds", "0"), "--seeds must be at least 1, got --seeds=0"),
         (("run", "--seeds", "99999999999"), "--seeds must be in [1, 10000]"),
         (("run", "--eta", "0"), "--eta must be positive and finite, got --eta=0.0"),
@@ -209,7 +212,7 @@ def test_a_run_over_devices_has_a_report(tmp_path, capsys):
 @pytest.mark.exhaustive
 def test_run_and_report(run, monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "resolve_task", lambda task, data_dir: small_task())
-    code, out, _ = run("run", "--methods", "vanilla", "robust", *SMALL)
+    code, out, _ = run("run", "portal", "--methods", "vanilla", "robust", *SMALL)
     assert code == 0
     assert "Vanilla MoE: The reference." in out
     assert "Robust MoE: " in out
@@ -222,9 +225,42 @@ def test_run_and_report(run, monkeypatch, tmp_path):
     assert (code, out) == (0, "runs/portal/report.html\n")
     code, out, _ = run("report", "runs/portal", "runs/portal", "--out", "both")
     assert (code, out) == (0, "both/report.html\n")
-    code, _, err = run("run", "--methods", "vanilla", *SMALL)
+    code, _, err = run("run", "portal", "--methods", "vanilla", *SMALL)
     assert code == 2
     assert "another configuration" in err
+
+
+@pytest.mark.exhaustive
+def test_a_run_without_a_task_shows_two_and_what_is_recommended(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "resolve_task", lambda task, data_dir: small_task(name=task))
+    monkeypatch.setattr(_run_command, "_FEWER_METHODS", ("vanilla",))
+    code, out, _ = run("run", *SMALL, "--out", "both")
+    assert code == 0
+    at = [out.index(words) for words in ("portal: 25 years", "digits: handwritten digits")]
+    assert at == sorted(at)
+    assert out.count("\nRecommended: vanilla, safe (no labels of the target): ECE") == 2
+    results = [
+        json.loads((tmp_path / "both" / name / "results.json").read_text())
+        for name in _run_command.FIRST_TASKS
+    ]
+    assert [len(found["methods"]) for found in results] == [7, 1]
+    assert [found["task"] for found in results] == ["portal", "digits"]
+
+
+@pytest.mark.exhaustive
+def test_what_is_recommended_is_run_alone(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "resolve_task", lambda task, data_dir: small_task())
+    code, out, _ = run("run", "portal", "--recommended", *SMALL)
+    assert code == 0
+    results = json.loads((tmp_path / "runs" / "portal" / "results.json").read_text())
+    assert results["config"]["methods"] == [RECOMMENDED.method]
+    assert {record["routing"] for record in results["records"]} == {RECOMMENDED.routing}
+    rows = {(r["calibrator"], r["kind"]): [] for r in results["records"]}
+    for record in results["records"]:
+        rows[record["calibrator"], record["kind"]].append(record["ece"])
+    means = (np.mean(rows[name, "shift"]) for name in (RECOMMENDED.calibrator, "none"))
+    repaired, plain = (f"{mean:.3f}" for mean in means)
+    assert f"ECE under shift {repaired} instead of {plain} as trained" in out
 
 
 def test_a_failed_run_ends_with_1(run, monkeypatch):

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from calmoe_jax._files import write_whole
 from calmoe_jax.data import resolve_task
 from calmoe_jax.study.config import ModelConfig, TrainConfig
 from calmoe_jax.study.methods import METHODS
+from experiments.features import family, of_images
 from experiments.our_study.cells import ENSEMBLE, Setting, cells, trainings
 
 ROUTINGS = ("dense", "top_k", "hard")
@@ -23,15 +25,15 @@ _DENSE_ONLY = ("single", ENSEMBLE)
 SEEDS, EPOCHS = 3, 30
 
 
-def methods_of(routing: str) -> list[str]:
-    """The methods that are run with a routing."""
-    every = [*METHODS, ENSEMBLE]
+def methods_of(routing: str, chosen: Sequence[str] = ()) -> list[str]:
+    """The methods that are run with a routing: all, or those chosen."""
+    every = chosen or [*METHODS, ENSEMBLE]
     return [name for name in every if routing == "dense" or name not in _DENSE_ONLY]
 
 
-def run_task(setting: Setting) -> list[dict[str, Any]]:
+def run_task(setting: Setting, methods: Sequence[str] = ()) -> list[dict[str, Any]]:
     """All cells of a task, those on disk as they are."""
-    work = [(r, group) for r in ROUTINGS for group in trainings(methods_of(r))]
+    work = [(r, group) for r in ROUTINGS for group in trainings(methods_of(r, methods))]
     found = []
     for routing, group in (bar := tqdm(work, unit="training", disable=None)):
         bar.set_description(f"{setting.task.name}, {routing}, {group[0]}")
@@ -59,9 +61,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the gathered results")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--methods", nargs="+", default=(), help="all by default")
     arguments = parser.parse_args()
     for name in arguments.tasks:
         task = resolve_task(name, arguments.data_dir)
+        if task.holds_images and task.train.inputs.shape[-1] == 3:
+            task = of_images(task, arguments.runs / "features" / family(name))
         setting = Setting(
             task,
             tuple(range(42, 42 + arguments.seeds)),
@@ -69,7 +74,7 @@ def main() -> None:
             TrainConfig(epochs=arguments.epochs),
             arguments.runs / task.name,
         )
-        found = run_task(setting)
+        found = run_task(setting, arguments.methods)
         if arguments.out:
             content = {
                 "task": task.name,
