@@ -13,7 +13,7 @@ from small import small_task
 
 from calmoe_jax import calibration
 from calmoe_jax.study.methods import METHODS
-from experiments.our_study import calibrators, cells, command, report
+from experiments.our_study import ablation, calibrators, cells, command, report
 
 pytestmark = pytest.mark.exhaustive
 
@@ -163,3 +163,26 @@ def test_kept_files_are_compressed_alike():
     assert command.pack({"a": 1}) == command.pack({"a": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
         command.pack({"a": float("nan")})
+
+
+def test_an_ablation_changes_one_setting(tmp_path):
+    one = setting(tmp_path)
+    for change in ablation.CHANGES:
+        found = ablation.changed(one, change)
+        before = {**vars(one.model), **vars(one.train)}
+        after = {**vars(found.model), **vars(found.train)}
+        differ = {name for name in before if before[name] != after[name]}
+        names = {"warm-up": "warmup_epochs", "experts": "experts", "k": "k", "eta": "eta"}
+        assert differ <= {names[change.name]}
+        assert found.folder != one.folder
+    folders = {(ablation.changed(one, c).folder, c.routing) for c in ablation.CHANGES}
+    assert len(folders) == len(ablation.CHANGES)
+
+
+def test_a_row_of_the_ablation_is_of_its_cell(made):
+    change = ablation.Change("eta", 2.0, "dense", "vanilla")
+    found = ablation.row_of(change, made[1][0])
+    rows = {(r["calibrator"], r["kind"]): r for r in made[1][0]["rows"]}
+    assert found["ece_safe"] == round(float(np.mean(rows["safe", "shift"]["ece"])), 4)
+    assert found["accuracy"] == round(float(np.mean(rows["none", "shift"]["accuracy"])), 4)
+    assert f"| eta | 2 | dense | vanilla | {found['accuracy']:.3f} |" in ablation.table([found])
