@@ -191,22 +191,25 @@ def test_corruptions_are_prepared_one_by_one(tfds, server, tmp_path, monkeypatch
         SETS, "cifar10_corrupted", SETS["cifar10_corrupted"]._replace(records=records)
     )
     server.files["CIFAR-10-C.tar"] = archives.corrupted(("fog", "elastic_transform"))
-    real, made = _recipes.Workshop.build, []
+    real, made, most = _recipes.Workshop.build, [], [3]
 
     def interrupted(self, module, builder, config):
-        if len(made) == 3:
+        if len(made) == most[0]:
             raise KeyboardInterrupt
         made.append(config)
         real(self, module, builder, config)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(_recipes.Workshop, "build", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            prepare("cifar10_corrupted", tmp_path)
+    monkeypatch.setattr(_recipes.Workshop, "build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("cifar10_corrupted", tmp_path)
+    most[0] = 99
     made_so_far = sorted(p.name for p in (tmp_path / "cifar10_corrupted").glob("*_*"))
     assert made_so_far == ["elastic_1", "fog_1", "fog_5"]
     assert not SETS["cifar10_corrupted"].is_here(tmp_path)
     assert prepare("cifar10_corrupted", tmp_path)
+    assert made == ["fog_1", "fog_5", "elastic_1", "elastic_5"]  # each once
+    builders = importlib.import_module("calmoe_jax.data.tfds.builders.cifar")
+    assert len(builders.Cifar10Corrupted.kept) == 2  # labels and one corruption, of gigabytes
     assert len(server.asked) == 1  # the download was kept, and is gone now
     assert not (tmp_path / ".downloads").exists()
     for number, name in enumerate(("fog", "elastic")):
