@@ -14,7 +14,7 @@ import pytest
 import texts
 from PIL import Image
 
-from calmoe_jax import data
+from calmoe_jax import cli, data
 from calmoe_jax.data import CorruptDataError, MissingDataError
 from calmoe_jax.data._encoded import decode, read_encoded
 from calmoe_jax.data.errors import PreparationError
@@ -461,6 +461,25 @@ def test_a_set_is_here_when_all_of_it_is(tmp_path):
         (tmp_path / name / "1.0.0").mkdir(parents=True)
         (tmp_path / name / "1.0.0" / "dataset_info.json").touch()
     assert found.is_here(tmp_path)
+
+
+def test_the_command(tfds, server, tmp_path, capsys):
+    server.files |= archives.idx_files()
+    first, other = SETS["fashion_mnist"].files[0].split("/")[1], "train-labels-idx1-ubyte.gz"
+    server.states[other] = [404]
+    asked = ("data", "prepare", "fashion_c", "--data-dir", str(tmp_path / "new"))
+    assert cli.main(asked) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("fashion_mnist: 30.9 MB, MIT; Xiao, Rasul, Vollgraf; from ")
+    assert err.startswith(f"calmoe: {server.url}/{other} could not be downloaded: ")
+    kept = tmp_path / "new" / ".downloads" / "fashion_mnist" / first
+    assert [name for name in left(tmp_path) if name.endswith(".gz")] == [
+        str(kept.relative_to(tmp_path))
+    ]
+    assert cli.main(asked) == 0
+    assert capsys.readouterr().out.endswith(f"fashion_mnist: now in {tmp_path / 'new'}\n")
+    assert [name for name, _ in server.asked].count(first) == 1
+    assert left(tmp_path / "new") == ["fashion_mnist", *sorted(SETS["fashion_mnist"].files)]
 
 
 def test_unknown_names_and_no_packages(tmp_path, monkeypatch):
