@@ -1,7 +1,7 @@
-"""Encoded images of a data set, from either form that it may lie in.
+"""Images of a data set, from either form that it may lie in.
 
-The files of a user's own are npz, with `jpeg` (bytes of all images, one after the other), `ends`
-(the end of each) and `labels`; what `calmoe data prepare` brings is array_record.
+The files of a user's own are npz (see `calmoe_jax.data._jpeg`); what `calmoe data prepare` brings
+is array_record.
 """
 
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calmoe_jax.data import _files as files
+from calmoe_jax.data._jpeg import pillow, read_jpeg_npz
 from calmoe_jax.data.errors import CorruptDataError, MissingDataError
 from calmoe_jax.data.sets.catalogue import SETS, how_to_get, newest_version
 
@@ -44,31 +44,65 @@ class EncodedImages:
             yield self.jpeg[start:end].tobytes()
 
 
-def read_encoded(
-    data_dir: Path | None, name: str, part: str, *, record: str | None = None
-) -> EncodedImages:
-    """Reads one part of a data set: a split, or a domain.
+def read_images(
+    data_dir: Path | None, name: str, part: str, size: int, more: tuple[str, ...] = ()
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+    """Reads and decodes one part of a data set, from its file if that is there.
 
     Args:
         data_dir: the data folder.
-        name: a data set of `SETS`; its own file for the part is read where it is, else the
-            array_record.
+        name: a data set of `SETS` that may lie in files.
         part: name of the npz file, and of the split of the prepared data set.
+        size: height and width of the images.
+        more: `("human_counts",)` for the votes.
+
+    Returns:
+        Images `[n, size, size, 3]` uint8, labels `[n]` int32, and the further arrays: as
+        `read_jpeg_npz`.
+
+    Raises:
+        MissingDataError: if neither form is there, with the command that brings it.
+        CorruptDataError: if it cannot be read, or is not what was asked for.
+    """
+    wanted = next(file for file in SETS[name].files if file.endswith(f"/{part}.npz"))
+    if data_dir is not None and (data_dir / wanted).is_file():
+        return read_jpeg_npz(data_dir / wanted, size, more)
+    images = read_encoded(data_dir, name, part)
+    others = {_VOTES: images.human_counts}
+    for each in more:
+        if others.get(each) is None:
+            raise CorruptDataError(f"{images.where}, split {part}, lacks {each}.")
+    pixels = decode(images)
+    if pixels.shape[1:] != (size, size, 3):
+        raise CorruptDataError(
+            f"{images.where}: images must be {size}x{size}, got {pixels.shape[1:3]}."
+        )
+    return pixels, images.labels, tuple(images.human_counts for _ in more)  # type: ignore[misc]
+
+
+def read_encoded(
+    data_dir: Path | None, name: str, part: str, *, record: str | None = None
+) -> EncodedImages:
+    """Reads one part of a prepared data set: a split, or a domain.
+
+    Args:
+        data_dir: the data folder.
+        name: a data set of `SETS`.
+        part: name of the split.
         record: the folder of the prepared data set below the data folder, if it is not `name`.
 
     Returns:
-        The images, in the order of the npz file, or that of their files or numbers.
+        The images, in the order of their files or numbers where they have such, else that of
+        the records.
 
     Raises:
-        MissingDataError: if neither is there, with the command that brings it.
+        MissingDataError: if it is not there, with the command that brings it.
         CorruptDataError: if it cannot be read.
     """
-    wanted = next((file for file in SETS[name].files if file.endswith(f"/{part}.npz")), None)
     if data_dir is not None:
-        if wanted is not None and (data_dir / wanted).is_file():
-            return _of_npz(data_dir / wanted)
         if (version := newest_version(data_dir / (record or name))) is not None:
             return _of_records(version, part)
+    wanted = next((file for file in SETS[name].files if file.endswith(f"/{part}.npz")), None)
     place = f"in {data_dir}" if data_dir is not None else "without a data folder"
     raise MissingDataError(
         f"{wanted or f'{record or name}, prepared,'} is needed, and there is none {place}. "
@@ -107,34 +141,14 @@ def decode(
 
 
 def _decoded(raw: bytes, size: int | None, where: str) -> np.ndarray:
-    from PIL import Image
-
+    reader = pillow("images")
     try:
-        image = Image.open(io.BytesIO(raw)).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+        image = reader.open(io.BytesIO(raw)).convert("RGB")
+    except Exception as error:  # Pillow raises many types for corrupt bytes
         raise CorruptDataError(f"{where} cannot be read: {error}.") from error
     if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
+        image = image.resize((size, size), reader.Resampling.LANCZOS)
     return np.asarray(image)
-
-
-def _of_npz(path: Path) -> EncodedImages:
-    names = ("jpeg", "ends", "labels")
-    votes = (_VOTES,) if _VOTES in files.npz_names(path) else ()
-    jpeg, ends, labels, *counts = files.read_npz(path, (*names, *votes))
-    whole = all(np.issubdtype(array.dtype, np.integer) for array in (jpeg, ends, labels))
-    lengths = np.diff(ends, prepend=0) if ends.ndim == 1 and whole else np.zeros(1)
-    if jpeg.dtype != np.uint8 or not len(ends) or lengths.min() <= 0 or ends[-1] != len(jpeg):
-        raise CorruptDataError(
-            f"{path}: ends must be growing whole numbers up to the {jpeg.size} bytes of jpeg."
-        )
-    if labels.shape != ends.shape or any(len(array) != len(ends) for array in counts):
-        raise CorruptDataError(
-            f"{path} must hold a label for each of {len(ends)} images, got {labels.shape}."
-        )
-    keys = tuple(f"{number:06d}" for number in range(len(ends)))
-    counted = counts[0].astype(np.int32) if counts else None
-    return EncodedImages(path, jpeg, ends.astype(np.int64), labels.astype(np.int32), keys, counted)
 
 
 def _of_records(version: Path, part: str) -> EncodedImages:

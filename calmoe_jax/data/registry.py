@@ -49,8 +49,18 @@ class TaskInfo(NamedTuple):
         """What is needed and not below the data folder: files, or data sets that lie in either of
         two forms.
         """
-        files = [name for name in self.files if data_dir is None or not (data_dir / name).is_file()]
-        return (*files, *(name for name in self.absent(data_dir) if not SETS[name].files))
+        wanted = (
+            self.files
+            if not self.data
+            else tuple(
+                item for name in self.absent(data_dir) for item in SETS[name].files or (name,)
+            )
+        )
+        return tuple(
+            name
+            for name in dict.fromkeys(wanted)
+            if data_dir is None or not (data_dir / name).is_file()
+        )
 
     def absent(self, data_dir: Path | None) -> tuple[str, ...]:
         """The data sets that are not below the data folder."""
@@ -92,22 +102,24 @@ TASKS: dict[str, TaskInfo] = {
         "CIFAR-10 with the votes of some 51 people on each test image, hard and easy ones apart",
         cifar.load_cifar10h,
         cifar.SOURCE_H,
-        cifar.FILES,
+        data=("cifar10", "cifar10_h"),
     ),
     "cifar10c": TaskInfo(
         "CIFAR-10; 19 corruptions at five severities",
         cifar.load_cifar10c,
         cifar.SOURCE_C,
-        cifar.FILES,
-        cifar.CORRUPTED,
+        shifts=cifar.CORRUPTED,
+        data=("cifar10", "cifar10_h"),
+        hard="",
     ),
     **{
         f"pacs_{domain}": TaskInfo(
             f"images of seven classes at 64x64 in three domains, shifted to {domain}",
             partial(pacs.load, left_out=domain),
             pacs.SOURCE,
-            pacs.FILES,
-            (domain,),
+            shifts=(domain,),
+            data=("pacs",),
+            hard="",
         )
         for domain in pacs.DOMAINS
     },

@@ -93,6 +93,11 @@ def corrupted(names, images=3):
     for number, name in enumerate(names):
         rows = np.arange(5 * images, dtype=np.uint8)[:, None, None, None]
         content[name] = np.broadcast_to(10 * number + rows, (5 * images, 32, 32, 3))
+    return corrupted_arrays(content)
+
+
+def corrupted_arrays(content):
+    """Arrays by name, as CIFAR-10-C lies in its archive."""
     files = {}
     for name, array in content.items():
         buffer = io.BytesIO()

@@ -1,9 +1,10 @@
 """`cifar10h` and `cifar10c`: CIFAR-10 with the votes of people, and with corruptions as shifts.
 
-CIFAR-10 (Krizhevsky 2009) is read from two files whose pixels were re-encoded as JPEG (quality 75,
-chroma at half resolution), so they are not the originals': accuracies are not those of the
-literature, and a figure should say so. A tenth of the 50,000 training images, the first in an order
-by a hash of their numbers, is for calibration.
+CIFAR-10 (Krizhevsky 2009) as `calmoe data prepare` brings it has its own pixels. In files of a
+user's own (`cifar10/train.npz`, `test.npz`) they were re-encoded as JPEG (quality 75, chroma at
+half resolution): accuracies are then not those of the literature, and the task's source says so. A
+tenth of the 50,000 training images, the first in an order by a hash of their numbers, is for
+calibration.
 
 `cifar10h` tests on all 10,000 test images with the votes of CIFAR-10H (Peterson et al. 2019): 47 to
 63 people said what they see. The hard part is the 327 images whose most frequent answer has a share
@@ -14,8 +15,9 @@ and seen by all as a frog.
 to the 19 corruptions of CIFAR-10-C (Hendrycks and Dietterich 2019) of the same images at five
 severities, computed here (see `calmoe_jax.data.cifar_corruptions`, which says what is not as
 published: random numbers, the pictures of frost). With a folder `CIFAR-10-C` of the published files
-(`gaussian_noise.npy` and so on) beside `cifar10` they are read from there instead; those were made
-from the original pixels. The test split has the people's votes; its corrupted images have none.
+(`gaussian_noise.npy` and so on) beside `cifar10`, or after `calmoe data prepare cifar10_corrupted`,
+they are read from there instead; those were made from the original pixels. The test split has the
+people's votes; its corrupted images have none.
 """
 
 from pathlib import Path
@@ -23,12 +25,14 @@ from pathlib import Path
 import numpy as np
 
 from calmoe_jax.data import _files as files
-from calmoe_jax.data._jpeg import read_jpeg_npz
+from calmoe_jax.data._encoded import decode, read_encoded, read_images
 from calmoe_jax.data._order import hash_order
 from calmoe_jax.data.cifar_corruptions import CIFAR_CORRUPTIONS, corrupt_cifar
 from calmoe_jax.data.corruptions import SEVERITIES
 from calmoe_jax.data.errors import CorruptDataError
+from calmoe_jax.data.sets.catalogue import SETS
 from calmoe_jax.data.task import Kind, Split, Task
+from calmoe_jax.data.tfds.records import order_of_records
 
 SOURCE_H = (
     "CIFAR-10, research use, Krizhevsky 2009, pixels re-encoded as JPEG; votes of CIFAR-10H, "
@@ -38,7 +42,6 @@ SOURCE_C = (
     "CIFAR-10, research use, Krizhevsky 2009, pixels re-encoded as JPEG; corruptions after "
     "CIFAR-10-C, Hendrycks and Dietterich 2019; votes of CIFAR-10H"
 )
-FILES = ("cifar10/train.npz", "cifar10/test.npz")
 CORRUPTED = tuple(f"{name}_{severity}" for name in CIFAR_CORRUPTIONS for severity in SEVERITIES)
 
 _CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -47,13 +50,10 @@ _HELD_OUT = 10  # one training image in so many is for calibration
 _DISPUTED, _AGREED = 0.7, 0.9
 _CORRUPTED_IMAGES = 1000
 _PUBLISHED = "CIFAR-10-C"
+_PREPARED = "cifar10_corrupted"
+_NAMES_OF_PREPARED = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
+_REENCODED = ", pixels re-encoded as JPEG"
 _LEAST_AGREEMENT = 0.5
-_HOW_TO_GET = (
-    "Write CIFAR-10 as npz files with 'jpeg' (uint8, the images as JPEG files one after another), "
-    "'ends' (where each ends) and 'labels', and in test.npz, in the original order, with "
-    "'human_counts' [10000, 10], the counts of CIFAR-10H (cifar10h-counts.npy in its repository "
-    "jcpeterson/cifar-10h)."
-)
 _HOW_TO_GET_C = (
     f"The folder {_PUBLISHED} must hold all files of CIFAR-10-C (or none: without the folder the "
     "corruptions are computed)."
@@ -78,7 +78,9 @@ def load_cifar10h(data_dir: Path | None) -> Task:
         f"test images of which more than {_AGREED:.0%} of the people say the same",
     )
     parts = tuple(part for part in (hard, easy) if len(part))
-    return Task("cifar10h", tuple(_CLASSES), train, calibration, (test, *parts), SOURCE_H)
+    return Task(
+        "cifar10h", tuple(_CLASSES), train, calibration, (test, *parts), _source(data_dir, SOURCE_H)
+    )
 
 
 def load_cifar10c(data_dir: Path | None) -> Task:
@@ -90,16 +92,25 @@ def load_cifar10c(data_dir: Path | None) -> Task:
     published = None
     if data_dir is not None and (data_dir / _PUBLISHED).is_dir():
         published = data_dir / _PUBLISHED
+    elif data_dir is not None and SETS[_PREPARED].is_here(data_dir):
+        published = data_dir / _PREPARED
     shifts = tuple(
-        _corrupted(clean, len(test), name, severity, published)
+        _corrupted(clean, test, name, severity, published)
         for name in CIFAR_CORRUPTIONS
         for severity in SEVERITIES
     )
-    return Task("cifar10c", tuple(_CLASSES), train, calibration, (clean, *shifts), SOURCE_C)
+    return Task(
+        "cifar10c",
+        tuple(_CLASSES),
+        train,
+        calibration,
+        (clean, *shifts),
+        _source(data_dir, SOURCE_C),
+    )
 
 
 def _corrupted(
-    clean: Split, num_test: int, name: str, severity: int, published: Path | None
+    clean: Split, test: Split, name: str, severity: int, published: Path | None
 ) -> Split:
     """One corruption of the images; their clusters are their numbers in the test set."""
     said = f"the same images, {name.replace('_', ' ')} of severity {severity}"
@@ -108,7 +119,11 @@ def _corrupted(
         if name == "frost":
             said += " (a texture in place of the published pictures of frost)"
     else:
-        images = _of_published(published / f"{name}.npy", clean.clusters, num_test, severity)
+        if published.name == _PREPARED:
+            images = _of_prepared(published, name, severity, test)[clean.clusters]
+        else:
+            path = published / f"{name}.npy"
+            images = _of_published(path, clean.clusters, len(test), severity)
         said += " (as published, from the original pixels)"
     return Split(
         name=f"{name}_{severity}",
@@ -137,10 +152,32 @@ def _of_published(path: Path, rows: np.ndarray, num_test: int, severity: int) ->
     return np.asarray(images[rows + (severity - 1) * num_test])
 
 
+def _of_prepared(folder: Path, name: str, severity: int, test: Split) -> np.ndarray:
+    """All images of a corruption, in the order of the test set.
+
+    tensorflow-datasets orders examples by a hash of their keys, here their numbers in the test set.
+    """
+    config = f"{folder.name}/{_NAMES_OF_PREPARED.get(name, name)}_{severity}"
+    found = read_encoded(folder.parent, _PREPARED, "test", record=config)
+    numbers = order_of_records("test", len(found.labels))
+    labels = np.empty_like(found.labels)
+    labels[numbers] = found.labels
+    if labels.shape != test.labels.shape or (labels != test.labels).any():
+        raise CorruptDataError(
+            f"{found.where} must hold CIFAR-10's test set in its order, but labels differ."
+        )
+    return decode(found, _SIZE, np.argsort(numbers))
+
+
+def _source(data_dir: Path | None, source: str) -> str:
+    """The source of the pixels that are there."""
+    own = data_dir is not None and (data_dir / SETS["cifar10"].files[0]).is_file()
+    return source if own else source.replace(_REENCODED, "")
+
+
 def _read(data_dir: Path | None) -> tuple[Split, Split, Split]:
     """Training, calibration, and the test images in their order with votes."""
-    paths = [files.find(data_dir, name, _HOW_TO_GET) for name in FILES]
-    images, labels, _ = read_jpeg_npz(paths[0], _SIZE)
+    images, labels, _ = read_images(data_dir, "cifar10", "train", _SIZE)
     order = np.array(hash_order([str(i) for i in range(len(images))], seed=0))
     held_out = len(order) // _HELD_OUT
 
@@ -151,23 +188,24 @@ def _read(data_dir: Path | None) -> tuple[Split, Split, Split]:
     calibration = part(
         "calibration", "calibration", order[:held_out], "a tenth of the training images, held out"
     )
-    images, labels, (counts,) = read_jpeg_npz(paths[1], _SIZE, ("human_counts",))
+    where = f"{data_dir / SETS['cifar10_h'].files[0]}" if data_dir is not None else ""
+    images, labels, (counts,) = read_images(data_dir, "cifar10_h", "test", _SIZE, ("human_counts",))
     test = Split(
         name="test",
         kind="id",
         inputs=images,
         labels=labels,
         description="test images, with the votes of people",
-        soft_labels=_shares(paths[1], counts, labels),
+        soft_labels=_shares(where, counts, labels),
     )
     return train, calibration, test
 
 
-def _shares(path: Path, counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _shares(where: str, counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Shares of the votes; errors where they cannot be those on these images."""
     if counts.shape != (len(labels), len(_CLASSES)) or counts.dtype.kind not in "iu":
         raise CorruptDataError(
-            f"{path}: human_counts must be whole numbers, a count of each of the {len(_CLASSES)} "
+            f"{where}: human_counts must be whole numbers, a count of each of the {len(_CLASSES)} "
             f"classes for each of the {len(labels)} images, got {counts.dtype} of shape "
             f"{counts.shape}."
         )
@@ -176,13 +214,13 @@ def _shares(path: Path, counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
     strange = np.flatnonzero((counts.min(axis=1) < 0) | (totals == 0))
     if strange.size:
         raise CorruptDataError(
-            f"{path}: human_counts must be at least 0 and hold votes on each image, got "
+            f"{where}: human_counts must be at least 0 and hold votes on each image, got "
             f"{counts[strange[0]].tolist()} for image {strange[0]}."
         )
     agreement = float(np.mean(counts.argmax(axis=1) == labels))
     if agreement < _LEAST_AGREEMENT:
         raise CorruptDataError(
-            f"{path}: human_counts must be the votes on these images in their order, but the most "
+            f"{where}: human_counts must be the votes on these images in their order, but the most "
             f"frequent vote is the label of {agreement:.0%} of them only."
         )
     return (counts / totals[:, None]).astype(np.float32)

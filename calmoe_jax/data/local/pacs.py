@@ -2,8 +2,9 @@
 
 PACS (Li et al. 2017) holds images of seven classes in four domains: art paintings, cartoons, photos
 and sketches. Each task trains on three of them and shifts to the fourth, none of whose images it
-sees before. The images of these files were reduced from 227x227 to 64x64 (Lanczos) and re-encoded
-as JPEG (quality 95).
+sees before. The images were reduced from 227x227 to 64x64 (Lanczos) and re-encoded as JPEG (quality
+95), in files of a user's own or by `calmoe data prepare pacs`. The two number images differently,
+so which image is in which part differs.
 
 Within each domain that is trained on, in an order by a hash of its images' numbers, the first fifth
 is for the in-distribution test, the next tenth for calibration and the rest for training; these
@@ -16,23 +17,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calmoe_jax.data import _files as files
-from calmoe_jax.data._jpeg import read_jpeg_npz
+from calmoe_jax.data._encoded import read_images
 from calmoe_jax.data._order import hash_order
+from calmoe_jax.data.sets.catalogue import PACS_DOMAINS
 from calmoe_jax.data.task import Kind, Split, Task
 
 SOURCE = "PACS, research use, Li et al. 2017; reduced to 64x64, re-encoded as JPEG"
-DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
-FILES = tuple(f"pacs/{domain}.npz" for domain in DOMAINS)
+DOMAINS = PACS_DOMAINS
 
 _CLASSES = "dog elephant giraffe guitar horse house person".split()
 _SIZE = 64
 _TESTED, _HELD_OUT = 0.2, 0.1  # shares of each domain that is trained on
-_HOW_TO_GET = (
-    "Write each domain of PACS, reduced to 64x64, as an npz file with 'jpeg' (uint8, the images as "
-    "JPEG files one after the other), 'ends' (where each ends) and 'labels' (0 dog, elephant, "
-    "giraffe, guitar, horse, house, person 6)."
-)
 
 
 class _Domain(NamedTuple):
@@ -50,10 +45,7 @@ def load(data_dir: Path | None, *, left_out: str) -> Task:
         data_dir: folder with the files.
         left_out: the domain that is not trained on, one of `DOMAINS`.
     """
-    domains = {
-        domain: _read(files.find(data_dir, name, _HOW_TO_GET), domain)
-        for domain, name in zip(DOMAINS, FILES, strict=True)
-    }
+    domains = {domain: _read(data_dir, domain) for domain in DOMAINS}
     seen = tuple(domain for domain in DOMAINS if domain != left_out)
 
     def split(name: str, kind: Kind, part: str, of: tuple[str, ...], description: str) -> Split:
@@ -87,8 +79,8 @@ def load(data_dir: Path | None, *, left_out: str) -> Task:
     )
 
 
-def _read(path: Path, domain: str) -> _Domain:
-    images, labels, _ = read_jpeg_npz(path, _SIZE)
+def _read(data_dir: Path | None, domain: str) -> _Domain:
+    images, labels, _ = read_images(data_dir, "pacs", domain, _SIZE)
     count = len(labels)
     order = np.array(hash_order([f"{domain} {i}" for i in range(count)], seed=0))
     first, second = round(count * _TESTED), round(count * (_TESTED + _HELD_OUT))

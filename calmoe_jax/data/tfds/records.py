@@ -1,7 +1,10 @@
 """A prepared data set as it lies on disk, read by its folder: images stay encoded."""
 
+import importlib
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from calmoe_jax.data.errors import CorruptDataError, DataError
 from calmoe_jax.data.tfds._builder import tensorflow_datasets
@@ -53,3 +56,18 @@ def read_records(version: Path, split: str) -> dict[str, list[Any]]:
                 text = isinstance(value, bytes) and name not in images
                 found[name].append(value.decode() if text else value)
     return found
+
+
+def order_of_records(split: str, count: int) -> np.ndarray:
+    """The keys of the examples of a split, in the order that they are written in.
+
+    Args:
+        split: name of the split.
+        count: number of its examples, whose keys are `0, 1, ..., count - 1`.
+
+    Returns:
+        A permutation, `[count]` int64: element `i` is the key of the `i`-th example of the files.
+    """
+    tensorflow_datasets()
+    hasher = importlib.import_module("tensorflow_datasets.core.hashing").Hasher(split)
+    return np.array(sorted(range(count), key=hasher.hash_key), np.int64)

@@ -139,12 +139,14 @@ def test_published_files_of_another_form(tmp_path, content):
 
 
 def test_missing_files_say_how_to_get_them(tmp_path, folder, monkeypatch):
-    with pytest.raises(data.MissingDataError, match=r"cifar10/train\.npz is needed.*--data-dir"):
+    with pytest.raises(data.MissingDataError, match=r"cifar10/train\.npz, .*--data-dir"):
         data.load_task("cifar10h")
-    with pytest.raises(data.MissingDataError, match=r"train\.npz.*Write CIFAR-10 as npz files"):
+    with pytest.raises(
+        data.MissingDataError, match=r"train\.npz, .*`calmoe data prepare cifar10c`"
+    ):
         data.load_task("cifar10c", tmp_path)
     assert data.TASKS["cifar10h"].missing(folder) == ()
-    assert data.TASKS["cifar10c"].missing(tmp_path) == cifar.FILES
+    assert data.TASKS["cifar10c"].missing(tmp_path) == data.sets.SETS["cifar10"].files
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(data.MissingDataError, match=r"pip install 'calmoe_jax\[data\]'"):
         data.load_task("cifar10h", folder)

@@ -14,10 +14,11 @@ import pytest
 import texts
 from PIL import Image
 
-from calmoe_jax import data
+from calmoe_jax import cli, data
 from calmoe_jax.data import CorruptDataError, MissingDataError
-from calmoe_jax.data._encoded import decode, read_encoded
+from calmoe_jax.data._encoded import decode, read_encoded, read_images
 from calmoe_jax.data.errors import PreparationError
+from calmoe_jax.data.local import cifar
 from calmoe_jax.data.sets import SETS, _recipes, catalogue
 from calmoe_jax.data.sets import prepare as bring
 from calmoe_jax.data.tfds import from_tfds
@@ -174,15 +175,48 @@ def test_votes_go_with_their_images(tfds, server, tmp_path):
         counts[image, label] = 5 - image % 4
     np.testing.assert_array_equal(found.human_counts, counts)
     assert read_encoded(tmp_path, "cifar10_h", "train").human_counts is None
-    # the same from a file of a user's own
-    (tmp_path / "cifar10").mkdir()
-    arrays = {"jpeg": found.jpeg, "ends": found.ends, "labels": found.labels.astype(np.uint8)}
-    votes = found.human_counts.astype(np.uint8)
-    np.savez(tmp_path / "cifar10" / "test.npz", **arrays, human_counts=votes)
-    own = read_encoded(tmp_path, "cifar10", "test")
-    np.testing.assert_array_equal(decode(own), pixels)
-    np.testing.assert_array_equal(own.human_counts, counts)
-    assert list(own) == list(found)
+    images, labels, (again,) = read_images(tmp_path, "cifar10_h", "test", 32, ("human_counts",))
+    np.testing.assert_array_equal(images, pixels)
+    np.testing.assert_array_equal(again, counts)
+    with pytest.raises(CorruptDataError, match="images must be 64x64"):
+        read_images(tmp_path, "cifar10_h", "test", 64)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_tasks_of_cifar10_read_what_was_prepared(tfds, server, tmp_path, monkeypatch):
+    """In the order of the test set, corruptions too, which come without their numbers."""
+    names = sorted(catalogue.CORRUPTIONS_OF_CIFAR)
+    theirs = {"frosted_glass_blur": "glass_blur", "elastic": "elastic_transform"}
+    labels, pixels = archives.cifar_pixels(5, 12)
+    rows = np.repeat(np.arange(5), 12)[:, None, None, None]
+    content = {}
+    for number, name in enumerate(theirs.get(name, name) for name in names):
+        content[name] = (10 * number + rows + np.tile(pixels // 16, (5, 1, 1, 1))).astype(np.uint8)
+    server.files |= {
+        "cifar-10-binary.tar.gz": archives.cifar(),
+        "cifar10h-raw.zip": archives.votes(),
+        "CIFAR-10-C.tar": archives.corrupted_arrays(content | {"labels": np.tile(labels, 5)}),
+    }
+    for name in ("cifar10", "cifar10_h"):
+        assert prepare(name, tmp_path)
+    monkeypatch.setattr(cifar, "_CORRUPTED_IMAGES", 5)
+    voted = data.load_task("cifar10h", tmp_path)
+    np.testing.assert_array_equal(voted.evaluation[0].inputs, pixels)
+    assert "JPEG" not in voted.source
+    shares = voted.evaluation[0].soft_labels
+    np.testing.assert_allclose(shares[np.arange(12), labels], 1 - np.arange(12) % 4 / 5, atol=1e-6)
+    assert prepare("cifar10_corrupted", tmp_path)
+    task = data.load_task("cifar10c", tmp_path)
+    clean = task.evaluation[0]
+    for split in task.evaluation[1:]:
+        number = names.index(cifar._NAMES_OF_PREPARED.get(split.series, split.series))
+        expected = 10 * number + split.position - 1 + clean.inputs // 16
+        np.testing.assert_array_equal(split.inputs, expected)
+        assert "as published" in split.description
+    other = clean.take(np.arange(5)[::-1], "test", "id", "")
+    with pytest.raises(CorruptDataError, match="in its order, but labels differ"):
+        cifar._of_prepared(tmp_path / "cifar10_corrupted", "fog", 1, other)
 
 
 def test_corruptions_are_prepared_one_by_one(tfds, server, tmp_path, monkeypatch):
@@ -191,22 +225,25 @@ def test_corruptions_are_prepared_one_by_one(tfds, server, tmp_path, monkeypatch
         SETS, "cifar10_corrupted", SETS["cifar10_corrupted"]._replace(records=records)
     )
     server.files["CIFAR-10-C.tar"] = archives.corrupted(("fog", "elastic_transform"))
-    real, made = _recipes.Workshop.build, []
+    real, made, most = _recipes.Workshop.build, [], [3]
 
     def interrupted(self, module, builder, config):
-        if len(made) == 3:
+        if len(made) == most[0]:
             raise KeyboardInterrupt
         made.append(config)
         real(self, module, builder, config)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(_recipes.Workshop, "build", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            prepare("cifar10_corrupted", tmp_path)
+    monkeypatch.setattr(_recipes.Workshop, "build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("cifar10_corrupted", tmp_path)
+    most[0] = 99
     made_so_far = sorted(p.name for p in (tmp_path / "cifar10_corrupted").glob("*_*"))
     assert made_so_far == ["elastic_1", "fog_1", "fog_5"]
     assert not SETS["cifar10_corrupted"].is_here(tmp_path)
     assert prepare("cifar10_corrupted", tmp_path)
+    assert made == ["fog_1", "fog_5", "elastic_1", "elastic_5"]  # each once
+    builders = importlib.import_module("calmoe_jax.data.tfds.builders.cifar")
+    assert len(builders.Cifar10Corrupted.kept) == 2  # labels and one corruption, of gigabytes
     assert len(server.asked) == 1  # the download was kept, and is gone now
     assert not (tmp_path / ".downloads").exists()
     for number, name in enumerate(("fog", "elastic")):
@@ -458,6 +495,25 @@ def test_a_set_is_here_when_all_of_it_is(tmp_path):
         (tmp_path / name / "1.0.0").mkdir(parents=True)
         (tmp_path / name / "1.0.0" / "dataset_info.json").touch()
     assert found.is_here(tmp_path)
+
+
+def test_the_command(tfds, server, tmp_path, capsys):
+    server.files |= archives.idx_files()
+    first, other = SETS["fashion_mnist"].files[0].split("/")[1], "train-labels-idx1-ubyte.gz"
+    server.states[other] = [404]
+    asked = ("data", "prepare", "fashion_c", "--data-dir", str(tmp_path / "new"))
+    assert cli.main(asked) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("fashion_mnist: 30.9 MB, MIT; Xiao, Rasul, Vollgraf; from ")
+    assert err.startswith(f"calmoe: {server.url}/{other} could not be downloaded: ")
+    kept = tmp_path / "new" / ".downloads" / "fashion_mnist" / first
+    assert [name for name in left(tmp_path) if name.endswith(".gz")] == [
+        str(kept.relative_to(tmp_path))
+    ]
+    assert cli.main(asked) == 0
+    assert capsys.readouterr().out.endswith(f"fashion_mnist: now in {tmp_path / 'new'}\n")
+    assert [name for name, _ in server.asked].count(first) == 1
+    assert left(tmp_path / "new") == ["fashion_mnist", *sorted(SETS["fashion_mnist"].files)]
 
 
 def test_unknown_names_and_no_packages(tmp_path, monkeypatch):
