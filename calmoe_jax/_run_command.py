@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from calmoe_jax._usage import UsageError, check_folder, data_dir_of
+from calmoe_jax._data_dir import data_dir_of
+from calmoe_jax._usage import UsageError, check_folder
 from calmoe_jax.study.config import ModelConfig, RunConfig, TrainConfig
 from calmoe_jax.study.recommended import RECOMMENDED
 

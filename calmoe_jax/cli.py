@@ -18,6 +18,7 @@ import tyro
 
 from calmoe_jax._audit_command import Audit
 from calmoe_jax._data_command import Data
+from calmoe_jax._data_dir import data_dir_of
 from calmoe_jax._errors import RunError, UserError
 from calmoe_jax._label_command import Label
 from calmoe_jax._monitor_command import Monitor
@@ -25,7 +26,7 @@ from calmoe_jax._plan_command import Plan
 from calmoe_jax._repair_command import Repair
 from calmoe_jax._run_command import Run
 from calmoe_jax._signals import Stopped, ending_on_signals
-from calmoe_jax._usage import UsageError, check_folder, data_dir_of
+from calmoe_jax._usage import UsageError, check_folder
 
 
 @dataclass(frozen=True)

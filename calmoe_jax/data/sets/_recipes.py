@@ -27,11 +27,11 @@ from calmoe_jax.data.sets.catalogue import DOMAINNET_DOMAINS, SETS, newest_versi
 
 _BUILDERS = "calmoe_jax.data.tfds.builders"
 _VADER = Remote(
-    "https://files.pythonhosted.org/packages/77/8c/4a48c10a50f750ae565e341e697d74a38075a3e43ff0df6f"
-    "1ab72e186902/vaderSentiment-3.3.2.tar.gz",
-    "vaderSentiment-3.3.2.tar.gz",
-    2466783,
-    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    "https://github.com/cjhutto/vaderSentiment/raw/18c86513ea60b02fce8f3b1b598da43042d91b08/"
+    "additional_resources/hutto_ICWSM_2014.tar.gz",
+    "hutto_ICWSM_2014.tar.gz",
+    2338514,
+    "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa",
 )
 _WILDS = Remote(
     "https://worksheets.codalab.org/rest/bundles/0x8cd3de0634154aeaad2ee6eb96723c6e/contents/blob/",
@@ -157,8 +157,10 @@ def _files(name: str, shop: Workshop) -> Iterator[None]:
 
 def _sentiment4(name: str, shop: Workshop) -> Iterator[None]:
     (remote,) = remotes(name)
-    content = tar_member(shop.get(remote), "/hutto_ICWSM_2014.tar.gz")
-    shop.file(SETS[name].files[0]).write_bytes(content)
+    archive = shop.get(remote)
+    for stem in ("tweets", "amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets"):
+        tar_member(archive, f"/{stem}_anonDataRatings.txt")  # it is whole
+    shutil.copyfile(archive, shop.file(SETS[name].files[0]))
     yield
 
 

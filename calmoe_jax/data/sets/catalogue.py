@@ -108,10 +108,10 @@ SETS: dict[str, DataSet] = {
     "sentiment4": DataSet(
         "23,703 short texts of four domains, each rated by 15 to 99 people",
         "MIT; Hutto and Gilbert 2014",
-        "2.5 MB",
+        "2.3 MB",
         6,
         ("sentiment4/hutto_ICWSM_2014.tar.gz",),
-        source="source distribution of vaderSentiment 3.3.2",
+        source="github.com/cjhutto/vaderSentiment",
     ),
     "newsgroups": DataSet(
         "20 Newsgroups by date, about 18,800 posts",

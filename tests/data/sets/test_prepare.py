@@ -68,10 +68,7 @@ def test_the_real_addresses_have_sizes_and_checksums(tfds):
 
 def test_votes_and_ratings_of_sentiment(server, tmp_path):
     inner = texts.tar(texts.members(texts.rated_rows()))
-    name = "vaderSentiment-3.3.2.tar.gz"
-    server.files[name] = archives.tar(
-        {"vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz": inner}
-    )
+    server.files["hutto_ICWSM_2014.tar.gz"] = inner
     assert prepare("sentiment4", tmp_path)
     assert left(tmp_path) == ["sentiment4", "sentiment4/hutto_ICWSM_2014.tar.gz"]
     assert (tmp_path / "sentiment4" / "hutto_ICWSM_2014.tar.gz").read_bytes() == inner
@@ -356,7 +353,7 @@ def test_what_must_be_downloaded_by_hand(tfds, tmp_path):
         ("cifar10_corrupted", archives.tar({}, compressed=False), "lacks the file /labels.npy"),
         ("cifar10_corrupted", archives.corrupted(("fog",))[:4000], "is not a complete archive"),
         ("civil_comments_identities", archives.zipped({}), "lacks the file civil_comments.csv"),
-        ("sentiment4", archives.tar({"x": b""}), "lacks the file /hutto_ICWSM_2014.tar.gz"),
+        ("sentiment4", archives.tar({"x": b""}), "lacks the file /tweets_anonDataRatings.txt"),
     ],
 )
 def test_archives_that_are_not_what_they_should_be(
@@ -379,7 +376,7 @@ def _recipes_last(name):
         "cifar10_h": "cifar10h-raw.zip",
         "cifar10_corrupted": "CIFAR-10-C.tar",
         "civil_comments_identities": "civil_comments_v1.2.zip",
-        "sentiment4": "vaderSentiment-3.3.2.tar.gz",
+        "sentiment4": "hutto_ICWSM_2014.tar.gz",
     }[name]
 
 
