@@ -68,7 +68,7 @@ class Size(NamedTuple):
 
 
 PAPER = Size("paper", 0, 64, 50, 20, 5)
-QUICK = Size("quick", 5000, 8, 12, 5, 3)
+QUICK = Size("quick", 4000, 8, 8, 3, 3)
 
 
 def study(
