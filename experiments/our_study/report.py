@@ -8,155 +8,19 @@ import argparse
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from calmoe_jax._files import write_whole
-from experiments.our_study.command import ROUTINGS, read
+from experiments.our_study.command import ROUTINGS
+from experiments.our_study.comparing import Compared, Row, compare, mean_of, read_rows
+from experiments.our_study.conclusions import conclusions
 
 # Calibrators of the tables of a task; all are in the summary.
 SHOWN = ("none", "temperature", "per_expert", "safe", "bold", "dirichlet")
-REFERENCE = ("dense", "vanilla", "none")
-_LEVEL = 0.95
-
-
-class Row(NamedTuple):
-    """A combination on the splits of one kind of a task; metrics by name, an array of seeds each.
-
-    Attributes:
-        task: name of the task.
-        routing: dense, top_k or hard.
-        method: name of the method.
-        calibrator: name of the calibrator.
-        kind: id, shift or hard.
-        metrics: values of every seed.
-    """
-
-    task: str
-    routing: str
-    method: str
-    calibrator: str
-    kind: str
-    metrics: dict[str, np.ndarray]
-
-    @property
-    def combination(self) -> tuple[str, str, str]:
-        """Routing, method and calibrator."""
-        return self.routing, self.method, self.calibrator
-
-
 # A combination, its accuracy and its calibration error.
 Point = tuple[tuple[str, ...], float, float]
-
-
-class Compared(NamedTuple):
-    """A combination against a reference, over tasks.
-
-    Attributes:
-        combination: routing, method and calibrator.
-        ece: mean over tasks of the calibration error under shift.
-        rank: mean over tasks of its rank among those compared, 1 for the least error.
-        difference: mean over tasks of its error less that of the reference.
-        low: lower end of the 95 % interval of the difference, by Student's t over tasks.
-        high: upper end.
-        accuracy: mean difference of accuracy under shift.
-        nll: mean difference of the log loss under shift; NaN where there is none.
-        id_ece: mean difference of the calibration error in distribution.
-        worst: largest difference of a task, and its name.
-    """
-
-    combination: tuple[str, str, str]
-    ece: float
-    rank: float
-    difference: float
-    low: float
-    high: float
-    accuracy: float
-    nll: float
-    id_ece: float
-    worst: tuple[float, str]
-
-
-def read_rows(folder: Path) -> list[Row]:
-    """All rows of all tasks of a folder."""
-    rows = []
-    for path in sorted(folder.glob("*.json.gz")):
-        for cell in read(path)["cells"]:
-            for row in cell["rows"]:
-                metrics = {
-                    name: np.asarray(value, float)
-                    for name, value in row.items()
-                    if isinstance(value, list)
-                }
-                where = cell["task"], cell["routing"], cell["method"]
-                rows.append(Row(*where, row["calibrator"], row["kind"], metrics))
-    return rows
-
-
-def compare(
-    rows: Iterable[Row],
-    chosen: Callable[[tuple[str, str, str]], bool],
-    reference: tuple[str, str, str] = REFERENCE,
-) -> list[Compared]:
-    """Compares combinations that every task has; the least error first.
-
-    Args:
-        rows: of the study.
-        chosen: which combinations.
-        reference: what they are compared with.
-    """
-    table: dict[str, dict[tuple[str, str, str], dict[str, Row]]] = {}
-    for row in rows:
-        if chosen(row.combination) or row.combination == reference:
-            table.setdefault(row.task, {}).setdefault(row.combination, {})[row.kind] = row
-    common = set.intersection(*(set(of_task) for of_task in table.values()))
-    ordered = sorted(common)
-    errors = np.array(
-        [[_mean(of_task[c]["shift"], "ece") for c in ordered] for of_task in table.values()]
-    )
-    ranks = stats.rankdata(errors, axis=1)
-    found = []
-    for i, combination in enumerate(ordered):
-        if not chosen(combination):
-            continue
-
-        def differences(kind: str, metric: str, at: tuple[str, str, str]) -> np.ndarray:
-            pairs = ((t[at][kind], t[reference][kind]) for t in table.values())
-            return np.array([_mean(a, metric) - _mean(b, metric) for a, b in pairs])
-
-        of_shift = differences("shift", "ece", combination)
-        low, high = _interval(of_shift)
-        at_worst = int(of_shift.argmax())
-        found.append(
-            Compared(
-                combination,
-                float(errors[:, i].mean()),
-                float(ranks[:, i].mean()),
-                float(of_shift.mean()),
-                low,
-                high,
-                float(differences("shift", "accuracy", combination).mean()),
-                float(differences("shift", "nll", combination).mean()),
-                float(differences("id", "ece", combination).mean()),
-                (float(of_shift[at_worst]), list(table)[at_worst]),
-            )
-        )
-    return sorted(found, key=lambda c: c.ece)
-
-
-def _mean(row: Row, metric: str) -> float:
-    return float(row.metrics[metric].mean()) if metric in row.metrics else float("nan")
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's interval of a mean; NaN for a single value."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    half = float(stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1) * error)
-    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def comparison_table(found: list[Compared], show: Callable[[tuple[str, str, str]], str]) -> str:
@@ -167,11 +31,11 @@ def comparison_table(found: list[Compared], show: Callable[[tuple[str, str, str]
         "|---" * 9 + "|",
     ]
     for c in found:
-        nll = "–" if np.isnan(c.nll) else f"{c.nll:+.3f}"
+        nll, accuracy = ("–" if np.isnan(x) else f"{x:+.3f}" for x in (c.nll, c.accuracy))
         interval = "–" if np.isnan(c.low) else f"{c.low:+.3f} to {c.high:+.3f}"
         lines.append(
             f"| {show(c.combination)} | {c.ece:.3f} | {c.rank:.1f} | {c.difference:+.3f} | "
-            f"{interval} | {c.accuracy:+.3f} | {nll} | {c.id_ece:+.3f} | "
+            f"{interval} | {accuracy} | {nll} | {c.id_ece:+.3f} | "
             f"{c.worst[0]:+.3f} ({c.worst[1]}) |"
         )
     return "\n".join(lines)
@@ -188,14 +52,17 @@ def task_table(rows: list[Row], task: str) -> str:
     ]
     for routing, method in methods:
         plain, inside = (at[(routing, method, "none"), kind] for kind in ("shift", "id"))
-        errors = [_with_spread(at[(routing, method, c), "shift"].metrics["ece"]) for c in SHOWN]
+        errors = [
+            _with_spread(found.metrics["ece"]) if found else "–"
+            for found in (at.get(((routing, method, c), "shift")) for c in SHOWN)
+        ]
         hard = at.get(((routing, method, "none"), "hard"))
-        shown_hard = "–" if hard is None else f"{_mean(hard, 'ece'):.3f}"
-        nll = _mean(plain, "nll")
+        shown_hard = "–" if hard is None else f"{mean_of(hard, 'ece'):.3f}"
+        nll = mean_of(plain, "nll")
         lines.append(
-            f"| {routing} | {method} | {_mean(inside, 'accuracy'):.3f}, "
-            f"{_mean(plain, 'accuracy'):.3f} | {'inf' if np.isnan(nll) else f'{nll:.3f}'} | "
-            f"{_mean(plain, 'confidence_gap'):+.3f} | {_mean(inside, 'ece'):.3f} | "
+            f"| {routing} | {method} | {mean_of(inside, 'accuracy'):.3f}, "
+            f"{mean_of(plain, 'accuracy'):.3f} | {'inf' if np.isnan(nll) else f'{nll:.3f}'} | "
+            f"{mean_of(plain, 'confidence_gap'):+.3f} | {mean_of(inside, 'ece'):.3f} | "
             f"{' | '.join(errors)} | {shown_hard} |"
         )
     return "\n".join(lines)
@@ -214,7 +81,7 @@ def frontier(
     sums: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for r in rows:
         if r.kind == "shift" and r.calibrator in wanted:
-            point = _mean(r, "accuracy"), _mean(r, "ece")
+            point = mean_of(r, "accuracy"), mean_of(r, "ece")
             sums.setdefault(r.combination, []).append(point)
     return [
         (c, *(float(x) for x in np.mean(points, axis=0)))
@@ -298,6 +165,8 @@ def page(rows: list[Row]) -> str:
             lambda c: f"{c[0]}, {c[2]}",
         ),
     )
+    said = "\n".join(f"* {line}" for line in conclusions(rows))
+    parts.append(f"## What it says, the unwelcome first\n\n{said}\n")
     for title, chosen, show in sections:
         parts.append(f"## {title}\n\n{comparison_table(compare(rows, chosen), show)}\n")
     parts.append("![Accuracy against calibration error](frontier.png)\n")

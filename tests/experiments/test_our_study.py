@@ -13,7 +13,15 @@ from small import small_task
 
 from calmoe_jax import calibration
 from calmoe_jax.study.methods import METHODS
-from experiments.our_study import ablation, calibrators, cells, command, report
+from experiments.our_study import (
+    ablation,
+    calibrators,
+    cells,
+    command,
+    comparing,
+    conclusions,
+    report,
+)
 
 pytestmark = pytest.mark.exhaustive
 
@@ -113,7 +121,7 @@ def test_scores_of_a_calibrator_are_those_of_one_seed_alone(name):
 
 def row(task, method, calibrator, kind, ece, *, routing="dense", accuracy=0.7):
     metrics = {"ece": np.array(ece), "accuracy": np.array([accuracy]), "nll": np.array([1.0])}
-    return report.Row(task, routing, method, calibrator, kind, metrics)
+    return comparing.Row(task, routing, method, calibrator, kind, metrics)
 
 
 def test_comparison_by_hand():
@@ -121,7 +129,7 @@ def test_comparison_by_hand():
     for task, errors in (("a", (0.1, 0.2)), ("b", (0.3, 0.2)), ("c", (0.2, 0.1))):
         for method, error in zip(("vanilla", "robust"), errors, strict=True):
             rows += [row(task, method, "none", k, [error]) for k in ("id", "shift")]
-    found = report.compare(rows, lambda c: True)
+    found = comparing.compare(rows, lambda c: True)
     assert [c.combination[1] for c in found] == ["robust", "vanilla"]
     robust = found[0]
     # differences +.1, -.1, -.1: mean -.0333, standard error .0667, t of 2 degrees 4.303
@@ -186,3 +194,28 @@ def test_a_row_of_the_ablation_is_of_its_cell(made):
     assert found["ece_safe"] == round(float(np.mean(rows["safe", "shift"]["ece"])), 4)
     assert found["accuracy"] == round(float(np.mean(rows["none", "shift"]["accuracy"])), 4)
     assert f"| eta | 2 | dense | vanilla | {found['accuracy']:.3f} |" in ablation.table([found])
+
+
+def test_words_follow_the_figures():
+    rows = []
+    for number, task in enumerate("abc"):
+        for method, calibrator, error in (
+            ("vanilla", "none", 0.2),
+            ("vanilla", "temperature", 0.1),
+            ("robust", "temperature", 0.05 + 0.001 * number),
+            ("fgr", "temperature", 0.15 + 0.001 * number),
+            ("radius_robust", "temperature", 0.1 + 0.05 * (number - 1)),
+            ("vanilla", "safe", 0.08),
+            ("vanilla", "bold", 0.12),
+        ):
+            rows += [row(task, method, calibrator, k, [error]) for k in ("id", "shift")]
+    said = conclusions.conclusions(rows)
+    assert len(said) == 3  # no hard routing, no robust as trained, no ensemble
+    assert "of 3 objectives" in said[0]
+    better, worse = said[0].split("; and these a larger one: ")
+    assert "robust -0.049 (" in better
+    assert "fgr" not in better
+    assert worse.startswith("fgr +0.051 (")
+    assert "radius_robust" not in said[0]
+    assert "none" in said[1]  # no calibrator of more parameters
+    assert "safe -0.020 (-0.020 to -0.020)" in said[2]
