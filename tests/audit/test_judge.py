@@ -281,6 +281,7 @@ def test_many_experts_and_classes_are_audited_in_a_minute(folder):
     assert kilobytes < 4e6
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_a_million_examples_are_audited_in_a_minute_and_four_gigabytes(folder):

@@ -20,7 +20,11 @@ EVERY = [*DISPATCH, "tests/moe/test_matmul.py", "tests/moe/test_experts.py"]
     ("suites", "options"),
     [
         (BY_DEFAULT, ("-k", "triton")),
-        pytest.param(EVERY, ("-k", "triton", "--exhaustive"), marks=pytest.mark.exhaustive),
+        pytest.param(
+            EVERY,
+            ("-k", "triton", "--exhaustive"),
+            marks=[pytest.mark.exhaustive, pytest.mark.long],
+        ),
     ],
     ids=["some", "every"],
 )

@@ -42,7 +42,14 @@ def state(folder):
 
 @pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "wide"), [(2, False), (2, True), (4, False)])
+@pytest.mark.parametrize(
+    ("count", "wide"),
+    [
+        (2, False),
+        pytest.param(2, True, marks=pytest.mark.long),
+        pytest.param(4, False, marks=pytest.mark.long),
+    ],
+)
 def test_twenty_steps_of_every_objective_are_those_of_one_process(tmp_path, count, wide):
     """Losses, weights, gradients, batch statistics and states; processes start once for all."""
     kinds = ["float64" if wide else "float32"] * count
@@ -124,6 +131,7 @@ def test_a_lost_process_ends_the_others_which_say_so(tmp_path, lost):
     assert "step 0\n" not in said[0]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_twenty_kills_at_random_moments(tmp_path):
