@@ -3,10 +3,13 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import trainings
 from experimenting import tiny_task
+from small import small_images, split
 
+from calmoe_jax.data.local.civil_comments import Comments
 from calmoe_jax.study.config import PAPER_METHODS
 from experiments import paper
 
@@ -45,3 +48,38 @@ def test_published_figures_are_of_the_methods():
     for published in paper.PUBLISHED.values():
         assert set(published) <= set(PAPER_METHODS)
         assert set(published) >= {"single", "vanilla", "robust"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "size", "expected"),
+    [
+        ("cifar10h", paper.PAPER, ("resnet18", "cifar", 64)),
+        ("cifar10h", paper.QUICK, ("resnet18", "cifar", 8)),
+        ("pacs", paper.PAPER, ("resnet18", "imagenet", 64)),
+        ("office_home", paper.QUICK, ("resnet18", "cifar", 8)),
+    ],
+)
+def test_the_backbone_is_the_papers(dataset, size, expected):
+    model = paper.ModelConfig(**paper._model_of(small_images(), dataset, size))
+    assert (model.backbone, model.stem, model.width) == expected
+    assert paper._model_of(tiny_task(), "civil_comments", size)["backbone"] == "mlp"
+
+
+def test_texts_become_tokens(tmp_path, monkeypatch):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "fine", "bad"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+
+    def of_texts(name, kind):
+        found = split(name, kind, 6, 0)
+        texts = np.array(["fine", "bad fine", "", "bad", "other", "fine"], object)
+        return paper.dataclasses.replace(found, inputs=texts, labels=found.labels % 2)
+
+    comments = Comments(
+        of_texts("train", "train"), of_texts("calibration", "calibration"),
+        of_texts("test", "id"), np.eye(6, 8, dtype=bool), np.arange(6) < 2, tmp_path,
+    )  # fmt: skip
+    monkeypatch.setattr(paper.civil_comments, "load_texts", lambda folder: comments)
+    task = paper._tokens(tmp_path, tmp_path / "vocab.txt")
+    assert task.train.inputs["ids"][1, :4].tolist() == [2, 5, 4, 3]
+    assert [s.kind for s in task.evaluation][-1] == "hard"
+    assert paper._model_of(task, "civil_comments", paper.PAPER) == {"backbone": "distilbert"}
