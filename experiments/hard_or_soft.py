@@ -12,7 +12,6 @@ temperature fitted on its view. cifar10c is this machine's size: features of a s
 is what theory lets hard routing withstand or not (see `experiments.drift`).
 """
 
-import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,14 +26,12 @@ from calmoe_jax.calibration.calibrators import (
     fit_temperature,
     scale_log_probs,
 )
-from calmoe_jax.data import Split, resolve_task
+from calmoe_jax.data import Split
 from calmoe_jax.shift.repair import usable_temperature
-from calmoe_jax.study.config import ModelConfig, TrainConfig
 from calmoe_jax.study.evaluation import Outputs, predict
 from experiments.drift import Seen, measure_drift
-from experiments.features import family, of_images
 from experiments.our_study.cells import Setting, trained_mixture
-from experiments.our_study.command import EPOCHS, ROUTINGS, SEEDS
+from experiments.our_study.command import ROUTINGS, settings, study_parser
 from experiments.trained import write_json
 
 TASKS = ("cifar10c", "digits16", "fashion_c")
@@ -52,25 +49,12 @@ class _Fits(NamedTuple):
 
 def main() -> None:
     """Trains, scores, prints and draws."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK")
-    parser.add_argument("--data-dir", type=Path, help="files of tasks that are not in the package")
-    parser.add_argument("--runs", type=Path, default=Path("runs/our_study"), help="kept trainings")
-    parser.add_argument("--out", type=Path, help="where to write everything as JSON")
+    parser = study_parser(__doc__, TASKS)
     parser.add_argument("--picture", type=Path, help="where to draw errors by severity")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
     arguments = parser.parse_args()
     found: dict[str, Any] = {"epochs": arguments.epochs, "tasks": {}}
-    for name in arguments.tasks:
-        task, folder = resolve_task(name, arguments.data_dir), arguments.runs / name
-        if task.holds_images and task.train.inputs.shape[-1] == 3:
-            task = of_images(task, arguments.runs / "features" / family(name))
-        setting = Setting(
-            task, tuple(range(42, 42 + arguments.seeds)), ModelConfig(),
-            TrainConfig(epochs=arguments.epochs), folder,
-        )  # fmt: skip
-        found["tasks"][name] = rows_of(setting)
+    for setting in settings(arguments):
+        found["tasks"][setting.task.name] = rows_of(setting)
     found["summary"] = {name: summarise(rows) for name, rows in found["tasks"].items()}
     found["verdict"] = verdict(found["summary"])
     print(table(found["summary"]))

@@ -7,17 +7,13 @@ One setting is changed at a time: eta and the warm-up of Robust with dense routi
 experts of the plain mixture with dense and with hard routing, and k of top-k routing.
 """
 
-import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from calmoe_jax.data import resolve_task
-from calmoe_jax.study.config import ModelConfig, TrainConfig
 from experiments.our_study.cells import Setting, cell
-from experiments.our_study.command import EPOCHS, SEEDS
+from experiments.our_study.command import settings, study_parser
 from experiments.trained import write_json
 
 TASKS = ("portal", "newsgroups")
@@ -112,20 +108,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Runs the changes, task by task, and prints and writes them."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK")
-    parser.add_argument("--data-dir", type=Path, help="files of tasks that are not in the package")
-    parser.add_argument("--runs", type=Path, default=Path("runs/our_study"), help="kept cells")
-    parser.add_argument("--out", type=Path, help="where to write everything as JSON")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    arguments = parser.parse_args()
+    arguments = study_parser(__doc__, TASKS).parse_args()
     found: dict[str, Any] = {"epochs": arguments.epochs, "seeds": arguments.seeds, "tasks": {}}
-    for name in arguments.tasks:
-        setting = Setting(
-            resolve_task(name, arguments.data_dir), tuple(range(42, 42 + arguments.seeds)),
-            ModelConfig(), TrainConfig(epochs=arguments.epochs), arguments.runs / name,
-        )  # fmt: skip
+    for setting in settings(arguments):
+        name = setting.task.name
         found["tasks"][name] = [
             row_of(change, cell(changed(setting, change), change.routing, change.method))
             for change in tqdm(CHANGES, unit="setting", disable=None, desc=name)

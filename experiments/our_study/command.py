@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,36 +52,57 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    """Runs the study, task by task."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.our_study")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK")
+def study_parser(description: str | None, tasks: Sequence[str]) -> argparse.ArgumentParser:
+    """The options of everything that trains mixtures as the study does.
+
+    Args:
+        description: the module's docstring, of which the first line is shown.
+        tasks: the default tasks.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    parser.add_argument("--tasks", nargs="+", default=list(tasks), metavar="TASK")
     parser.add_argument("--data-dir", type=Path, help="files of tasks that are not in the package")
-    parser.add_argument("--runs", type=Path, default=Path("runs/our_study"), help="kept cells")
-    parser.add_argument("--out", type=Path, help="folder of the gathered results")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--methods", nargs="+", default=(), help="all by default")
-    arguments = parser.parse_args()
+    parser.add_argument("--runs", type=Path, default=Path("runs/our_study"), help="what is kept")
+    parser.add_argument("--out", type=Path, help="where to write the results")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds, from 42")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the training data")
+    return parser
+
+
+def settings(arguments: argparse.Namespace) -> Iterator[Setting]:
+    """The settings of the tasks that were asked for, colour images as features.
+
+    Args:
+        arguments: of `study_parser`.
+    """
     for name in arguments.tasks:
         task = resolve_task(name, arguments.data_dir)
         if task.holds_images and task.train.inputs.shape[-1] == 3:
             task = of_images(task, arguments.runs / "features" / family(name))
-        setting = Setting(
+        yield Setting(
             task,
             tuple(range(42, 42 + arguments.seeds)),
             ModelConfig(),
             TrainConfig(epochs=arguments.epochs),
             arguments.runs / task.name,
         )
+
+
+def main() -> None:
+    """Runs the study, task by task."""
+    parser = study_parser(__doc__, TASKS)
+    parser.prog = "python -m experiments.our_study"
+    parser.add_argument("--methods", nargs="+", default=(), help="all by default")
+    arguments = parser.parse_args()
+    for setting in settings(arguments):
         found = run_task(setting, arguments.methods)
         if arguments.out:
             content = {
-                "task": task.name,
+                "task": setting.task.name,
                 "epochs": arguments.epochs,
                 "model": dataclasses.asdict(setting.model),
                 "environment": describe_environment(),
                 "cells": found,
             }
             arguments.out.mkdir(parents=True, exist_ok=True)
-            write_whole(arguments.out / f"{task.name}.json.gz", pack(content))
+            write_whole(arguments.out / f"{setting.task.name}.json.gz", pack(content))

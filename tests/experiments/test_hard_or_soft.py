@@ -10,14 +10,15 @@ from experimenting import tiny_task
 
 from calmoe_jax import calibration
 from experiments import hard_or_soft
+from experiments.our_study import command
 from experiments.our_study.cells import Setting, predict, trained_mixture
 
 pytestmark = pytest.mark.exhaustive
 
 
 def test_a_small_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(hard_or_soft, "resolve_task", lambda name, data_dir: tiny_task())
-    monkeypatch.setattr(hard_or_soft, "ModelConfig", lambda: trainings.MODEL)
+    monkeypatch.setattr(command, "resolve_task", lambda name, data_dir: tiny_task())
+    monkeypatch.setattr(command, "ModelConfig", lambda: trainings.MODEL)
     out, picture = tmp_path / "out.json", tmp_path / "out.png"
     words = ["x", "--tasks", "portal", "--runs", str(tmp_path / "runs"), "--seeds", "2"]
     words += ["--epochs", "2", "--out", str(out), "--picture", str(picture)]
@@ -33,7 +34,7 @@ def test_a_small_run(tmp_path, monkeypatch, capsys):
         tiny_task(),
         (42, 43),
         trainings.MODEL,
-        hard_or_soft.TrainConfig(epochs=2),
+        command.TrainConfig(epochs=2),
         tmp_path / "runs" / "portal",
     )
     split = tiny_task().evaluation[1]
