@@ -13,8 +13,9 @@ pytestmark = pytest.mark.exhaustive
 
 README = Path(experiments.trained.__file__).with_name("README.md").read_text()
 COMMANDS = (
-    "choose_rule", "interval_coverage", "repair_protocol", "repair_without_labels", "theorem_class",
-    "theory",
+    "choose_rule", "figures", "hard_or_soft", "interval_coverage", "our_study",
+    "our_study.ablation", "our_study.report", "paper", "repair_protocol", "repair_without_labels",
+    "theorem_class", "theory",
 )  # fmt: skip
 
 
@@ -24,12 +25,12 @@ def test_options_are_those_of_the_docstring(name, monkeypatch, capsys):
     module = f"experiments.{name}"
     shown = help_of(module, monkeypatch, capsys)
     command = re.search(r"`(python -m [^`]*)`", import_module(module).__doc__)[1]
-    assert command.startswith(f"python -m {module} ")
+    assert f"{command} ".startswith(f"python -m {module} ")
     for option in re.findall(r"--[a-z-]+", command):
         assert f"{option} " in shown, option
 
 
 def test_commands_of_the_readme_exist():
-    used = set(re.findall(r"python -m experiments\.(\w+)", README))
+    used = set(re.findall(r"python -m experiments\.([\w.]*\w)", README))
     assert used <= set(COMMANDS)
     assert used >= {"repair_without_labels", "choose_rule", "theorem_class"}

@@ -1,0 +1,48 @@
+"""What is written where: the rows of the table, their commits, and passages of the main README."""
+
+from collections.abc import Callable
+from functools import partial
+
+from experiments.figures import repair, theory
+from experiments.repair_protocol import markdown
+
+_THEORY: dict[str, tuple[str, Callable[[theory.Numbers], str]]] = {
+    "theory-a": ("a", theory.hard_routing),
+    "theory-b": ("b", theory.soft_routing),
+    "theory-c": ("c", theory.disagreement),
+    "theory-d": ("d", theory.worst_shift),
+    "theory-e": ("e", theory.impropriety),
+    "theory-f": ("f", theory.exact_premise),
+    "theory-f-fitted": ("f", theory.fitted_experts),
+}
+_REPAIR: dict[str, Callable[[repair.Found], str]] = {
+    "repair-frontier": repair.frontier,
+    "repair-bounds": repair.bounds,
+    "repair-fitted": repair.fitted_prior,
+    "repair-control": repair.negative_control,
+    "repair-simulated": repair.simulated,
+}
+
+
+def _of_theory(letter: str, make: Callable[[theory.Numbers], str]) -> str:
+    return make(theory.numbers(letter))
+
+
+def _of_repair(make: Callable[[repair.Found], str]) -> str:
+    return make(repair.found())
+
+
+# The number of a row, by the row's key.
+ROWS: dict[str, Callable[[], str]] = {
+    **{key: partial(_of_repair, make) for key, make in _REPAIR.items()},
+    **{key: partial(_of_theory, letter, make) for key, (letter, make) in _THEORY.items()},
+}
+# The commit of a row, where its results file names it; others stay as they are.
+COMMITS: dict[str, Callable[[], str]] = {
+    key: partial(theory.commit, letter) for key, (letter, _) in _THEORY.items()
+}
+# Whole lines of the main README, by the passage's key.
+PASSAGES: dict[str, Callable[[], str]] = {
+    "repair-table": partial(_of_repair, markdown),
+    "repair-bounds": partial(_of_repair, repair.bounds_in_words),
+}

@@ -1,0 +1,99 @@
+"""Numbers in the notation of the table, and sentences that must be borne out."""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from fractions import Fraction as F
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def read(path: str) -> Any:
+    """A committed results file.
+
+    Args:
+        path: below the root of the repository.
+    """
+    return json.loads((ROOT / path).read_text())
+
+
+def short_commit(whole: str | None) -> str:
+    """A commit's first seven digits.
+
+    Args:
+        whole: as results files name what they were made with.
+
+    Raises:
+        ValueError: if there was none, or the checkout had changes, so that it names no results.
+    """
+    if whole is None or not re.fullmatch("[0-9a-f]{40}", whole):
+        raise ValueError(f"commit must be one without changes, got {whole}.")
+    return whole[:7]
+
+
+def fixed(value: float | F, digits: int = 3, *, sign: bool = False) -> str:
+    """A number without its leading zero: `.062`, `-.015`, `+.003`; zero has no minus.
+
+    Args:
+        value: finite.
+        digits: decimals, at least 1.
+        sign: whether numbers from zero on have a plus.
+
+    Raises:
+        ValueError: if the value is not finite.
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"value must be finite, got {value}.")
+    size = f"{abs(float(value)):.{digits}f}"
+    negative = value < 0 and float(size) != 0
+    return ("-" if negative else "+" if sign else "") + size.removeprefix("0")
+
+
+def short(value: float | F, digits: int = 3) -> str:
+    """The same without zeros at its end: `.1`, `.16`; `0` for zero.
+
+    Args:
+        value: finite.
+        digits: decimals at most, at least 1.
+    """
+    return fixed(value, digits).rstrip("0").rstrip(".") or "0"
+
+
+def at_most(value: float) -> str:
+    """A power of ten times one digit, rounded up: `6e-12`.
+
+    Args:
+        value: above 0.
+    """
+    power = math.floor(math.log10(value))
+    digit = math.ceil(value / 10.0**power)
+    return f"1e{power + 1}" if digit == 10 else f"{digit}e{power}"
+
+
+def listed(values: Iterable[float], digits: int = 3, *, sign: bool = False) -> str:
+    """Numbers with commas, as of `fixed`.
+
+    Args:
+        values: finite.
+        digits: decimals.
+        sign: whether numbers from zero on have a plus.
+    """
+    return ", ".join(fixed(value, digits, sign=sign) for value in values)
+
+
+def supported(words: str, holds: bool) -> str:
+    """The words, if the results bear them out.
+
+    Args:
+        words: a part of a sentence.
+        holds: whether it is true of the results.
+
+    Raises:
+        ValueError: if it is not: the sentence must be written anew.
+    """
+    if not holds:
+        raise ValueError(f"the results must show what is said of them, not so: {words}")
+    return words
