@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from calmoe_jax import calibration, mixture
+from calmoe_jax._environment import describe_environment
 from calmoe_jax.calibration.calibrators import (
     fit_expert_temperatures,
     fit_temperature,
@@ -52,7 +53,11 @@ def main() -> None:
     parser = study_parser(__doc__, TASKS)
     parser.add_argument("--picture", type=Path, help="where to draw errors by severity")
     arguments = parser.parse_args()
-    found: dict[str, Any] = {"epochs": arguments.epochs, "tasks": {}}
+    found: dict[str, Any] = {
+        "made_with": describe_environment(),
+        "epochs": arguments.epochs,
+        "tasks": {},
+    }
     for setting in settings(arguments):
         found["tasks"][setting.task.name] = rows_of(setting)
     found["summary"] = {name: summarise(rows) for name, rows in found["tasks"].items()}

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from calmoe_jax._environment import describe_environment
 from experiments.our_study.cells import Setting, cell
 from experiments.our_study.command import settings, study_parser
 from experiments.trained import write_json
@@ -109,7 +110,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Runs the changes, task by task, and prints and writes them."""
     arguments = study_parser(__doc__, TASKS).parse_args()
-    found: dict[str, Any] = {"epochs": arguments.epochs, "seeds": arguments.seeds, "tasks": {}}
+    found: dict[str, Any] = {
+        "made_with": describe_environment(),
+        "epochs": arguments.epochs,
+        "seeds": arguments.seeds,
+        "tasks": {},
+    }
     for setting in settings(arguments):
         name = setting.task.name
         found["tasks"][name] = [
