@@ -1,0 +1,82 @@
+"""Numbers of the rows on the paper's study, and on hard against soft routing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.figures.words import fixed, listed, read, short_commit
+from experiments.our_study.command import ROUTINGS
+
+_CALIBRATORS = {
+    "none": "as trained",
+    "per_expert": "experts calibrated",
+    "temperature": "one temperature",
+}
+
+
+def hard_or_soft() -> str:
+    """Errors under shift by routing, task by task, and the shares of shifts below 5 %."""
+    found = read("experiments/hard_or_soft/results.json")["summary"]
+    parts = []
+    for task, rows in found.items():
+        at = {(r["routing"], r["calibrator"]): r for r in rows}
+        errors = "; ".join(
+            f"{words} {listed(at[routing, name]['ece'] for routing in ROUTINGS)}"
+            for name, words in _CALIBRATORS.items()
+        )
+        kept = listed((at[r, "temperature"]["kept"] for r in ROUTINGS), 2)
+        parts.append(
+            f"{task} ({rows[0]['shifts']} shifts): {errors}; under .05 with one temperature on a "
+            f"share of {kept}"
+        )
+    return f"mean ECE under shift of dense, top-2, hard routing. {'. '.join(parts)}"
+
+
+def drift() -> str:
+    """What of hard routing's gap is because configurations move, and what because P(right | S)."""
+    found = read("experiments/hard_or_soft/results.json")["summary"]
+    parts = []
+    for task, rows in found.items():
+        hard = next(r for r in rows if (r["routing"], r["calibrator"]) == ("hard", "per_expert"))
+        parts.append(
+            f"{task} {fixed(hard['gap'], sign=True)}, of it {fixed(hard['moved'], sign=True)} and "
+            f"{fixed(hard['changed'], sign=True)}"
+        )
+    return (
+        "mean gap of hard routing with calibrated experts; because configurations move; because "
+        f"the gap given the configuration changes: {'; '.join(parts)}"
+    )
+
+
+def paper(name: str, methods: Sequence[str] = ("vanilla", "robust", "robust_filtered")) -> str:
+    """The published error and ours of some methods, on the subset that was published."""
+    found = read(f"experiments/paper/{name}.json")
+    kinds = {split: x["kind"] for split, x in found["splits"].items()}
+    target = next((s for s, kind in kinds.items() if kind == "hard"), None)
+    target = target or next(s for s, kind in kinds.items() if kind == "shift")
+    at = {(r["method"], r["calibrator"]): r for r in found["rows"] if r["split"] == target}
+    parts = []
+    for method in methods:
+        errors = [_mean(at[method, c], "ece") for c in ("none", "temperature", "safe")]
+        gap = _mean(at[method, "none"], "confidence_gap")
+        parts.append(
+            f"{method} {listed(errors)} (gap {fixed(gap, sign=True)}, accuracy "
+            f"{fixed(_mean(at[method, 'none'], 'accuracy'))})"
+        )
+    size = found["size"]
+    return (
+        f"{found['dataset']}, `{target}` ({found['splits'][target]['n']:,} examples), "
+        f"{size['images']:,} training images, width {size['width']}, {size['epochs']} epochs, "
+        f"{size['seeds']} seeds; ECE as trained, with a temperature, repaired (safe): "
+        f"{'; '.join(parts)}"
+    )
+
+
+def paper_commit(name: str) -> str:
+    """The commit that the study was run with."""
+    return short_commit(read(f"experiments/paper/{name}.json")["environment"]["commit"])
+
+
+def _mean(row: dict[str, Any], metric: str) -> float:
+    return float(np.mean(row[metric]))
