@@ -1,7 +1,7 @@
 """Does hard routing keep calibration under corruptions where soft routing loses it?
 
-`python -m experiments.hard_or_soft [--tasks TASK ...] [--data-dir DIR] [--runs DIR] [--out FILE]
-[--picture FILE] [--seeds N] [--epochs N]`
+`python -m experiments.hard_or_soft [--tasks TASK ...] [--data-dir DIR] [--runs DIR] [--out DIR]
+[--render] [--seeds N] [--epochs N]`
 
 A prediction made outside the paper: hard-routed mixtures keep ECE under 5 % on CIFAR-10-C where
 soft-routed ones degrade past 15 %. Here the plain mixture of each task is trained with dense, top-2
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from calmoe_jax import calibration, mixture
 from calmoe_jax._environment import describe_environment
+from calmoe_jax._files import write_whole
 from calmoe_jax.calibration.calibrators import (
     fit_expert_temperatures,
     fit_temperature,
@@ -32,12 +33,12 @@ from calmoe_jax.shift.repair import usable_temperature
 from calmoe_jax.study.evaluation import Outputs, predict
 from experiments.drift import Seen, measure_drift
 from experiments.our_study.cells import Setting, trained_mixture
-from experiments.our_study.command import ROUTINGS, settings, study_parser
-from experiments.trained import write_json
+from experiments.our_study.command import ROUTINGS, pack, read, settings, study_parser
 
 TASKS = ("cifar10c", "digits16", "fashion_c")
 CALIBRATORS = ("none", "temperature", "per_expert")
 KEPT, LOST = 0.05, 0.15
+FOLDER, RESULTS = Path(__file__).parent / "corruptions", "results.json.gz"
 _DIGITS = 4
 
 
@@ -51,8 +52,11 @@ class _Fits(NamedTuple):
 def main() -> None:
     """Trains, scores, prints and draws."""
     parser = study_parser(__doc__, TASKS)
-    parser.add_argument("--picture", type=Path, help="where to draw errors by severity")
+    parser.add_argument("--render", action="store_true", help="page and picture of old results")
     arguments = parser.parse_args()
+    if arguments.render:
+        render(arguments.out or FOLDER)
+        return
     found: dict[str, Any] = {
         "made_with": describe_environment(),
         "epochs": arguments.epochs,
@@ -63,11 +67,39 @@ def main() -> None:
     found["summary"] = {name: summarise(rows) for name, rows in found["tasks"].items()}
     found["verdict"] = verdict(found["summary"])
     print(table(found["summary"]))
-    print("\n" + found["verdict"])
+    print("\n" + "\n".join(found["verdict"]))
     if arguments.out:
-        write_json(arguments.out, found)
-    if arguments.picture:
-        draw(found, arguments.picture)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_whole(arguments.out / RESULTS, pack(found))
+        render(arguments.out)
+
+
+def render(folder: Path) -> None:
+    """Writes page and picture of the results in a folder.
+
+    Args:
+        folder: with `results.json.gz`.
+    """
+    found = read(folder / RESULTS)
+    write_whole(folder / "README.md", page(found))
+    write_whole(folder / "severity.png", draw(found))
+
+
+def page(found: dict[str, Any]) -> str:
+    """The page: words, picture, table.
+
+    Args:
+        found: the results.
+    """
+    said = "\n".join(f"* {line}" for line in found["verdict"])
+    return (
+        "# Hard or soft routing under corruptions\n\n"
+        "Written by `python -m experiments.hard_or_soft --render` from the results beside it; "
+        f"{found['epochs']} epochs, means over {len(found['summary'])} tasks' shifts and the "
+        "seeds. cifar10c: features of a small frozen ResNet, pixels re-encoded as JPEG.\n\n"
+        f"{said}\n\n![Calibration error by severity](severity.png)\n\n"
+        f"{table(found['summary'])}\n"
+    )
 
 
 def rows_of(setting: Setting) -> list[dict[str, Any]]:
@@ -204,8 +236,8 @@ def table(summary: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def verdict(summary: dict[str, list[dict[str, Any]]]) -> str:
-    """What the figures say of the prediction, in words."""
+def verdict(summary: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """What the figures say of the prediction, in words, task by task."""
     said = []
     for task, rows in summary.items():
         at = {(r["routing"], r["calibrator"]): r for r in rows}
@@ -223,10 +255,10 @@ def verdict(summary: dict[str, list[dict[str, Any]]]) -> str:
             f"configurations move, which theory covers, and {hard['changed']:+.3f} because "
             "P(right | S) changes, which it does not."
         )
-    return "\n".join(said)
+    return said
 
 
-def draw(found: dict[str, Any], out: Path) -> None:
+def draw(found: dict[str, Any]) -> bytes:
     """Mean error by severity, a panel for each task; hollow: with calibrated experts."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -251,11 +283,11 @@ def draw(found: dict[str, Any], out: Path) -> None:
             ax.axhline(LOST, color="#999999", lw=0.8)
             ax.set_title(task)
             ax.set_xlabel("severity (0: no shift)")
-            ax.set_ylim(bottom=0)
+        axes[0].set_ylim(bottom=0)  # of all panels
         axes[0].set_ylabel("top-label ECE, mean over corruptions")
+        figure.suptitle("Corruptions break hard and soft routing alike", y=1.02)
         legend_below(figure, axes)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(png(figure))
+        return png(figure)
 
 
 def _by_severity(

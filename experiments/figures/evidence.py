@@ -17,7 +17,7 @@ _CALIBRATORS = {
 
 def hard_or_soft() -> str:
     """Errors under shift by routing, task by task, and the shares of shifts below 5 %."""
-    found = read("experiments/hard_or_soft/results.json")["summary"]
+    found = read("experiments/corruptions/results.json.gz")["summary"]
     parts = []
     for task, rows in found.items():
         at = {(r["routing"], r["calibrator"]): r for r in rows}
@@ -35,7 +35,7 @@ def hard_or_soft() -> str:
 
 def drift() -> str:
     """What of hard routing's gap is because configurations move, and what because P(right | S)."""
-    found = read("experiments/hard_or_soft/results.json")["summary"]
+    found = read("experiments/corruptions/results.json.gz")["summary"]
     parts = []
     for task, rows in found.items():
         hard = next(r for r in rows if (r["routing"], r["calibrator"]) == ("hard", "per_expert"))
@@ -51,7 +51,7 @@ def drift() -> str:
 
 def paper(name: str, methods: Sequence[str] = ("vanilla", "robust", "robust_filtered")) -> str:
     """The published error and ours of some methods, on the subset that was published."""
-    found = read(f"experiments/paper/{name}.json")
+    found = read(f"experiments/paper_study/{name}.json")
     kinds = {split: x["kind"] for split, x in found["splits"].items()}
     target = next((s for s, kind in kinds.items() if kind == "hard"), None)
     target = target or next(s for s, kind in kinds.items() if kind == "shift")
@@ -75,7 +75,7 @@ def paper(name: str, methods: Sequence[str] = ("vanilla", "robust", "robust_filt
 
 def paper_commit(name: str) -> str:
     """The commit that the study was run with."""
-    return short_commit(read(f"experiments/paper/{name}.json")["environment"]["commit"])
+    return short_commit(read(f"experiments/paper_study/{name}.json")["environment"]["commit"])
 
 
 def _mean(row: dict[str, Any], metric: str) -> float:

@@ -1,5 +1,6 @@
 """Numbers in the notation of the table, and sentences that must be borne out."""
 
+import gzip
 import json
 import math
 import re
@@ -15,9 +16,10 @@ def read(path: str) -> Any:
     """A committed results file.
 
     Args:
-        path: below the root of the repository.
+        path: below the root of the repository; compressed if it ends with `.gz`.
     """
-    return json.loads((ROOT / path).read_text())
+    content = (ROOT / path).read_bytes()
+    return json.loads(gzip.decompress(content) if path.endswith(".gz") else content)
 
 
 def short_commit(whole: str | None) -> str:

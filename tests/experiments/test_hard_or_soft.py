@@ -1,6 +1,5 @@
 """Hard or soft: rows of a small task, their summary by hand, words that follow the figures."""
 
-import json
 import sys
 
 import numpy as np
@@ -19,15 +18,17 @@ pytestmark = pytest.mark.exhaustive
 def test_a_small_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "resolve_task", lambda name, data_dir: tiny_task())
     monkeypatch.setattr(command, "ModelConfig", lambda: trainings.MODEL)
-    out, picture = tmp_path / "out.json", tmp_path / "out.png"
+    out = tmp_path / "out"
     words = ["x", "--tasks", "portal", "--runs", str(tmp_path / "runs"), "--seeds", "2"]
-    words += ["--epochs", "2", "--out", str(out), "--picture", str(picture)]
+    words += ["--epochs", "2", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", words)
     hard_or_soft.main()
-    found = json.loads(out.read_text())
+    found = command.read(out / hard_or_soft.RESULTS)
     rows = found["tasks"]["portal"]
     assert len(rows) == 3 * 3 * 2  # routings, calibrators, splits
-    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert (out / "severity.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out / "README.md").read_text() == hard_or_soft.page(found)
+    assert found["made_with"]["versions"]["jax"]
     assert "portal: the prediction" in capsys.readouterr().out
 
     setting = Setting(
@@ -74,7 +75,14 @@ def test_the_verdict_follows_the_figures(hard, words):
     np.testing.assert_allclose((of_dense["ece"], of_dense["lost"]), (0.2, 0.5))
     np.testing.assert_allclose((of_hard["ece"], of_hard["kept"]), (np.mean(hard), 0.5))
     assert of_hard["shifts"] == 2
-    assert words in hard_or_soft.verdict({"a": summary})
+    assert words in hard_or_soft.verdict({"a": summary})[0]
     assert f"| a | dense | none | 0.010 | {0.2:.3f} | 0% | 50% |" in hard_or_soft.table(
         {"a": summary}
     )
+
+
+def test_the_committed_page_is_of_the_committed_results():
+    found = command.read(hard_or_soft.FOLDER / hard_or_soft.RESULTS)
+    assert found["summary"] == {n: hard_or_soft.summarise(r) for n, r in found["tasks"].items()}
+    assert found["verdict"] == hard_or_soft.verdict(found["summary"])
+    assert (hard_or_soft.FOLDER / "README.md").read_text() == hard_or_soft.page(found)
