@@ -49,6 +49,12 @@ def drift() -> str:
     )
 
 
+def corruptions_commit() -> str:
+    """The commit that they were measured at."""
+    found = read("experiments/corruptions/results.json.gz")
+    return short_commit(found["made_with"]["commit"])
+
+
 def paper(name: str, methods: Sequence[str] = ("vanilla", "robust", "robust_filtered")) -> str:
     """The published error and ours of some methods, on the subset that was published."""
     found = read(f"experiments/paper_study/{name}.json")

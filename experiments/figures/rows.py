@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from experiments.figures import repair, theory
+from experiments.figures import evidence, repair, theory
 from experiments.repair_protocol import markdown
 
 _THEORY: dict[str, tuple[str, Callable[[theory.Numbers], str]]] = {
@@ -36,10 +36,14 @@ def _of_repair(make: Callable[[repair.Found], str]) -> str:
 ROWS: dict[str, Callable[[], str]] = {
     **{key: partial(_of_repair, make) for key, make in _REPAIR.items()},
     **{key: partial(_of_theory, letter, make) for key, (letter, make) in _THEORY.items()},
+    "hard-or-soft": evidence.hard_or_soft,
+    "hard-or-soft-drift": evidence.drift,
 }
 # The commit of a row, where its results file names it; others stay as they are.
 COMMITS: dict[str, Callable[[], str]] = {
-    key: partial(theory.commit, letter) for key, (letter, _) in _THEORY.items()
+    **{key: partial(theory.commit, letter) for key, (letter, _) in _THEORY.items()},
+    "hard-or-soft": evidence.corruptions_commit,
+    "hard-or-soft-drift": evidence.corruptions_commit,
 }
 # Whole lines of the main README, by the passage's key.
 PASSAGES: dict[str, Callable[[], str]] = {
