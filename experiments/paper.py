@@ -1,7 +1,7 @@
 """The paper's own study: its seven methods on its data, beside the published figures.
 
 `python -m experiments.paper --dataset cifar10h [--quick] [--backbone NAME] [--held-out DOMAIN]
-[--pretrained FILE] [--tokenizer FILE] [--seeds N] [--data-dir DIR] [--runs DIR] [--out FILE]`
+[--pretrained FILE] [--tokenizer FILE] [--seeds N] [--data-dir DIR] [--runs DIR] [--out DIR]`
 
 The data sets are cifar10h, pacs, civil_comments and office_home; of the second and the last one
 domain is left out (`--held-out`; sketch and art by default). Warm-up, objectives, seeds 42 to 46
@@ -15,11 +15,13 @@ images, channels and passes; the table's head says how many). Runs go on where t
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from calmoe_jax._files import write_whole
 from calmoe_jax.data import Task, load_tokenizer, resolve_task
 from calmoe_jax.data.local import civil_comments
 from calmoe_jax.data.sets import data_folder
@@ -164,12 +166,8 @@ def rows_of(results: Results) -> list[dict[str, Any]]:
 def table(found: dict[str, Any]) -> str:
     """The table in Markdown: the published figure and ours, with what the paper lacks."""
     size, published = found["size"], PUBLISHED.get(found["dataset"], {})
-    kinds = {name: x["kind"] for name, x in found["splits"].items()}
-    # the published figures are of the hard subset where there is one, otherwise of the shift
-    target = next((n for n, k in kinds.items() if k == "hard"), None) or next(
-        n for n, k in kinds.items() if k == "shift"
-    )
-    inside = next(n for n, k in kinds.items() if k == "id")
+    target = target_of(found)
+    inside = next(n for n, x in found["splits"].items() if x["kind"] == "id")
     at = {(r["method"], r["split"], r["calibrator"]): r for r in found["rows"]}
     of_interval = {(c["method"], c["calibrator"], c["split"]): c for c in found["intervals"]}
     lines = [
@@ -200,6 +198,59 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def page(folder: Path) -> str:
+    """The page of a folder of results: a table for each.
+
+    Args:
+        folder: with the files that runs wrote.
+    """
+    parts = [
+        "# The paper's study\n\n"
+        "Written by `python -m experiments.paper` from the results beside it. Published figures are second-hand: reported, not verified. Pixels of CIFAR-10 are "
+        "re-encoded as JPEG, PACS is reduced to 64 pixels."
+    ]
+    for path in sorted(folder.glob("*.json")):
+        parts.append(f"{table(json.loads(path.read_text()))}\n\n{in_words(path)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def in_words(path: Path) -> str:
+    """Whether the robust objective does here what was published of it, in a sentence.
+
+    Args:
+        path: a file of results.
+    """
+    found = json.loads(path.read_text())
+    target = target_of(found)
+    at = {(r["method"], r["calibrator"]): r for r in found["rows"] if r["split"] == target}
+    plain, robust = (at[name, "none"] for name in ("vanilla", "robust"))
+    gap = _mean(plain, "confidence_gap")
+    scaled = [_mean(at[name, "temperature"], "ece") for name in ("vanilla", "robust")]
+    c = next(
+        c for c in found["intervals"]
+        if (c["method"], c["calibrator"], c["split"]) == ("robust", "none", target)
+    )  # fmt: skip
+    clear = "smaller" if c["high"] < 0 else "larger" if c["low"] > 0 else "not clearly different"
+    side = "over-confident" if gap > 0 else "under-confident"
+    return (
+        f"The plain mixture is {side} there (gap {gap:+.3f}). The error of Robust MoE is {clear}: "
+        f"{_mean(robust, 'ece'):.3f} against {_mean(plain, 'ece'):.3f} ({c['difference']:+.3f}, "
+        f"{c['low']:+.3f} to {c['high']:+.3f}); after one temperature each {scaled[1]:.3f} against "
+        f"{scaled[0]:.3f}."
+    )
+
+
+def target_of(found: dict[str, Any]) -> str:
+    """The split of the published figures: the hard subset, or else the shift.
+
+    Args:
+        found: results.
+    """
+    kinds = {name: x["kind"] for name, x in found["splits"].items()}
+    hard = next((n for n, k in kinds.items() if k == "hard"), None)
+    return hard or next(n for n, k in kinds.items() if k == "shift")
+
+
 def _mean(row: dict[str, Any], metric: str) -> float:
     return float(np.mean(row[metric]))
 
@@ -217,7 +268,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="number of seeds, from 42")
     parser.add_argument("--data-dir", type=Path, help="folder with the data")
     parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="where runs are")
-    parser.add_argument("--out", type=Path, help="where to write everything as JSON")
+    parser.add_argument("--out", type=Path, help="folder of the results and their page")
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else PAPER
     if arguments.seeds:
@@ -232,7 +283,8 @@ def main() -> None:
     )  # fmt: skip
     print("\n" + table(found))
     if arguments.out:
-        write_json(arguments.out, found)
+        write_json(arguments.out / f"{found['dataset']}-{size.name}.json", found)
+        write_whole(arguments.out / "README.md", page(arguments.out))
 
 
 if __name__ == "__main__":

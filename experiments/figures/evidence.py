@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import paper as paper_study
 from experiments.figures.words import fixed, listed, read, short_commit
 from experiments.our_study.command import ROUTINGS
 
@@ -58,9 +59,7 @@ def corruptions_commit() -> str:
 def paper(name: str, methods: Sequence[str] = ("vanilla", "robust", "robust_filtered")) -> str:
     """The published error and ours of some methods, on the subset that was published."""
     found = read(f"experiments/paper_study/{name}.json")
-    kinds = {split: x["kind"] for split, x in found["splits"].items()}
-    target = next((s for s, kind in kinds.items() if kind == "hard"), None)
-    target = target or next(s for s, kind in kinds.items() if kind == "shift")
+    target = paper_study.target_of(found)
     at = {(r["method"], r["calibrator"]): r for r in found["rows"] if r["split"] == target}
     parts = []
     for method in methods:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -219,3 +220,8 @@ def test_words_follow_the_figures():
     assert "radius_robust" not in said[0]
     assert "none" in said[1]  # no calibrator of more parameters
     assert "safe -0.020 (-0.020 to -0.020)" in said[2]
+
+
+def test_the_committed_page_is_of_the_committed_results():
+    folder = Path(report.__file__).parent
+    assert (folder / "README.md").read_text() == report.page(comparing.read_rows(folder))
