@@ -206,9 +206,9 @@ def page(folder: Path) -> str:
     """
     parts = [
         "# The paper's study\n\n"
-        "Written by `python -m experiments.paper` from the results beside it. Published figures are "
-        "second-hand: reported, not verified. Pixels of CIFAR-10 are re-encoded as JPEG, PACS is "
-        "reduced to 64 pixels."
+        "Written by `python -m experiments.paper` from the results beside it. Published figures "
+        "are second-hand: reported, not verified. Pixels of CIFAR-10 are re-encoded as JPEG, PACS "
+        "is reduced to 64 pixels."
     ]
     for path in sorted(folder.glob("*.json")):
         parts.append(f"{table(json.loads(path.read_text()))}\n\n{in_words(path)}")
