@@ -6,6 +6,7 @@ the folder of the results, from nothing else than the results in it.
 
 import argparse
 import itertools
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from calmoe_jax._files import write_whole
+from experiments.our_study import ablation
 from experiments.our_study.command import ROUTINGS
 from experiments.our_study.comparing import Compared, Row, compare, mean_of, read_rows
 from experiments.our_study.conclusions import conclusions
@@ -131,8 +133,13 @@ def draw(rows: list[Row]) -> bytes:
         return png(figure)
 
 
-def page(rows: list[Row]) -> str:
-    """The whole page."""
+def page(rows: list[Row], ablations: dict[str, list[dict[str, Any]]]) -> str:
+    """The whole page.
+
+    Args:
+        rows: of the study.
+        ablations: rows of the ablation by task.
+    """
     tasks = sorted({r.task for r in rows})
     seeds = max(len(r.metrics["ece"]) for r in rows)
     parts = [
@@ -172,7 +179,22 @@ def page(rows: list[Row]) -> str:
     parts.append("![Accuracy against calibration error](frontier.png)\n")
     for task in tasks:
         parts.append(f"## {task}\n\n{task_table(rows, task)}\n")
+    for task, changes in ablations.items():
+        parts.append(f"## One setting changed at a time: {task}\n\n{ablation.table(changes)}\n")
     return "\n".join(parts)
+
+
+def read_ablations(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the ablation by task; none where it was not run.
+
+    Args:
+        folder: of the results.
+    """
+    path = folder / "ablation.json"
+    if not path.is_file():
+        return {}
+    found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text())["tasks"]
+    return found
 
 
 def main() -> None:
@@ -181,7 +203,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent)
     folder = parser.parse_args().results
     rows = read_rows(folder)
-    write_whole(folder / "README.md", page(rows))
+    write_whole(folder / "README.md", page(rows, read_ablations(folder)))
     write_whole(folder / "frontier.png", draw(rows))
 
 

@@ -224,4 +224,6 @@ def test_words_follow_the_figures():
 
 def test_the_committed_page_is_of_the_committed_results():
     folder = Path(report.__file__).parent
-    assert (folder / "README.md").read_text() == report.page(comparing.read_rows(folder))
+    assert (folder / "README.md").read_text() == report.page(
+        comparing.read_rows(folder), report.read_ablations(folder)
+    )
