@@ -38,12 +38,14 @@ ROWS: dict[str, Callable[[], str]] = {
     **{key: partial(_of_theory, letter, make) for key, (letter, make) in _THEORY.items()},
     "hard-or-soft": evidence.hard_or_soft,
     "hard-or-soft-drift": evidence.drift,
+    "paper-cifar10h": partial(evidence.paper, "cifar10h-quick"),
 }
 # The commit of a row, where its results file names it; others stay as they are.
 COMMITS: dict[str, Callable[[], str]] = {
     **{key: partial(theory.commit, letter) for key, (letter, _) in _THEORY.items()},
     "hard-or-soft": evidence.corruptions_commit,
     "hard-or-soft-drift": evidence.corruptions_commit,
+    "paper-cifar10h": partial(evidence.paper_commit, "cifar10h-quick"),
 }
 # Whole lines of the main README, by the passage's key.
 PASSAGES: dict[str, Callable[[], str]] = {
