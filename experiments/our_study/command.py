@@ -32,12 +32,22 @@ def methods_of(routing: str, chosen: Sequence[str] = ()) -> list[str]:
 
 
 def run_task(setting: Setting, methods: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """All cells of a task, those on disk as they are."""
+    """Runs the cells of a task that are not kept, and returns all that are, of any method."""
     work = [(r, group) for r in ROUTINGS for group in trainings(methods_of(r, methods))]
-    found = []
     for routing, group in (bar := tqdm(work, unit="training", disable=None)):
         bar.set_description(f"{setting.task.name}, {routing}, {group[0]}")
-        found += cells(setting, routing, group)
+        cells(setting, routing, group)
+    return kept(setting)
+
+
+def kept(setting: Setting) -> list[dict[str, Any]]:
+    """The cells of a task that are kept, in the order of routings and methods."""
+    found = []
+    for routing in ROUTINGS:
+        for method in methods_of(routing):
+            path = setting.folder / "cells" / routing / f"{method}.json"
+            if path.is_file():
+                found.append(json.loads(path.read_text()))
     return found
 
 
