@@ -67,10 +67,16 @@ class Compared(NamedTuple):
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """All rows of all tasks of a folder."""
+    """All rows of all tasks of a folder; of a task without shifts the hard subset counts as one.
+
+    Args:
+        folder: with a file for each task.
+    """
     rows = []
     for path in sorted(folder.glob("*.json.gz")):
-        for cell in read(path)["cells"]:
+        cells = read(path)["cells"]
+        shifted = any(row["kind"] == "shift" for cell in cells for row in cell["rows"])
+        for cell in cells:
             for row in cell["rows"]:
                 metrics = {
                     name: np.asarray(value, float)
@@ -78,7 +84,8 @@ def read_rows(folder: Path) -> list[Row]:
                     if isinstance(value, list)
                 }
                 where = cell["task"], cell["routing"], cell["method"]
-                rows.append(Row(*where, row["calibrator"], row["kind"], metrics))
+                kind = row["kind"] if shifted or row["kind"] != "hard" else "shift"
+                rows.append(Row(*where, row["calibrator"], kind, metrics))
     return rows
 
 

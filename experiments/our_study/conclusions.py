@@ -76,7 +76,9 @@ def _objectives_after_temperature(rows: list[Row]) -> str:
 
 
 def _robust_as_trained(rows: list[Row]) -> str:
-    found = [_against(rows, ("dense", name, "none"), REFERENCE) for name in _ROBUST]
+    found = compare(rows, lambda c: c[0] == "dense" and c[2] == "none" and c[1] in _ROBUST)
+    if not found:
+        raise _Missing(_ROBUST)
     parts = [
         f"{c.combination[1]} {_words(c)}, accuracy {c.accuracy:+.3f}, in distribution "
         f"{c.id_ece:+.3f}, at worst {c.worst[0]:+.3f} ({c.worst[1]})"
