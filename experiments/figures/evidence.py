@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 
 from experiments import paper as paper_study
-from experiments.figures.words import fixed, listed, read, short_commit
+from experiments.figures.words import ROOT, fixed, listed, read, short_commit
 from experiments.our_study.command import ROUTINGS
+from experiments.our_study.command import read as read_cells
+from experiments.our_study.comparing import compare, read_rows
 
 _CALIBRATORS = {
     "none": "as trained",
@@ -54,6 +56,33 @@ def corruptions_commit() -> str:
     """The commit that they were measured at."""
     found = read("experiments/corruptions/results.json.gz")
     return short_commit(found["made_with"]["commit"])
+
+
+def our_study() -> str:
+    """What the study says of objectives, routing and repair; the rest is on its page."""
+    rows = read_rows(ROOT / "experiments" / "our_study")
+    tasks = len({row.task for row in rows})
+    wanted = {
+        "plain, as trained": ("dense", "vanilla", "none"),
+        "with a temperature": ("dense", "vanilla", "temperature"),
+        "robust with a temperature": ("dense", "robust", "temperature"),
+        "hard-routed with a temperature": ("hard", "vanilla", "temperature"),
+        "safe": ("dense", "vanilla", "safe"),
+        "bold": ("dense", "vanilla", "bold"),
+        "deep ensemble with a temperature": ("dense", "deep_ensemble", "temperature"),
+    }
+    found = {c.combination: c for c in compare(rows, lambda c: c in wanted.values())}
+    parts = [f"{words} {fixed(found[c].ece)}" for words, c in wanted.items()]
+    return f"ECE under shift, mean over {tasks} tasks: {', '.join(parts)}"
+
+
+def our_study_commit() -> str:
+    """The commit that the study's cells were gathered at."""
+    folder = ROOT / "experiments" / "our_study"
+    found = {read_cells(p)["environment"]["commit"] for p in sorted(folder.glob("*.json.gz"))}
+    if len(found) != 1:
+        raise ValueError(f"commit must be the same for all tasks, got {sorted(map(str, found))}.")
+    return short_commit(found.pop())
 
 
 def paper(name: str, methods: Sequence[str] = ("vanilla", "robust", "robust_filtered")) -> str:

@@ -108,12 +108,12 @@ def draw(rows: list[Row]) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from calmoe_jax.drawing.style import COLOURS, MARKERS, STYLE, png
+    from calmoe_jax.drawing.style import COLOURS, MARKERS, STYLE, legend_below, png
 
     names = ("none", "temperature", "safe", "bold")
     points = frontier(rows, names)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.6, 4.4), layout="constrained")
+        figure = Figure(figsize=(6.8, 4.6))
         ax = figure.subplots()
         for (i, calibrator), (j, routing) in itertools.product(
             enumerate(names), enumerate(ROUTINGS)
@@ -129,7 +129,7 @@ def draw(rows: list[Row]) -> bytes:
         ax.set_xlabel("top-label ECE under shift, mean over tasks (lower is better)")
         ax.set_ylabel("accuracy under shift, mean over tasks")
         ax.set_title("A point is an objective; the line joins those that no other beats in both")
-        ax.legend(fontsize=8, ncol=2)
+        legend_below(figure, [ax])
         return png(figure)
 
 
