@@ -205,7 +205,7 @@ def test_the_archive_is_not_unpacked(tmp_path):
 def test_missing_sentiment_says_how_to_get_it(tmp_path):
     with pytest.raises(data.MissingDataError, match=r"2014\.tar\.gz .*data prepare sentiment`"):
         data.load_task("sentiment")
-    with pytest.raises(data.MissingDataError, match=r"2014\.tar\.gz \(2\.5 MB, MIT; "):
+    with pytest.raises(data.MissingDataError, match=r"2014\.tar\.gz \(2\.3 MB, MIT; "):
         data.load_task("sentiment", tmp_path)
 
 
