@@ -381,7 +381,8 @@ def test_interrupted_commands_called_from_python_return_their_code(run, monkeypa
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_end(tmp_path):
-    options = ("--methods", "vanilla", "--seeds", "2", "--epochs", "40", "--checkpoint-every", "15")
+    given = "portal --methods vanilla --seeds 2 --epochs 40 --checkpoint-every 15"
+    options = given.split()
     whole = calmoe("run", *options, "--out", str(tmp_path / "whole"))
     assert whole.wait(timeout=300) == 0, whole.stderr.read()
     whole.communicate()

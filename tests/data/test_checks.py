@@ -278,7 +278,7 @@ WRONG = {
     ),
     "training data to evaluate": (
         with_split("late", kind="train"),
-        "split 'late': kind must be id or shift or hard here, got 'train'.",
+        "split 'late': kind must be id or shift or hard or part here, got 'train'.",
     ),
     "no id split": (
         with_split("test", kind="hard"),
