@@ -112,7 +112,9 @@ def test_the_other_says_that_one_is_lost(tmp_path, whole):
     assert cut.processes[0].wait(30) != 0
     assert time.monotonic() - start < 30
     said = cut.end()[1][0]
-    assert "another process of the job has ended" in said or "distributed service" in said, said
+    # Gloo may abort the process in the middle of an exchange, before Python can say it
+    ways = "another process of the job has ended", "distributed service", "gloo::EnforceNotMet"
+    assert any(words in said for words in ways), said
     assert not (out / "results.json").exists()
     codes, said = job(out).end(240)
     assert codes == [0, 0], said

@@ -125,7 +125,9 @@ def test_a_lost_process_ends_the_others_which_say_so(tmp_path, lost):
     assert time.monotonic() - start < 30
     assert code != 0
     said = job.end()[1][1 - lost]
-    assert "another process of the job has ended" in said or "distributed service" in said, said
+    # Gloo may abort the process in the middle of an exchange, before Python can say it
+    ways = "another process of the job has ended", "distributed service", "gloo::EnforceNotMet"
+    assert any(words in said for words in ways), said
     codes, said = worker(tmp_path, 2).end()
     assert codes == [0, 0], said
     assert "step 0\n" not in said[0]
