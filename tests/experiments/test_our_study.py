@@ -227,3 +227,15 @@ def test_the_committed_page_is_of_the_committed_results():
     assert (folder / "README.md").read_text() == report.page(
         comparing.read_rows(folder), report.read_ablations(folder)
     )
+
+
+@pytest.mark.parametrize(("kinds", "expected"), [("id hard", "id shift"), ("id shift hard",) * 2])
+def test_of_a_task_without_shifts_the_hard_subset_counts_as_one(tmp_path, kinds, expected):
+    rows = [
+        {"calibrator": "none", "kind": kind, "ece": [0.1], "nll": None} for kind in kinds.split()
+    ]
+    found = {"cells": [{"task": "a", "routing": "dense", "method": "vanilla", "rows": rows}]}
+    (tmp_path / "a.json.gz").write_bytes(command.pack(found))
+    read = comparing.read_rows(tmp_path)
+    assert [r.kind for r in read] == expected.split()
+    assert all("nll" not in r.metrics for r in read)
