@@ -85,8 +85,8 @@ class Run:
 
     The task is one of `calmoe tasks`, an npz file, or `module:function` for a function that
     returns one; without a task, two of the package are run, one where confidence holds under shift
-    and one where it breaks. The same configuration on an existing folder continues it; another is
-    refused.
+    and, with two methods unless others are given, one where it breaks. The same configuration on an
+    existing folder continues it; another is refused.
     """
 
     config: Annotated[_GivenRun, tyro.conf.arg(name="")] = field(default_factory=_GivenRun)

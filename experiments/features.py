@@ -64,10 +64,13 @@ def of_images(task: Task, folder: Path) -> Task:
 def family(name: str) -> str:
     """The folder of a task's backbone: one for cifar10h and cifar10c, which train on the same.
 
+    Its name has the backbone's size, so that features of another are never taken for these.
+
     Args:
         name: name of the task.
     """
-    return "cifar10" if name.startswith("cifar10") else name
+    data = "cifar10" if name.startswith("cifar10") else name
+    return f"{data}-width-{WIDTH}-stages-{STAGES}-epochs-{EPOCHS}-images-{IMAGES}"
 
 
 def halved(task: Task) -> Task:

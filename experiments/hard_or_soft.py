@@ -285,7 +285,7 @@ def draw(found: dict[str, Any]) -> bytes:
             ax.set_xlabel("severity (0: no shift)")
         axes[0].set_ylim(bottom=0)  # of all panels
         axes[0].set_ylabel("top-label ECE, mean over corruptions")
-        figure.suptitle("Corruptions break hard and soft routing alike", y=1.02)
+        figure.suptitle("Calibration under corruptions by routing", y=1.02)
         legend_below(figure, axes)
         return png(figure)
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from experiments import paper as paper_study
-from experiments.figures.words import ROOT, fixed, listed, read, short_commit
+from experiments.figures.words import ROOT, fixed, listed, read, short_commit, supported
+from experiments.hard_or_soft import KEPT, LOST
 from experiments.our_study.command import ROUTINGS
 from experiments.our_study.command import read as read_cells
 from experiments.our_study.comparing import compare, read_rows
@@ -24,6 +25,8 @@ def hard_or_soft() -> str:
     parts = []
     for task, rows in found.items():
         at = {(r["routing"], r["calibrator"]): r for r in rows}
+        hard, dense = at["hard", "per_expert"], at["dense", "per_expert"]
+        supported("the prediction does not hold", not (hard["ece"] < KEPT and dense["ece"] > LOST))
         errors = "; ".join(
             f"{words} {listed(at[routing, name]['ece'] for routing in ROUTINGS)}"
             for name, words in _CALIBRATORS.items()
@@ -42,6 +45,7 @@ def drift() -> str:
     parts = []
     for task, rows in found.items():
         hard = next(r for r in rows if (r["routing"], r["calibrator"]) == ("hard", "per_expert"))
+        supported("these shifts change P(right given S)", hard["changed"] > 5 * abs(hard["moved"]))
         parts.append(
             f"{task} {fixed(hard['gap'], sign=True)}, of it {fixed(hard['moved'], sign=True)} and "
             f"{fixed(hard['changed'], sign=True)}"
@@ -72,6 +76,12 @@ def our_study() -> str:
         "deep ensemble with a temperature": ("dense", "deep_ensemble", "temperature"),
     }
     found = {c.combination: c for c in compare(rows, lambda c: c in wanted.values())}
+    for combination in (wanted["robust with a temperature"], wanted["bold"]):
+        (against,) = compare(
+            rows, lambda c, chosen=combination: c == chosen, wanted["with a temperature"]
+        )
+        better = against.high < 0
+        supported("only bold is better beyond the interval", better == (combination[2] == "bold"))
     parts = [f"{words} {fixed(found[c].ece)}" for words, c in wanted.items()]
     return f"ECE under shift, mean over {tasks} tasks: {', '.join(parts)}"
 

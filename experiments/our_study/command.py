@@ -82,6 +82,9 @@ def study_parser(description: str | None, tasks: Sequence[str]) -> argparse.Argu
 def settings(arguments: argparse.Namespace) -> Iterator[Setting]:
     """The settings of the tasks that were asked for, colour images as features.
 
+    What is kept lies in a folder for each number of seeds and epochs, so that a cell of another
+    setting is never taken for one of this.
+
     Args:
         arguments: of `study_parser`.
     """
@@ -94,7 +97,7 @@ def settings(arguments: argparse.Namespace) -> Iterator[Setting]:
             tuple(range(42, 42 + arguments.seeds)),
             ModelConfig(),
             TrainConfig(epochs=arguments.epochs),
-            arguments.runs / task.name,
+            arguments.runs / task.name / f"{arguments.seeds}-seeds-{arguments.epochs}-epochs",
         )
 
 

@@ -36,7 +36,7 @@ def test_a_small_run(tmp_path, monkeypatch, capsys):
         (42, 43),
         trainings.MODEL,
         command.TrainConfig(epochs=2),
-        tmp_path / "runs" / "portal",
+        tmp_path / "runs" / "portal" / "2-seeds-2-epochs",
     )
     split = tiny_task().evaluation[1]
     trained = trained_mixture(setting, "dense", "vanilla")

@@ -239,3 +239,13 @@ def test_of_a_task_without_shifts_the_hard_subset_counts_as_one(tmp_path, kinds,
     read = comparing.read_rows(tmp_path)
     assert [r.kind for r in read] == expected.split()
     assert all("nll" not in r.metrics for r in read)
+
+
+def test_another_number_of_epochs_or_seeds_has_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "resolve_task", lambda name, data_dir: tiny_task())
+    folders = set()
+    for options in ([], ["--epochs", "9"], ["--seeds", "2"]):
+        given = ["--tasks", "portal", "--runs", str(tmp_path), *options]
+        arguments = command.study_parser("", ()).parse_args(given)
+        folders |= {one.folder for one in command.settings(arguments)}
+    assert len(folders) == 3
