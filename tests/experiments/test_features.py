@@ -46,7 +46,7 @@ def test_features_are_of_the_examples_that_the_backbone_never_saw(tmp_path, monk
     given = task()
     found = features.of_images(given, tmp_path)
     assert len(found.train) == 6  # half of twelve is less than eight
-    np.testing.assert_array_equal(found.train.labels, given.train.labels[6:])
+    np.testing.assert_array_equal(found.train.clusters, given.train.clusters[6:])
     assert found.train.inputs.shape == (6, 4)
     assert [s.inputs.shape for s in found.evaluation] == [(7, 4), (4, 4)]
     # an image has the same features wherever it stands

@@ -183,6 +183,9 @@ def test_an_ablation_changes_one_setting(tmp_path):
         differ = {name for name in before if before[name] != after[name]}
         names = {"warm-up": "warmup_epochs", "experts": "experts", "k": "k", "eta": "eta"}
         assert differ <= {names[change.name]}
+        of_epochs = round(change.value * one.train.epochs)
+        value = of_epochs if change.name == "warm-up" else change.value
+        assert after[names[change.name]] == value
         assert found.folder != one.folder
     folders = {(ablation.changed(one, c).folder, c.routing) for c in ablation.CHANGES}
     assert len(folders) == len(ablation.CHANGES)
