@@ -175,17 +175,14 @@ def _flipped(split: Split, num_classes: int) -> Split:
     """The split with every third label replaced by the next one: no input shows it."""
     labels = split.labels.copy()
     labels[::3] = (labels[::3] + 1) % num_classes
-    return dataclasses.replace(split, labels=labels)
+    return dataclasses.replace(split, labels=labels, soft_labels=None)
 
 
 def _evenly(split: Split, most: int) -> Split:
     if len(split) <= most:
         return split
     rows = np.linspace(0, len(split) - 1, most).round().astype(int)
-    return dataclasses.replace(
-        split,
-        **{x: getattr(split, x)[rows] for x in ("inputs", "labels", "clusters")},
-    )
+    return split.take(rows, split.name, split.kind, split.description)
 
 
 @jax.jit

@@ -136,7 +136,9 @@ def _evenly(split: Split, count: int) -> Split:
 
 
 def _join(first: Split, second: Split) -> Split:
-    names = "inputs", "labels", "clusters"
+    names = ["inputs", "labels", "clusters"]
+    if first.soft_labels is not None:
+        names.append("soft_labels")
     both = {x: np.concatenate([getattr(first, x), getattr(second, x)]) for x in names}
     return dataclasses.replace(first, **both)
 

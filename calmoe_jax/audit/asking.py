@@ -46,7 +46,7 @@ class Request(NamedTuple):
         left_out: number of targets that were left out because they have a label.
         population: number of targets that these were drawn from.
         whole_clusters: whether the units are clusters.
-        guessed_by_neighbours: whether the guess at correctness knows of neighbours.
+        guessed_by: what the guess at correctness knows beside the confidence.
     """
 
     table: str
@@ -55,7 +55,7 @@ class Request(NamedTuple):
     left_out: int
     population: int
     whole_clusters: bool
-    guessed_by_neighbours: bool
+    guessed_by: tuple[str, ...]
 
 
 def ask_for_labels(
@@ -116,7 +116,7 @@ def ask_for_labels(
             count += 1
     return Request(
         text.getvalue(), number, count, int(counted.sum()) - len(rows), len(rows), whole_clusters,
-        people.guessed_by_neighbours,
+        people.guessed_by,
     )  # fmt: skip
 
 
@@ -217,11 +217,11 @@ def words_of_request(asked: Request, budget: int) -> list[str]:
             f"{asked.left_out:,} targets have a label already. They are neither drawn nor part of "
             "what a repair by these labels is about."
         )
-    if not asked.guessed_by_neighbours:
+    if "neighbours" not in asked.guessed_by:
+        by = "its confidence and the peers" if asked.guessed_by else "its confidence alone"
         lines.append(
-            f"How certain a prediction is was judged by its confidence alone: neighbours are "
-            f"searched where experts are logged and there are at most {evidence.MOST_COMPARED:,} "
-            "targets."
+            f"How certain a prediction is was judged by {by}: neighbours are searched where "
+            f"experts are logged and there are at most {evidence.MOST_COMPARED:,} targets."
         )
     lines.append(
         "Label them in the order given and stop where you like: what is used are the labels up to "

@@ -5,6 +5,8 @@ import numpy as np
 from calmoe_jax.audit.names import WIDE
 from calmoe_jax.audit.predictions import Rescaled, as_distributions
 
+# Predictions of models that were trained alike.
+PEERS = ("peer_probs", "peer_logits")
 _FLOATS = "floating-point numbers"
 _KINDS = {
     **{name: ("f", _FLOATS) for name in WIDE},
@@ -53,6 +55,9 @@ def check_shapes(columns: dict[str, np.ndarray], name: str) -> None:
             shape = probs.shape[:2]
         elif other == "label_probs":
             shape = (len(probs), probs.shape[-1])
+        elif other in PEERS:
+            _check_peers(other, values, name, probs)
+            continue
         if other not in (name, "probs", "logits") and values.shape != shape:
             raise ValueError(
                 f"{other} must be of shape {shape}, as {name} is of shape {probs.shape}, got "
@@ -61,6 +66,16 @@ def check_shapes(columns: dict[str, np.ndarray], name: str) -> None:
     for other, (allowed, words) in _KINDS.items():
         if other in columns and columns[other].dtype.kind not in allowed:
             raise TypeError(f"{other} must be {words}, got {columns[other].dtype}.")
+
+
+def _check_peers(other: str, values: np.ndarray, name: str, probs: np.ndarray) -> None:
+    expected = len(probs), probs.shape[-1]
+    if values.ndim == 3 and values.shape[::2] == expected and values.shape[1] > 0:
+        return
+    raise ValueError(
+        f"{other} must be [examples, peers, classes] with at least one peer, as {name} is of shape "
+        f"{probs.shape}, got shape {values.shape}."
+    )
 
 
 def counted(columns: dict[str, np.ndarray], routing: str | None) -> np.ndarray:

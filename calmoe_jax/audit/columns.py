@@ -16,7 +16,7 @@ from calmoe_jax.audit.text import from_text
 # Read as 32-bit floats wherever they come from.
 _NUMBERS = (
     "expert_probs", "expert_logits", "routing_weights", "routing_logits", "probs", "logits",
-    "label_probs",
+    "label_probs", "peer_probs", "peer_logits",
 )  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def _open(path: Path) -> Source:
 def _check_presence(arrays: set[str], names: list[str]) -> None:
     """Raises an error unless there are predictions in one form, and labels."""
     has = f"it has {listed(names)}"
-    for one in ("expert_probs", "probs", "routing_weights"):
+    for one in ("expert_probs", "probs", "routing_weights", "peer_probs"):
         other = one.replace("probs", "logits").replace("weights", "logits")
         if {one, other} <= arrays:
             raise ValueError(f"has {one} and {other}, of which one must be left out.")

@@ -32,11 +32,13 @@ class HeldOut(NamedTuple):
     Attributes:
         evidence: all of them, at the temperature fitted on them.
         labels: their classes.
-        references: at most 2000 of them, evenly spread, with coordinates where experts were logged.
+        references: at most 2000 of them, evenly spread, with coordinates where experts were logged
+            and peers where these were.
         reference_labels: classes of these.
         rows: their rows in the logs.
         temperature: the temperature fitted on all.
         converged: whether a finite one is optimal.
+        peer_temperatures: those of the peers, fitted on all likewise; `None` without peers.
     """
 
     evidence: Evidence
@@ -46,6 +48,7 @@ class HeldOut(NamedTuple):
     rows: np.ndarray
     temperature: float
     converged: bool
+    peer_temperatures: jax.Array | None
 
 
 class Population(NamedTuple):
@@ -57,7 +60,7 @@ class Population(NamedTuple):
         correctness: a guess at the correctness of each, made without their labels.
         label_free: gaps estimated without labels.
         compared: how many were compared with the references for these; 0 if none was.
-        guessed_by_neighbours: whether the guess knows of neighbours.
+        guessed_by: what the guess knows beside the confidence: `neighbours`, `peers`.
     """
 
     rows: np.ndarray
@@ -65,7 +68,7 @@ class Population(NamedTuple):
     correctness: jax.Array
     label_free: shift.LabelFreeGaps
     compared: int
-    guessed_by_neighbours: bool
+    guessed_by: tuple[str, ...]
 
 
 def held_out(logs: Logs) -> HeldOut:
@@ -87,10 +90,13 @@ def held_out(logs: Logs) -> HeldOut:
     scaled = _scaled(mixed, temperature)
     classes = jnp.asarray(logs.labels[rows], jnp.int32)
     some = spread(len(rows), MOST_REFERENCES)
-    references = Evidence(scaled[some], coordinates=_coordinates(logs, rows[some]))
+    warm = _peer_temperatures(logs, rows, classes)
+    references = Evidence(
+        scaled[some], _peers(logs, rows[some], warm), _coordinates(logs, rows[some])
+    )
     return HeldOut(
         Evidence(scaled), classes, references, classes[some], rows, temperature,
-        bool(fit.converged),
+        bool(fit.converged), warm,
     )  # fmt: skip
 
 
@@ -110,21 +116,27 @@ def population(
     where = None if padded is None else jnp.arange(length) < size
     held = np.pad(rows, (0, length - size), mode="edge")
     targets = Evidence(_scaled(_aggregate(logs, held), known.temperature), where=where)
-    few = size <= MOST_COMPARED and not logs.aggregate_only
-    with_neighbours = targets._replace(coordinates=_coordinates(logs, held) if few else None)
-    if few:
-        guess = _guess(known.references, known.reference_labels, with_neighbours)
-        gaps = _gaps(known.references, known.reference_labels, with_neighbours)
-        return Population(rows, targets, guess, gaps, size, True)
-    guess = _guess(known.evidence, known.labels, targets)
-    if logs.aggregate_only:
-        return Population(
-            rows, targets, guess, _gaps(known.evidence, known.labels, targets), 0, False
+    warm = known.peer_temperatures
+    if logs.aggregate_only and warm is None:  # there is nothing to compare with
+        guess, gaps = (of(known.evidence, known.labels, targets) for of in (_guess, _gaps))
+        return Population(rows, targets, guess, gaps, 0, ())
+    if size <= MOST_COMPARED:
+        compared = targets._replace(
+            peers=_peers(logs, held, warm), coordinates=_coordinates(logs, held)
         )
+        guess, gaps = (
+            of(known.references, known.reference_labels, compared) for of in (_guess, _gaps)
+        )
+        seen = {"neighbours": compared.coordinates, "peers": compared.peers}
+        guessed_by = tuple(name for name, x in seen.items() if x is not None)
+        return Population(rows, targets, guess, gaps, size, guessed_by)
+    guess = _guess(known.evidence, known.labels, targets)
     some = spread(size, MOST_COMPARED)
-    compared = Evidence(targets.log_probs[some], coordinates=_coordinates(logs, rows[some]))
+    compared = Evidence(
+        targets.log_probs[some], _peers(logs, rows[some], warm), _coordinates(logs, rows[some])
+    )
     gaps = _gaps(known.references, known.reference_labels, compared)
-    return Population(rows, targets, guess, gaps, len(some), False)
+    return Population(rows, targets, guess, gaps, len(some), ())
 
 
 def spread(size: int, most: int) -> np.ndarray:
@@ -156,6 +168,32 @@ def _coordinates(logs: Logs, rows: np.ndarray) -> jax.Array | None:
     if logs.aggregate_only:
         return None
     return _in_blocks(logs, rows, shift.configuration_coordinates)
+
+
+def _peer_temperatures(logs: Logs, rows: np.ndarray, labels: jax.Array) -> jax.Array | None:
+    """The temperature of each peer, fitted as the model's own."""
+    if logs.peer_probs is None:
+        return None
+    fits = [
+        scoring.fit_temperature(scoring.Scored(_log(of_one), labels, labels, None, None))[0]
+        for of_one in np.moveaxis(logs.peer_probs[rows], 1, 0)
+    ]
+    return jnp.stack([usable_temperature(fit) for fit in fits])
+
+
+def _peers(logs: Logs, rows: np.ndarray, warm: jax.Array | None) -> jax.Array | None:
+    """Log probabilities of the peers, `[peers, rows, classes]`, each at its temperature."""
+    if logs.peer_probs is None or warm is None:
+        return None
+    return _scale_each(_log(np.moveaxis(logs.peer_probs[rows], 1, 0)), warm)
+
+
+_scale_each = jax.jit(jax.vmap(lambda x, t: calibration.calibrators.scale_log_probs(x, t[None])))
+
+
+def _log(probs: np.ndarray) -> jax.Array:
+    with np.errstate(divide="ignore"):
+        return jnp.asarray(np.log(probs), jnp.float32)
 
 
 def _in_blocks(logs: Logs, rows: np.ndarray, function: object) -> jax.Array:

@@ -27,6 +27,7 @@ class Part(NamedTuple):
     label_probs: np.ndarray | None
     time: np.ndarray | None
     drawn_probability: np.ndarray | None
+    peer_probs: np.ndarray | None
     aggregate_only: bool
     slots: bool
     rescaled: dict[str, Rescaled]
@@ -69,7 +70,10 @@ def joined(names: Sequence[str], parts: list[Part]) -> Part:
             else np.concatenate([getattr(part, name) for part in rest])
         )
 
-    arrays = ("labels", "targets", "clusters", "where", "label_probs", "time", "drawn_probability")
+    arrays = (
+        "labels", "targets", "clusters", "where", "label_probs", "time", "drawn_probability",
+        "peer_probs",
+    )  # fmt: skip
     others: dict[str, Any] = {name: all_of(name) for name in arrays}
     return first._replace(
         routing_weights=weights,
@@ -87,6 +91,8 @@ def _check_alike(first: str, a: Part, second: str, b: Part) -> None:
     sizes = [("classes", a.expert_probs.shape[2], b.expert_probs.shape[2])]
     if not a.slots:
         sizes.append(("experts", a.expert_probs.shape[1], b.expert_probs.shape[1]))
+    if a.peer_probs is not None and b.peer_probs is not None:
+        sizes.append(("peers", a.peer_probs.shape[1], b.peer_probs.shape[1]))
     for what, one_size, other_size in sizes:
         if one_size != other_size:
             raise ValueError(f"{second} has {other_size} {what}, {first} has {one_size}.")

@@ -79,6 +79,7 @@ def _held_out(logs: Logs) -> tuple[HeldOutAudit, repair.HeldOut]:
         some.labels,
         some.clusters,
         jnp.full(1, judged.temperature, jnp.float32),
+        peers=_peers(some),
         most_examples=_MOST_EXAMPLES,
     )
 
@@ -90,6 +91,7 @@ def _repaired(held_out: repair.HeldOut, targets: Logs) -> dict[str, Any]:
         held_out,
         _sample(some),
         some.clusters,
+        peers=_peers(some),
         num_permutations=_PERMUTATIONS,
         most_examples=_MOST_EXAMPLES,
     )
@@ -108,6 +110,13 @@ def _some(logs: Logs) -> Logs:
 def _sample(logs: Logs) -> repair.Sample:
     """The logs as a sample of one seed: they have all experts, uniform where not chosen."""
     return repair.Sample(*(x[None] for x in log_arrays(logs)))
+
+
+def _peers(logs: Logs) -> jax.Array | None:
+    """Classes that the peers predict."""
+    if logs.peer_probs is None:
+        return None
+    return jnp.asarray(logs.peer_probs.argmax(axis=-1).T, jnp.int32)
 
 
 def _judge_held_out(logs: Logs) -> HeldOutAudit:

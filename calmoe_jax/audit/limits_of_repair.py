@@ -41,17 +41,23 @@ def rests_on(
         "held-out examples" + ("." if known.converged else "; no finite one is optimal there.")
     )
     lines.append(f"{_RULES[kind]}.")
-    if kind == "safe":
+    if kind in MODES and record["peers"]:
         lines.append(
-            "Logs of a single model have no other seeds to compare with: the held-out temperature "
-            "stays."
+            f"The model is compared with {record['peers']} of other seeds, whose predictions the "
+            "logs have; that these were trained alike is assumed, and cannot be seen in them."
+        )
+    elif kind == "safe":
+        lines.append(
+            "Logs of a single model have no other seeds to compare with (peer_probs): the held-out "
+            "temperature stays."
         )
     if kind in MODES:
         lines.append(MODES[kind].measured)
     if kind == "bold" and record["experts"] is None:
+        stays = "bold is safe" if record["peers"] else "the held-out temperature stays"
         lines.append(
-            "Neighbours are found by the experts' predictions, which these logs do not have: the "
-            "held-out temperature stays."
+            "Neighbours are found by the experts' predictions, which these logs do not have: "
+            f"{stays}."
         )
     lines += [f"{word[0].upper()}{word[1:]}." for word in drawn.words]
     if record["labels"]["used"]:
@@ -73,15 +79,16 @@ def _compared(record: dict[str, Any], people: Population) -> list[str]:
         lines.append(
             f"The label-free gap rests on {people.compared:,} targets, evenly spread over all."
         )
-    if record["labels"]["used"] and not people.guessed_by_neighbours:
+    if record["labels"]["used"] and "neighbours" not in people.guessed_by:
         why = (
             "the logs have no experts"
             if record["experts"] is None
             else f"there are more than {MOST_COMPARED:,} targets"
         )
+        known = "its confidence and the peers" if people.guessed_by else "its confidence alone"
         lines.append(
-            f"The guess at each target's correctness knows its confidence alone, since {why}; the "
-            "bounds hold all the same, and may be wider."
+            f"The guess at each target's correctness knows {known}, since {why}; the bounds hold "
+            "all the same, and may be wider."
         )
     return lines
 

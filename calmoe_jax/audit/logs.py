@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from calmoe_jax.audit.checks import (
+    PEERS,
     check_drawn,
     check_labels,
     check_shapes,
@@ -24,7 +25,7 @@ from calmoe_jax.audit.checks import (
 from calmoe_jax.audit.columns import LogError as LogError
 from calmoe_jax.audit.columns import read_columns
 from calmoe_jax.audit.joining import Part, joined
-from calmoe_jax.audit.predictions import predictions
+from calmoe_jax.audit.predictions import as_distributions, predictions
 from calmoe_jax.audit.text import as_times
 
 
@@ -47,6 +48,9 @@ class Logs(NamedTuple):
             unknown.
         drawn_probability: probability with which each labelled target was chosen for labelling, NaN
             elsewhere; `None` if unknown.
+        peer_probs: class probabilities of the aggregates of models that were trained alike with
+            other seeds, `[n, peers, classes]`; uniform for rows that do not count; `None` if
+            unknown.
         aggregate_only: whether routing and experts are not known: the aggregate then stands as the
             one expert.
         notes: what was changed in reading, in sentences.
@@ -62,6 +66,7 @@ class Logs(NamedTuple):
     label_probs: np.ndarray | None = None
     time: np.ndarray | None = None
     drawn_probability: np.ndarray | None = None
+    peer_probs: np.ndarray | None = None
     aggregate_only: bool = False
     notes: tuple[str, ...] = ()
     files: tuple[tuple[str, int], ...] = ()
@@ -84,6 +89,8 @@ def read_logs(
         (targets), (clusters), (where) [n]; target, cluster
         (time)          [n]: dates in ISO form, timestamps, or numbers
         (drawn_probability) [n]: with which a labelled target was chosen for labelling, in (0, 1]
+        (peer_probs)    [n, peers, classes] or peer_logits: the same model trained with other
+                        seeds, its aggregate; peer_0_prob_1. What repairs without labels rest on
 
     In place of experts and routing it may have the aggregate alone: `probs` `[n, classes]` or
     `logits` (`prob_1`, `logit_1`). Logits are brought to probabilities by a softmax over classes,
@@ -185,6 +192,14 @@ def _part(columns: dict[str, np.ndarray]) -> Part:
     if "label_probs" in columns:
         soft, labels, rescaled["label_probs"] = soft_labels(columns["label_probs"], labels, where)
     assert labels is not None  # one of the two is there
+    peers = None
+    for peer_name in PEERS:
+        if peer_name in columns:
+            peers, rescaled[peer_name] = as_distributions(
+                columns[peer_name], np.broadcast_to(where[:, None], columns[peer_name].shape[:2]),
+                name=peer_name, rule="probabilities that sum to 1 over the classes",
+                axes=("peer", "class"), from_logits=peer_name == "peer_logits",
+            )  # fmt: skip
     targets = columns.get("targets", labels < 0)
     time, drawn = columns.get("time"), columns.get("drawn_probability")
     return Part(
@@ -198,6 +213,7 @@ def _part(columns: dict[str, np.ndarray]) -> Part:
         label_probs=soft,
         time=None if time is None else as_times(time),
         drawn_probability=None if drawn is None else check_drawn(drawn, targets & (labels >= 0)),
+        peer_probs=peers,
         aggregate_only=routing is None,
         slots=indices is not None,
         rescaled=rescaled,
@@ -229,7 +245,8 @@ def _whole(part: Part) -> Logs:
         notes.append("classes were drawn once from label_probs for what needs a class")
     return Logs(
         part.routing_weights, part.expert_probs, part.labels, part.targets, numbers, part.where,
-        part.label_probs, part.time, part.drawn_probability, part.aggregate_only, tuple(notes),
+        part.label_probs, part.time, part.drawn_probability, part.peer_probs, part.aggregate_only,
+        tuple(notes),
     )  # fmt: skip
 
 

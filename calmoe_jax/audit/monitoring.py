@@ -69,10 +69,11 @@ def monitor(
         `periods`, in the order of time, each with `mean_confidence` at the held-out temperature,
         `shift`, `accuracy` and its band, and `gap`; and what they rest on.
 
-        The band of `accuracy` is, without labels, from what the labels of neighbours say to the
-        mean confidence, 1.645 standard errors wider to each side: no interval of any level, since
-        what a shift does to labels cannot be seen. With labels it is the bounds by
-        `confidence_gap_sequence`. Labels without a list count as drawn uniformly at random among
+        The band of `accuracy` is, without labels, from what the mode bold would lower the mean
+        confidence to (what the labels of neighbours say) to what safe would (the mean confidence
+        itself where the logs have no peers), 1.645 standard errors wider to each side: no interval
+        of any level, since what a shift does to labels cannot be seen. With labels it is the bounds
+        by `confidence_gap_sequence`. Labels without a list count as drawn uniformly at random among
         the period's targets.
         `gap.pooled` borrows from other periods (`pooled_gaps`, about the label-free gap).
 
@@ -216,14 +217,17 @@ def _rests_on(logs: Logs, labelled: int, assumed: int, level: float) -> list[str
             f"Bounds from labels hold at level {level:g} each and at any number of labels, for "
             "each period by itself."
         )
+    peers = logs.peer_probs is not None
+    upper = "what the agreement with peers says" if peers else "the confidence"
     lines.append(
         "Without labels the band of the accuracy lies between what the labels of neighbours say "
-        "and the confidence; a shift that neither sees is outside it."
+        f"and {upper}; a shift that neither sees is outside it."
     )
     if logs.aggregate_only:
+        stands = "what the agreement with peers says" if peers else "the confidence"
         lines.append(
             "The logs hold the aggregate alone: no test for a shift of the configuration, and "
-            "without labels the confidence stands for the accuracy."
+            f"without labels {stands} stands for the accuracy."
         )
     return lines
 

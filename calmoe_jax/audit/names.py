@@ -3,7 +3,8 @@
 An array has its name, or that of one example's in the singular (`label`, `target`, `cluster`). A
 column for each number is named after what it holds and its place, from 0: `prob_3`, `logit_3`
 (the aggregate), `expert_0_prob_3`, `expert_0_logit_3`, `weight_0`, `routing_logit_0`, `index_0`
-(the expert of a slot), `label_prob_3` (a soft label).
+(the expert of a slot), `label_prob_3` (a soft label), `peer_0_prob_3`, `peer_0_logit_3` (the
+aggregate of a model that was trained alike).
 """
 
 import difflib
@@ -23,6 +24,8 @@ WIDE = {
     "probs": (1, "prob_{}"),
     "logits": (1, "logit_{}"),
     "label_probs": (1, "label_prob_{}"),
+    "peer_probs": (2, "peer_{}_prob_{}"),
+    "peer_logits": (2, "peer_{}_logit_{}"),
 }
 # Arrays of one number for each example.
 SINGLE = ("labels", "targets", "clusters", "where", "weights", "time", "drawn_probability")

@@ -215,6 +215,7 @@ def _record(
         "labels": {"used": number, "planned": seen.drawn.planned if number else 0},
         "classes": int(targets.log_probs.shape[1]),
         "experts": None if logs.aggregate_only else int(logs.routing_weights.shape[1]),
+        "peers": 0 if logs.peer_probs is None else int(logs.peer_probs.shape[1]),
         "examples": {
             "held_out": len(known.rows), "targets": len(seen.people.rows), "left_out": left_out,
         },

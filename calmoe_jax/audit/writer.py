@@ -26,6 +26,7 @@ def log_batch(
     where: Any = None,
     time: Any = None,
     drawn_probability: Any = None,
+    peer_probs: Any = None,
 ) -> Columns:
     """The columns of one batch, by the names that `read_logs` knows.
 
@@ -39,6 +40,7 @@ def log_batch(
         where: which examples count; padding does not.
         time: when each example was seen.
         drawn_probability: with which each labelled target was chosen for labelling.
+        peer_probs: what the same model trained with other seeds predicts, `[n, peers, classes]`.
 
     Returns:
         NumPy arrays with a row for each example. Of a prediction: the experts' probabilities and
@@ -62,7 +64,7 @@ def log_batch(
     columns["labels" if known.ndim == 1 else "label_probs"] = known
     others = {
         "targets": targets, "clusters": clusters, "where": where, "time": time,
-        "drawn_probability": drawn_probability,
+        "drawn_probability": drawn_probability, "peer_probs": peer_probs,
     }  # fmt: skip
     columns.update({name: np.asarray(x) for name, x in others.items() if x is not None})
     for name, values in columns.items():

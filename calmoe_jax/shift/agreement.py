@@ -11,6 +11,9 @@ from calmoe_jax._numerics import AxisName, at_least_float32, psum
 from calmoe_jax._signatures import checked
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+# Standard errors in favour of the targets that the mode safe takes: an estimate that must not do
+# harm where agreement is lost by chance alone.
+SAFE_MARGIN = 1.0
 
 
 class Agreement(NamedTuple):
@@ -96,7 +99,7 @@ def agreement_accuracy(
     *,
     target_confidence: Float[Array, " models"] | None = None,
     growth: float = 3.0,
-    margin: float = 1.0,
+    margin: float = SAFE_MARGIN,
 ) -> Float[Array, " models"]:
     """Estimated accuracy on unlabelled examples: its excess over chance falls with agreement.
 
@@ -117,7 +120,8 @@ def agreement_accuracy(
             estimate is then not held down to the accuracy of the harder ones. By default the
             anchor is the held-out accuracy.
         growth: growth of the exponent as agreement is lost, at least 0.
-        margin: standard errors in favour of the targets, at least 0.
+        margin: standard errors in favour of the targets, at least 0; by default those of the mode
+            safe.
 
     Returns:
         The estimate, never above the anchor (where that exceeds chance): agreement does not show

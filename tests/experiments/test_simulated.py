@@ -1,5 +1,7 @@
 """Simulated shifts: subpopulations of classes, what is left out, noise and fading."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -96,3 +98,17 @@ def test_hard_examples_have_neighbours_of_other_labels():
 
     assert doubt(targets["hard 0.25"]) >= doubt(targets["hard 0.5"]) >= doubt(targets["none"])
     assert {simulated.family(name) for name in targets} == set(simulated.FAMILIES)
+
+
+def test_votes_stay_with_their_examples():
+    task, numbers = a_task()
+
+    def voted(split):
+        # the cluster, which identifies an example, in the votes
+        shares = np.stack([split.clusters, 1000 - split.clusters], axis=1) / 1000
+        return dataclasses.replace(split, soft_labels=shares)
+
+    task = dataclasses.replace(task, train=voted(task.train), calibration=voted(task.calibration))
+    without, targets = simulated.leave_out(task, numbers, 1)
+    for split in (without.train, without.calibration, *targets.values()):
+        np.testing.assert_array_equal(np.round(split.soft_labels[:, 0] * 1000), split.clusters)

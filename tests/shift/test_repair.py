@@ -213,6 +213,31 @@ def test_safe_lowers_the_confidence_where_seeds_agree_less(fitted):
     )
 
 
+def test_peers_are_to_one_seed_what_the_other_seeds_are(fitted):
+    """One mixture and the classes that the others predict: what all mixtures together give it."""
+    task, split, held_out, inside, _, _ = fitted
+    targets = draw(len(split) + 7, seed=1, alike=0.8)
+    together = fit(task, held_out, inside, targets, split)
+    one = [repair.Sample(*(x[:1] for x in sample)) for sample in (held_out, targets)]
+    others = [
+        jnp.argmax(cm.mix_log_probs(*(x[1:] for x in sample)), axis=-1).astype(jnp.int32)
+        for sample in (held_out, targets)
+    ]
+    clusters = task.calibration.clusters
+    prepared = repair.prepare(
+        one[0], task.calibration.labels, clusters, inside[:1], peers=others[0]
+    )
+    found = repair.fit_to_targets(prepared, one[1], split.clusters, peers=others[1])
+    for name, value in found.temperatures.items():
+        np.testing.assert_allclose(value, together.temperatures[name][:1], rtol=1e-5, err_msg=name)
+    assert found.temperatures["safe"][0] > inside[0] * 1.05
+    assert found.num_peers == together.num_peers == SEEDS - 1
+    assert repair.describe(found, 0).reason == repair.describe(together, 0).reason
+    for peers in (None, others[1][:1]):
+        with pytest.raises(ValueError, match="peers must be the 2 that"):
+            repair.fit_to_targets(prepared, one[1], split.clusters, peers=peers)
+
+
 def test_the_test_sees_as_many_examples_of_a_small_split_as_there_are():
     side = side_of(np.arange(40), 3000, most_examples=1000)
     assert side.num_clusters == len(side.rows) == 1000

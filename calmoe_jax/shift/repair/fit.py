@@ -12,7 +12,7 @@ from calmoe_jax._mapping import over_seeds
 from calmoe_jax._numerics import largest_or_nan
 from calmoe_jax._signatures import checked
 from calmoe_jax.mixture import Configuration
-from calmoe_jax.shift.agreement import agreement_accuracy, chance_corrected_agreement
+from calmoe_jax.shift.agreement import agreement_accuracy
 from calmoe_jax.shift.balance import configuration_balance
 from calmoe_jax.shift.confidence import (
     difference_of_confidences,
@@ -21,7 +21,7 @@ from calmoe_jax.shift.confidence import (
     share_above,
 )
 from calmoe_jax.shift.neighbours import neighbour_accuracy, neighbour_support
-from calmoe_jax.shift.repair.held_out import HeldOut, OfAll, OfSeed, spread
+from calmoe_jax.shift.repair.held_out import HeldOut, OfAll, OfSeed, agreement_of_seeds, spread
 from calmoe_jax.shift.repair.sample import Observed, Sample, observe
 from calmoe_jax.shift.repair.sides import shift_of_sides, side_of
 from calmoe_jax.shift.repair.temperatures import CALIBRATORS, match_aim, with_possible_labels
@@ -50,6 +50,7 @@ class Repair(NamedTuple):
         num_held_out: number of independent held-out units.
         num_targets: number of independent units of the targets.
         clustered: whether the units of a side are clusters of several examples.
+        num_peers: number of models that each seed's predictions were compared with.
     """
 
     temperatures: dict[str, Float[Array, " seeds"]]
@@ -63,6 +64,7 @@ class Repair(NamedTuple):
     num_held_out: int
     num_targets: int
     clustered: bool
+    num_peers: int
 
 
 class _Fits(NamedTuple):
@@ -79,6 +81,7 @@ def fit_to_targets(
     targets: Sample,
     target_clusters: np.ndarray,
     *,
+    peers: Int[Array, "peers targets"] | None = None,
     most_clusters: int | None = None,
     num_permutations: int = 199,
     most_examples: int = 1000,
@@ -89,6 +92,7 @@ def fit_to_targets(
         held_out: labelled held-out examples, as from `prepare`.
         targets: predictions for unlabelled examples; may be padded at the end.
         target_clusters: clusters of those that are real.
+        peers: classes that the peers of `prepare` predict for the targets, in the same order.
         most_clusters: clusters of the targets with the most of them, so that several calls share
             a program.
         num_permutations: relabellings of the test.
@@ -97,8 +101,11 @@ def fit_to_targets(
 
     Returns:
         A `Repair`. If a rule's aim is NaN its temperature is the held-out one; an aim near or below
-        1 / classes makes predictions nearly uniform. With one seed `safe` is the held-out
-        temperature, and `bold` that of the neighbours (see `MODES`).
+        1 / classes makes predictions nearly uniform. With one seed and no peer `safe` is the
+        held-out temperature, and `bold` that of the neighbours (see `MODES`).
+
+    Raises:
+        ValueError: if `peers` are not as many as those of the held-out examples.
 
     Example:
         >>> import numpy as np
@@ -114,7 +121,13 @@ def fit_to_targets(
     numbers = np.unique(target_clusters, return_inverse=True)[1]
     padded = np.pad(numbers, (0, length - len(numbers))).astype(np.int32)
     where = np.arange(length) < len(numbers)
-    fits, confidence, config = _fit(held_out.seeds, held_out.common, targets, where, padded)
+    num_peers = 0 if peers is None else len(peers)
+    if num_peers != held_out.num_peers:
+        raise ValueError(
+            f"peers must be the {held_out.num_peers} that the held-out examples were prepared "
+            f"with, got {num_peers}."
+        )
+    fits, confidence, config = _fit(held_out.seeds, held_out.common, targets, peers, where, padded)
     num_targets = len(np.unique(numbers))
     side = side_of(
         np.asarray(target_clusters),
@@ -144,6 +157,7 @@ def fit_to_targets(
         held_out.num_clusters,
         num_targets,
         held_out.num_clusters < len(held_out.common.labels) or num_targets < len(numbers),
+        len(held_out.seeds.temperature) - 1 + num_peers,
     )
 
 
@@ -152,6 +166,7 @@ def _fit(
     seeds: OfSeed,
     common: OfAll,
     targets: Sample,
+    peers: Int[Array, "peers targets"] | None,
     where: Bool[Array, " targets"],
     clusters: Int[Array, " targets"],
 ) -> tuple[_Fits, dict[str, Float[Array, " seeds"]], Configuration]:
@@ -172,8 +187,8 @@ def _fit(
     fits, theirs = over_seeds(one_seed)(seeds, targets)
     found = dict(fits.temperatures)
     found["safe"] = seeds.temperature
-    if len(seeds.temperature) > 1:
-        found["safe"] = _match_agreement(seeds, common, theirs, where)
+    if len(seeds.temperature) > 1 or peers is not None:
+        found["safe"] = _match_agreement(seeds, common, theirs, peers, where)
     # a maximum would ignore NaN
     found["bold"] = jnp.fmax(found["safe"], found["neighbours"])
     usable = {
@@ -262,11 +277,15 @@ def _effective_share(
 
 
 def _match_agreement(
-    seeds: OfSeed, common: OfAll, theirs: Observed, where: Bool[Array, " targets"]
+    seeds: OfSeed,
+    common: OfAll,
+    theirs: Observed,
+    peers: Int[Array, "peers targets"] | None,
+    where: Bool[Array, " targets"],
 ) -> Float[Array, " seeds"]:
-    """Temperatures from the agreement of the seeds with one another."""
+    """Temperatures from the agreement of the seeds with one another and with the peers."""
     num_classes = theirs.config.log_probs.shape[-1]
-    agreement = chance_corrected_agreement(theirs.predicted, num_classes=num_classes, where=where)
+    agreement = agreement_of_seeds(theirs.predicted, peers, num_classes=num_classes, where=where)
     chosen = jax.nn.one_hot(theirs.predicted, num_classes)
     size = jnp.sum(where).astype(chosen.dtype)
     shares = jnp.sum(jnp.where(where[None, :, None], chosen, 0), axis=1) / size

@@ -52,7 +52,8 @@ class OfAll(NamedTuple):
         clusters: their clusters, numbered from 0.
         reference_labels: classes of the examples in the neighbour search.
         class_shares: share of each class among the labels.
-        agreement: agreement of each seed with the others; NaN with one seed.
+        agreement: agreement of each seed with the others and with the peers; NaN with one seed
+            and no peer.
         confidence: mean confidence of each seed at its temperature.
     """
 
@@ -72,12 +73,14 @@ class HeldOut(NamedTuple):
         common: statistics that the seeds share.
         side: the examples' side of the test for a shift.
         num_clusters: number of clusters of the examples.
+        num_peers: number of models beside the seeds that agreement is measured with.
     """
 
     seeds: OfSeed
     common: OfAll
     side: Side
     num_clusters: int
+    num_peers: int = 0
 
 
 @checked
@@ -87,6 +90,7 @@ def prepare(
     clusters: np.ndarray,
     temperature: Float[Array, " seeds"],
     *,
+    peers: Int[Array, "peers examples"] | None = None,
     most_examples: int = 1000,
 ) -> HeldOut:
     """Computes everything that depends only on the held-out examples.
@@ -96,6 +100,8 @@ def prepare(
         labels: their classes.
         clusters: their clusters.
         temperature: of the aggregate, fitted on them.
+        peers: classes that further models predict for them, which were trained alike with other
+            seeds and whose mixtures are not known; -1 for none. None by default.
         most_examples: examples of the test for a shift, where each is a cluster of its own; the
             others are left out evenly.
 
@@ -112,10 +118,35 @@ def prepare(
         (60, 0.75)
     """
     numbers = np.unique(clusters, return_inverse=True)[1]
-    seeds, common = _prepare(sample, jnp.asarray(labels), numbers.astype(np.int32), temperature)
+    seeds, common = _prepare(
+        sample, jnp.asarray(labels), numbers.astype(np.int32), temperature, peers
+    )
     length = sample.routing_weights.shape[1]
     side = side_of(np.asarray(clusters), length, most_examples=most_examples)
-    return HeldOut(seeds, common, side, len(np.unique(numbers)))
+    num_peers = 0 if peers is None else len(peers)
+    return HeldOut(seeds, common, side, len(np.unique(numbers)), num_peers)
+
+
+def agreement_of_seeds(
+    predicted: Int[Array, "seeds examples"],
+    peers: Int[Array, "peers examples"] | None,
+    *,
+    num_classes: int,
+    where: Bool[Array, " examples"] | None = None,
+) -> Agreement:
+    """Agreement of each seed with the other seeds and with the peers.
+
+    Args:
+        predicted: class that each seed predicts for each example.
+        peers: the same of further models; they have no agreement of their own.
+        num_classes: number of classes.
+        where: examples that count; all by default.
+    """
+    everyone = predicted
+    if peers is not None:
+        everyone = jnp.concatenate([predicted, peers.astype(predicted.dtype)])
+    found = chance_corrected_agreement(everyone, num_classes=num_classes, where=where)
+    return Agreement(*(x[: len(predicted)] for x in found))
 
 
 def spread(
@@ -139,6 +170,7 @@ def _prepare(
     labels: Int[Array, " examples"],
     clusters: Int[Array, " examples"],
     temperature: Float[Array, " seeds"],
+    peers: Int[Array, "peers examples"] | None,
 ) -> tuple[OfSeed, OfAll]:
     rows, _ = spread(len(labels), len(labels))
     num_classes = sample.expert_log_probs.shape[-1]
@@ -173,7 +205,7 @@ def _prepare(
         clusters=clusters,
         reference_labels=labels[rows],
         class_shares=jnp.mean(jax.nn.one_hot(labels, num_classes), axis=0),
-        agreement=chance_corrected_agreement(seeds.observed.predicted, num_classes=num_classes),
+        agreement=agreement_of_seeds(seeds.observed.predicted, peers, num_classes=num_classes),
         confidence=jax.vmap(mean_confidence)(seeds.observed.config.log_probs, temperature),
     )
     return seeds, common

@@ -72,7 +72,7 @@ def describe(repaired: Repair, seed: int) -> RepairRecord:
         confidence["safe"],
         confidence["bold"],
         repaired.num_targets,
-        peers=len(repaired.effective_share) > 1,
+        peers=repaired.num_peers > 0,
         units="clusters of targets" if repaired.clustered else "targets",
         smallest_p_value=repaired.smallest_p_value,
     )

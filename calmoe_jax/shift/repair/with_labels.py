@@ -9,15 +9,13 @@ from jaxtyping import Array, Float, Int
 from calmoe_jax._numerics import example_weights
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import largest_class
+from calmoe_jax.shift.agreement import SAFE_MARGIN
 from calmoe_jax.shift.confidence import mean_confidence
 from calmoe_jax.shift.estimators import Evidence, neighbours, seed_agreement
 from calmoe_jax.shift.few_labels.correctness import correctness_model
 from calmoe_jax.shift.few_labels.gap import confidence_gap_sequence
 from calmoe_jax.shift.few_labels.prior import label_free_prior, posterior_gap
 from calmoe_jax.shift.repair.temperatures import match_aim
-
-# Standard errors in favour of the targets: of an estimate that must not do harm.
-_SAFE_MARGIN = 1.0
 
 
 class LabelFreeGaps(NamedTuple):
@@ -86,7 +84,7 @@ def label_free_gaps(
     confidence = mean_confidence(targets.log_probs, 1.0, where=targets.where)
     gaps = [jnp.zeros_like(confidence)]
     if held_out.peers is not None and targets.peers is not None:
-        found = seed_agreement(held_out, labels, targets, margin=_SAFE_MARGIN)
+        found = seed_agreement(held_out, labels, targets, margin=SAFE_MARGIN)
         gaps.append(confidence - found.accuracy)
     safe = _largest(gaps)
     if held_out.coordinates is not None and targets.coordinates is not None:
