@@ -28,7 +28,50 @@ def classes(rows):
     return jnp.argmax(rows, axis=-1)
 
 
+# Numbers of targets on several devices.
+DRAWN = jnp.array([3, 26, 11, 17, 0, -1])
+
+
+def labelled(a, b, w, axis_name=None):
+    """A repair with labels, peers and coordinates; draws of clusters in units across devices."""
+    evidence = [
+        cm.shift.estimators.Evidence(2 * x, jnp.stack([x + 0.4, 0.5 * x - x**2]), x, where)
+        for x, where in ((a, None), (b, w | True))
+    ]
+    truth = [classes(x - 0.2).astype(jnp.int32) for x in (a, b)]
+    guess = cm.shift.few_labels.correctness_model(
+        evidence[0], truth[0], evidence[1], num_neighbours=3, axis_name=axis_name
+    )
+    return cm.shift.repair_with_labels(
+        evidence[0],
+        truth[0],
+        evidence[1],
+        truth[1],
+        DRAWN,
+        correctness=guess,
+        weights=1 + jax.nn.sigmoid(a[:, 0]),
+        chances=jax.nn.sigmoid(b[:, 1]),
+        axis_name=axis_name,
+    )
+
+
 FUNCTIONS = {
+    "repair_with_labels": labelled,
+    "label_chances": lambda a, b, w, axis_name=None: cm.shift.few_labels.label_chances(
+        jax.nn.sigmoid(a[:, 0]), where=w, weights=jax.nn.sigmoid(b[:, 0]), axis_name=axis_name
+    ),
+    "draw_units": lambda a, b, w, axis_name=None: cm.shift.few_labels.draw_units(
+        jax.random.key(3), jax.nn.sigmoid(a[:, 0]), num_draws=9, axis_name=axis_name
+    ),
+    "confidence_gap_sequence": lambda a, b, w, axis_name=None: (
+        cm.shift.few_labels.confidence_gap_sequence(
+            jax.nn.sigmoid(a[:, 0]), (b[:, 0] > 0.3).astype(a.dtype), jnp.array([2, 0, 6]),
+            correctness=jax.nn.sigmoid(a[:, 1]), weights=jax.nn.sigmoid(b[:, 1]), where=w,
+            # clusters that go over devices
+            units=jnp.floor(jnp.abs(a[:, 2]) * 5).astype(jnp.int32) % 7, num_units=7,
+            chances=jnp.arange(1.0, 8), axis_name=axis_name,
+        )
+    ),
     "chance_corrected_agreement": lambda a, b, w, axis_name=None: (
         cm.shift.chance_corrected_agreement(
             jnp.stack([classes(a), classes(a + 0.3 * b)]), num_classes=3, where=w,
@@ -64,7 +107,7 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
-BY_DEFAULT = ("separability", "configuration_shift_test", "neighbour_support")
+BY_DEFAULT = ("repair_with_labels", "separability", "configuration_shift_test", "neighbour_support")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least, check_positive, check_range
-from calmoe_jax._numerics import at_least_float32, example_weights
+from calmoe_jax._numerics import (
+    AxisName,
+    all_rows,
+    at_least_float32,
+    example_weights,
+    row_positions,
+)
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.intervals._interval import check_level
 
@@ -24,6 +30,7 @@ def label_chances(
     where: Bool[Array, " targets"] | None = None,
     num_strata: int = 5,
     even: float = 0.5,
+    axis_name: AxisName = None,
 ) -> Float[Array, " targets"]:
     """Chances of targets to be drawn for labels: more where correctness is less certain.
 
@@ -40,6 +47,8 @@ def label_chances(
         where: targets that count; all by default.
         num_strata: number of strata, at least 1.
         even: share of the draws in proportion to weight alone, in (0, 1].
+        axis_name: device axis that the targets are sharded over; their guesses and weights are
+            gathered.
 
     Returns:
         The chances, which sum to 1; 0 where a target does not count. NaN where nothing counts, or
@@ -59,8 +68,9 @@ def label_chances(
     check_at_least("num_strata", num_strata, 1)
     check_positive("even", even)
     check_range("even", even, 0, 1)
-    guess = at_least_float32(correctness)
-    weight = example_weights(guess.shape, weights, where, guess.dtype)
+    own = at_least_float32(correctness)
+    columns = jnp.stack([own, example_weights(own.shape, weights, where, own.dtype)], axis=1)
+    guess, weight = all_rows(columns, axis_name).T
     counts = weight != 0
     guess = jnp.where(counts, jnp.where((guess >= 0) & (guess <= 1), guess, jnp.nan), 0)
     order = jnp.argsort(jnp.where(counts, guess, jnp.inf))
@@ -76,7 +86,8 @@ def label_chances(
     spread = jnp.sum(optimal)
     # where all is certain there is no better allocation than an even one
     optimal = jnp.where(spread == 0, weight / total, optimal / jnp.where(spread == 0, 1, spread))
-    return even * weight / total + (1 - even) * optimal
+    found = even * weight / total + (1 - even) * optimal
+    return found[row_positions(len(own), axis_name)]
 
 
 def _of_rank(
@@ -93,7 +104,7 @@ def _of_rank(
 
 @checked
 def draw_units(
-    key: jax.Array, chances: Float[Array, " units"], *, num_draws: int
+    key: jax.Array, chances: Float[Array, " units"], *, num_draws: int, axis_name: AxisName = None
 ) -> Int[Array, " draws"]:
     """Draws units one after the other, without replacement.
 
@@ -104,6 +115,8 @@ def draw_units(
         key: random key.
         chances: chance of each unit, at least 0.
         num_draws: number of draws, at least 1; static.
+        axis_name: device axis that the units are sharded over; their chances are gathered, and the
+            key must be the same on all devices. Numbers of units count all devices.
 
     Returns:
         The units in the order in which they are drawn, as `confidence_gap_sequence` takes them; -1
@@ -121,7 +134,7 @@ def draw_units(
         Efraimidis and Spirakis, Weighted random sampling with a reservoir, 2006, for the keys.
     """
     check_at_least("num_draws", num_draws, 1)
-    chances = at_least_float32(chances)
+    chances = all_rows(at_least_float32(chances), axis_name)
     possible = chances > 0
     noise = jax.random.gumbel(key, chances.shape, chances.dtype)
     score = jnp.where(possible, jnp.log(jnp.where(possible, chances, 1)) + noise, -jnp.inf)

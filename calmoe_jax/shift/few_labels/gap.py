@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax._checks import check_at_least
-from calmoe_jax._numerics import at_least_float32, example_weights, weighted_sum
+from calmoe_jax._numerics import (
+    AxisName,
+    all_rows,
+    at_least_float32,
+    example_weights,
+    weighted_sum,
+)
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.intervals._interval import check_level
 from calmoe_jax.shift.few_labels._draw_values import (
@@ -48,6 +54,7 @@ def confidence_gap_sequence(
     chances: Float[Array, " units"] | None = None,
     level: float = 0.9,
     planned: int = 50,
+    axis_name: AxisName = None,
 ) -> GapSequence:
     """Estimates and bounds of the gap between confidence and accuracy, as labels arrive.
 
@@ -78,6 +85,9 @@ def confidence_gap_sequence(
             0 cannot be drawn.
         level: probability that all lower bounds hold, and that all upper bounds hold, in (0, 1).
         planned: number of draws at which the bounds shall be best, at least 1.
+        axis_name: device axis that the targets are sharded over, and the chances with them where
+            each target is a unit. Draws, and chances of other units, are the same on all devices;
+            a target's number counts all devices. Five numbers of every target are gathered.
 
     Returns:
         A `GapSequence`; the last of its entries counts all labels. Padding repeats the entry before
@@ -114,10 +124,15 @@ def confidence_gap_sequence(
     dtype = confidence.dtype
     guess = confidence if correctness is None else correctness.astype(dtype)
     weight = example_weights(confidence.shape, weights, where, dtype)
+    columns = jnp.stack([confidence, guess, correct.astype(dtype), weight], axis=1)
+    confidence, guess, correct, weight = all_rows(columns, axis_name).T
     weight = weight / jnp.sum(weight)
     if units is None or num_units is None:
         units, num_units = jnp.arange(len(confidence)), len(confidence)
-    of_units = sums_of_units(weight, confidence, guess, correct.astype(dtype), units, num_units)
+        chances = None if chances is None else all_rows(chances, axis_name)
+    else:
+        units = all_rows(units, axis_name)
+    of_units = sums_of_units(weight, confidence, guess, correct, units, num_units)
     offset = weighted_sum(confidence - guess, weight)
     values = values_of_draws(of_units, drawn, chances)
     mean = jnp.sum(of_units.guessed)

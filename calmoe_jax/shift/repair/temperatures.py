@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calmoe_jax import calibration
+from calmoe_jax._numerics import AxisName
 from calmoe_jax.shift.confidence import match_confidence
 
 # The two modes first (see `modes.MODES`), then single rules.
@@ -86,6 +87,7 @@ def match_aim(
     where: Bool[Array, " targets"] | None = None,
     *,
     weights: Float[Array, " targets"] | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     """The temperature at which the mean confidence is the aim, and at least the given one.
 
@@ -95,7 +97,10 @@ def match_aim(
         temperature: temperature fitted in distribution.
         where: examples that count; all by default.
         weights: weight of each; 1 by default.
+        axis_name: device axis that the examples are sharded over.
     """
     aim = jnp.maximum(aim, 1 / log_probs.shape[-1] + _LEAST_ABOVE)
-    found = match_confidence(log_probs, aim, at_least=temperature, weights=weights, where=where)
+    found = match_confidence(
+        log_probs, aim, at_least=temperature, weights=weights, where=where, axis_name=axis_name
+    )
     return found.temperature

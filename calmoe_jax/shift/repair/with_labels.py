@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from calmoe_jax._numerics import example_weights
+from calmoe_jax._numerics import AxisName, example_weights
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration._inputs import largest_class
 from calmoe_jax.shift.agreement import SAFE_MARGIN
@@ -61,7 +61,11 @@ class LabelledRepair(NamedTuple):
 
 @checked
 def label_free_gaps(
-    held_out: Evidence, labels: Int[Array, " examples"], targets: Evidence
+    held_out: Evidence,
+    labels: Int[Array, " examples"],
+    targets: Evidence,
+    *,
+    axis_name: AxisName = None,
 ) -> LabelFreeGaps:
     """Gaps between confidence and accuracy on the targets, estimated without their labels.
 
@@ -69,6 +73,7 @@ def label_free_gaps(
         held_out: labelled examples, at the temperature fitted on them.
         labels: their classes.
         targets: the targets, at the same temperature.
+        axis_name: device axis that both samples are sharded over.
 
     Returns:
         A `LabelFreeGaps`, of at least 0: unlabelled examples are weak evidence that a model should
@@ -81,14 +86,15 @@ def label_free_gaps(
         >>> label_free_gaps(held_out, jnp.array([0, 1] * 4), held_out).safe
         Array(0., dtype=float32)
     """
-    confidence = mean_confidence(targets.log_probs, 1.0, where=targets.where)
+    confidence = mean_confidence(targets.log_probs, 1.0, where=targets.where, axis_name=axis_name)
     gaps = [jnp.zeros_like(confidence)]
     if held_out.peers is not None and targets.peers is not None:
-        found = seed_agreement(held_out, labels, targets, margin=SAFE_MARGIN)
+        found = seed_agreement(held_out, labels, targets, margin=SAFE_MARGIN, axis_name=axis_name)
         gaps.append(confidence - found.accuracy)
     safe = _largest(gaps)
     if held_out.coordinates is not None and targets.coordinates is not None:
-        gaps.append(confidence - neighbours(held_out, labels, targets).accuracy)
+        found = neighbours(held_out, labels, targets, axis_name=axis_name)
+        gaps.append(confidence - found.accuracy)
     return LabelFreeGaps(safe, _largest(gaps))
 
 
@@ -108,6 +114,7 @@ def repair_with_labels(
     chances: Float[Array, " units"] | None = None,
     level: float = 0.9,
     planned: int = 50,
+    axis_name: AxisName = None,
 ) -> LabelledRepair:
     """Temperatures for targets of which a few are labelled.
 
@@ -135,6 +142,8 @@ def repair_with_labels(
         chances: chance of each unit to be drawn, as from `label_chances`; equal ones by default.
         level: level of each of the two bounds, in (0, 1).
         planned: number of labels at which the bounds shall be best, at least 1.
+        axis_name: device axis that both samples are sharded over; draws are the same on all devices
+            (see `confidence_gap_sequence`).
 
     Returns:
         A `LabelledRepair`. Without labels the certified temperature is 1, and the combined one
@@ -161,9 +170,9 @@ def repair_with_labels(
         accuracy. The two rules are ours.
     """
     if correctness is None:
-        correctness = correctness_model(held_out, labels, targets)
+        correctness = correctness_model(held_out, labels, targets, axis_name=axis_name)
     if label_free is None:
-        label_free = label_free_gaps(held_out, labels, targets)
+        label_free = label_free_gaps(held_out, labels, targets, axis_name=axis_name)
     confidence, predicted, _ = largest_class(jax.nn.softmax(targets.log_probs, axis=-1))
     num_classes = targets.log_probs.shape[-1]
     known = (target_labels >= 0) & (target_labels < num_classes)
@@ -171,11 +180,11 @@ def repair_with_labels(
     found = confidence_gap_sequence(
         confidence, jnp.where(known, right, jnp.nan), drawn, correctness=correctness,
         weights=weights, where=targets.where, units=units, num_units=num_units, chances=chances,
-        level=level, planned=planned,
+        level=level, planned=planned, axis_name=axis_name,
     )  # fmt: skip
     last = jax.tree.map(lambda x: x[-1], found)
     counted = example_weights(confidence.shape, weights, targets.where, confidence.dtype)
-    mean = mean_confidence(targets.log_probs, 1.0, weights=counted)
+    mean = mean_confidence(targets.log_probs, 1.0, weights=counted, axis_name=axis_name)
     prior = label_free_prior(*label_free)
     gap = posterior_gap(last.estimate, last.standard_error, prior).median
     number = jnp.sum(drawn >= 0)
@@ -183,7 +192,9 @@ def repair_with_labels(
 
     def lowered(by: Float[Array, ""]) -> Float[Array, ""]:
         aim = mean - jnp.maximum(by, 0)
-        found = match_aim(targets.log_probs, aim, jnp.ones_like(mean), weights=counted)
+        found = match_aim(
+            targets.log_probs, aim, jnp.ones_like(mean), weights=counted, axis_name=axis_name
+        )
         # nothing is lowered by a search that ends a digit above 1
         return jnp.where(by <= 0, 1, found)
 
