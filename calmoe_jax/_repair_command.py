@@ -30,9 +30,10 @@ class Repair:
     labels: Path | None = None
     """The list of calmoe label, filled in. Without it, labels of targets in the logs count as drawn
     uniformly at random."""
-    mode: Literal["safe", "bold", "certified", "combined"] | None = None
+    mode: Literal["safe", "bold", "certified", "combined", "refit"] | None = None
     """The rule. Without labels, safe (the default) or bold. With labels, combined (the default):
-    what they and the label-free estimates say together; certified: only what labels show."""
+    what they and the label-free estimates say together; certified: only what labels show; refit:
+    temperatures of aggregate or experts, fitted to half of many labels, confirmed by the rest."""
     level: float = 0.9
     """Level of each bound of the gap between confidence and accuracy."""
     columns: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from audit_logs import write
-from deployed_logs import fill, make_deployed
+from deployed_logs import fill, make_deployed, make_sharpened
 
 import calmoe_jax as cm
 from calmoe_jax import cli
@@ -60,6 +60,21 @@ def test_a_repair_is_applied_in_plain_numpy(tmp_path, monkeypatch):
     exec(OF_NUMPY, names)
     found = cm.audit.load_repair("repair.json")
     assert found.temperature > found.held_out_temperature
+    expected = cm.audit.apply_repair(
+        found, jnp.log(arrays["expert_probs"]), jnp.asarray(arrays["routing_weights"])
+    )
+    np.testing.assert_allclose(names["repaired"], jnp.exp(expected), atol=1e-6)
+
+
+def test_a_refit_is_applied_in_plain_numpy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arrays, _ = make_sharpened()
+    write(tmp_path, arrays)
+    assert cli.main(["repair", "logs.npz", "--mode", "refit", "--out", "repair.json"]) == 0
+    names = {}
+    exec(OF_NUMPY, names)
+    found = cm.audit.load_repair("repair.json")
+    assert found.expert_temperatures is not None
     expected = cm.audit.apply_repair(
         found, jnp.log(arrays["expert_probs"]), jnp.asarray(arrays["routing_weights"])
     )

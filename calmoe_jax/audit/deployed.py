@@ -17,8 +17,10 @@ from calmoe_jax._numerics import at_least_float32
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators import scale_log_probs
 
-FORMAT, SCHEMA = "calmoe repair", 1
-KINDS = ("safe", "bold", "certified", "combined")
+FORMAT, SCHEMA = "calmoe repair", 2
+# Files of these are read: the first had no temperatures of experts.
+_SCHEMAS = (1, SCHEMA)
+KINDS = ("safe", "bold", "certified", "combined", "refit")
 
 
 class RepairError(UserError):
@@ -29,7 +31,7 @@ class RepairError(UserError):
     jax.tree_util.register_dataclass,
     data_fields=[
         "temperature", "held_out_temperature", "gap", "standard_error", "lower", "upper",
-        "confidence_before", "confidence_after",
+        "confidence_before", "confidence_after", "expert_temperatures",
     ],
     meta_fields=["kind", "level", "num_labels", "num_classes", "num_experts"],
 )  # fmt: skip
@@ -50,11 +52,13 @@ class DeployedRepair:
         upper: upper bound; so does this.
         confidence_before: mean confidence on the targets at the held-out temperature.
         confidence_after: mean confidence at `temperature`.
-        kind: the rule: `safe`, `bold`, `certified` or `combined`.
+        kind: the rule: `safe`, `bold`, `certified`, `combined` or `refit`.
         level: level of each bound.
         num_labels: number of labelled units that the bounds rest on.
         num_classes: number of classes.
         num_experts: number of experts; `None` if the logs had the aggregate alone.
+        expert_temperatures: of each expert, before they are mixed; `None` if they stay as they are,
+            as for every rule but `refit`.
     """
 
     temperature: Float[Array, "*batch"]
@@ -70,6 +74,7 @@ class DeployedRepair:
     num_labels: int
     num_classes: int
     num_experts: int | None
+    expert_temperatures: Float[Array, "*batch experts"] | None = None
 
 
 def load_repair(path: str | Path) -> DeployedRepair:
@@ -92,10 +97,10 @@ def load_repair(path: str | Path) -> DeployedRepair:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise RepairError(f"{path} is no repair: it lacks format={FORMAT!r}.")
     schema = found.get("schema")
-    if schema != SCHEMA:
+    if schema not in _SCHEMAS:
         later = isinstance(schema, int) and schema > SCHEMA
         raise RepairError(
-            f"{path}: schema must be {SCHEMA}, got {schema!r}"
+            f"{path}: schema must be at most {SCHEMA}, got {schema!r}"
             + (": it was written by a later version of calmoe_jax." if later else ".")
         )
     try:
@@ -115,6 +120,15 @@ def _of_file(found: dict[str, Any]) -> DeployedRepair:
             raise ValueError(f"{name} must be a positive number, got {value!r}")
     if not (isinstance(found["classes"], int) and found["classes"] >= 2):
         raise ValueError(f"classes must be at least 2, got {found['classes']!r}")
+    of_experts = found.get("expert_temperatures")
+    if of_experts is not None:
+        if not all(_is_number(x) and 0 < x < math.inf for x in of_experts):
+            raise ValueError(f"expert_temperatures must be positive numbers, got {of_experts!r}")
+        if len(of_experts) != found["experts"]:
+            raise ValueError(
+                f"expert_temperatures must be {found['experts']}, one an expert, got "
+                f"{len(of_experts)}"
+            )
     return DeployedRepair(
         temperature=_number(found["temperature"]),
         held_out_temperature=_number(found["held_out_temperature"]),
@@ -129,6 +143,7 @@ def _of_file(found: dict[str, Any]) -> DeployedRepair:
         num_labels=int(found["labels"]["used"]),
         num_classes=found["classes"],
         num_experts=found["experts"],
+        expert_temperatures=None if of_experts is None else jnp.asarray(of_experts, jnp.float32),
     )
 
 
@@ -150,6 +165,9 @@ def apply_repair(
 ) -> Float[Array, "*batch classes"]:
     """Repaired log probabilities of the aggregate: `log_softmax(log F / T)`.
 
+    `F` is the mixture of the experts; of a repair by `refit` it may be of experts that are scaled
+    by their own temperatures first.
+
     Args:
         repair: as from `load_repair`.
         log_probs: log probabilities of the aggregate, `[..., classes]`; or, with routing weights,
@@ -159,11 +177,12 @@ def apply_repair(
 
     Returns:
         The aggregate's log probabilities, `[..., classes]`, at least float32. The predicted class
-        stays. NaN where a prediction that counts is.
+        stays, unless experts have temperatures. NaN where a prediction that counts is.
 
     Raises:
         ValueError: if the classes or the experts are not as many as the repair was made for. Of
-            slots, give all experts their place, or log probabilities of the aggregate.
+            slots, give all experts their place, or log probabilities of the aggregate. Or if
+            experts have temperatures and there are no routing weights.
 
     Example:
         >>> numbers = dict.fromkeys(
@@ -189,6 +208,16 @@ def apply_repair(
                 f"routing_weights must have the {repair.num_experts} experts that the repair was "
                 f"made for, got shape {routing_weights.shape}."
             )
+        if repair.expert_temperatures is not None:
+            of_experts = at_least_float32(repair.expert_temperatures)
+            log_probs = scale_log_probs(
+                log_probs, of_experts.reshape((1,) * (log_probs.ndim - 2) + of_experts.shape)
+            )
         log_probs = mixture.mix_log_probs(log_probs, routing_weights)
+    elif repair.expert_temperatures is not None:
+        raise ValueError(
+            "routing_weights must be given, with each expert's log_probs: this repair scales "
+            "experts before they are mixed."
+        )
     temperature = at_least_float32(repair.temperature)
     return scale_log_probs(log_probs, jnp.broadcast_to(temperature, (1,) * (log_probs.ndim - 1)))

@@ -6,6 +6,7 @@ from typing import Any
 from calmoe_jax.audit.answers import Drawn
 from calmoe_jax.audit.evidence import MOST_COMPARED, HeldOut, Population
 from calmoe_jax.audit.findings import number
+from calmoe_jax.audit.refitting import words_of_refit
 from calmoe_jax.shift.repair import MODES
 
 _RULES = {
@@ -15,6 +16,9 @@ _RULES = {
     "than the labels show",
     "combined": "The rule lowers mean confidence by the posterior median of the gap, under a prior "
     "from the label-free estimates, within the labels' bounds",
+    "refit": "The rule fits a temperature of the aggregate, temperatures of the experts, and a "
+    "temperature to held-out examples with the targets' configurations, each to half of the "
+    "labels; it deploys the one that the other half confirms",
 }
 
 
@@ -59,6 +63,8 @@ def rests_on(
             "Neighbours are found by the experts' predictions, which these logs do not have: "
             f"{stays}."
         )
+    if record["refit"] is not None:
+        lines += words_of_refit(record["refit"], record["level"])
     lines += [f"{word[0].upper()}{word[1:]}." for word in drawn.words]
     if record["labels"]["used"]:
         lines.append(
@@ -106,6 +112,8 @@ def cannot_know(record: dict[str, Any]) -> list[str]:
         "It speaks of the mean over these targets. Later ones may differ, and so may parts: one "
         "temperature cannot lower confidence for some and raise it for others."
     )
+    if record["refit"] is not None:
+        return lines
     lines.append("It never raises confidence above that of the held-out temperature.")
     upper = record["gap"]["upper"]
     if upper is not None and upper < 0:
@@ -126,6 +134,9 @@ def describe_repair(record: dict[str, Any]) -> str:
         f"  mean confidence on {record['examples']['targets']:,} targets: "
         f"{confidence['before']:.3f} before, {confidence['after']:.3f} after",
     ]
+    if record["expert_temperatures"] is not None:
+        listed = ", ".join(f"{x:.3f}" for x in record["expert_temperatures"])
+        lines.append(f"  temperatures of the experts, before they are mixed: {listed}")
     free = f"label-free: safe {gap['label_free']['safe']:.3f}, bold {gap['label_free']['bold']:.3f}"
     if record["labels"]["used"]:
         lines.append(

@@ -20,8 +20,10 @@ from calmoe_jax.audit.deployed import FORMAT, KINDS, SCHEMA
 from calmoe_jax.audit.evidence import HeldOut, Population
 from calmoe_jax.audit.limits_of_repair import cannot_know, rests_on
 from calmoe_jax.audit.logs import Logs
+from calmoe_jax.audit.refitting import Deployed, refit
 from calmoe_jax.audit.scoring import plain
 from calmoe_jax.calibration.intervals._interval import check_level
+from calmoe_jax.shift.estimators import Evidence
 from calmoe_jax.shift.repair.temperatures import match_aim
 
 
@@ -55,16 +57,23 @@ def repair(
         answers: its rows, as from `read_answers`; without them the labels that targets of the logs
             have are used, as if drawn uniformly at random.
         mode: `safe` and `bold` use no label, `certified` and `combined` need some; by default
-            `combined` where there are labels, else `safe`.
+            `combined` where there are labels, else `safe`. `refit` needs many, drawn uniformly at
+            random (`shift.repair.refit_with_labels`).
         level: level of each of the two bounds, in (0, 1).
 
     Raises:
         ValueError: if `level` is out of range or `mode` is none of these.
-        UserError: if there is no target, or no label and the mode needs some.
+        UserError: if there is no target, or no label and the mode needs some; or for `refit` with
+            a list of `calmoe label`, which draws some targets more often than others.
     """
     check_level(level)
     if mode is not None:
         check_choice("mode", mode, KINDS)
+    if mode == "refit" and answers is not None:
+        raise UserError(
+            "mode=refit needs labels of targets drawn uniformly at random, in the logs, and calmoe "
+            "label draws more where a prediction is less certain: leave --labels out."
+        )
     counted = logs.targets if logs.where is None else logs.where & logs.targets
     rows = np.flatnonzero(counted) if answers is None else asked_rows(logs, answers)
     if not len(rows):
@@ -75,7 +84,7 @@ def repair(
     seen = with_labels(logs, known, people, asked, level=level)
     number = int(seen.found.num_labels)
     kind = mode or ("combined" if number else "safe")
-    if not number and kind in ("certified", "combined"):
+    if not number and kind in ("certified", "combined", "refit"):
         raise UserError(
             f"mode must be safe or bold without labels, got mode={kind}: no label of a target is "
             "there to use."
@@ -181,11 +190,22 @@ def _matched(targets: Any, aim: jax.Array) -> jax.Array:
 _confidence = jax.jit(shift.mean_confidence)
 
 
+def _mean_confidence(targets: Evidence, relative: float) -> float:
+    return float(_confidence(targets.log_probs, jnp.float32(relative), where=targets.where))
+
+
+def _deployed(logs: Logs, known: HeldOut, seen: Labelled, kind: str, level: float) -> Deployed:
+    if kind == "refit":
+        return refit(logs, known, seen.people.rows, seen.drawn, level=level)
+    relative = relative_temperature(seen, kind)
+    after = _mean_confidence(seen.people.evidence, relative)
+    return Deployed(known.temperature * relative, None, after)
+
+
 def _record(
     logs: Logs, known: HeldOut, seen: Labelled, kind: str, level: float, *, left_out: int
 ) -> dict[str, Any]:
     found, targets = seen.found, seen.people.evidence
-    relative = relative_temperature(seen, kind)
     number = int(found.num_labels)
     label_free = {name: plain(x) for name, x in found.label_free._asdict().items()}
     by_labels = ("estimate", "standard_error", "lower", "upper", "posterior")
@@ -193,24 +213,24 @@ def _record(
     if not number:
         gap["estimate"] = label_free[kind]
 
-    def confidence(temperature: float) -> float:
-        value = _confidence(
-            targets.log_probs, jnp.float32(temperature), where=targets.where
-        )  # fmt: skip
-        return float(value)
+    def confidence(relative: float) -> float:
+        return _mean_confidence(targets, relative)
 
+    deployed = _deployed(logs, known, seen, kind, level)
     record = {
         "format": FORMAT,
         "schema": SCHEMA,
         "kind": kind,
-        "temperature": known.temperature * relative,
+        "temperature": deployed.temperature,
+        "expert_temperatures": deployed.expert_temperatures,
         "held_out_temperature": known.temperature,
         "confidence": {
             "logged": confidence(1 / known.temperature),
             "before": confidence(1.0),
-            "after": confidence(relative),
+            "after": deployed.confidence,
         },
         "gap": gap | {"label_free": label_free},
+        "refit": deployed.refit,
         "level": level,
         "labels": {"used": number, "planned": seen.drawn.planned if number else 0},
         "classes": int(targets.log_probs.shape[1]),

@@ -11,6 +11,8 @@ import numpy as np
 
 HELD_OUT, TARGETS, EXPERTS, CLASSES = 400, 500, 3, 4
 _SHARPNESS = 0.7  # of the held-out labels
+# Of the experts of `make_sharpened`.
+SHARPNESS = np.array([4.0, 1.0, 1.0])
 
 
 def make_deployed(*, seed=0, flatter=0.25, targets=TARGETS, alone=False, clusters=None):
@@ -36,6 +38,21 @@ def make_deployed(*, seed=0, flatter=0.25, targets=TARGETS, alone=False, cluster
     arrays["targets"] = is_target
     if clusters is not None:
         arrays["clusters"] = np.arange(total) // clusters
+    return arrays, labels
+
+
+def make_sharpened():
+    """One expert has most of the weight, and the first is far sharper than its labels."""
+    arrays, _ = make_deployed(flatter=1.0, targets=3000)
+    rng = np.random.RandomState(5)
+    chosen = rng.randint(len(SHARPNESS), size=len(arrays["labels"]))
+    arrays["routing_weights"] = np.where(np.eye(3)[chosen] > 0, 0.96, 0.02).astype(np.float32)
+    experts, weights = arrays["expert_probs"].astype(float), arrays["routing_weights"].astype(float)
+    true = np.einsum("nk,nkc->nc", weights, experts)
+    labels = (rng.rand(len(true))[:, None] > true.cumsum(axis=1)).sum(axis=1)
+    sharp = experts ** SHARPNESS[:, None]
+    arrays["expert_probs"] = (sharp / sharp.sum(axis=2, keepdims=True)).astype(np.float32)
+    arrays["labels"] = labels
     return arrays, labels
 
 

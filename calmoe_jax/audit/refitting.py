@@ -1,0 +1,141 @@
+"""Calibrators fitted anew to labelled targets of logs, for a file that deploys them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from calmoe_jax import mixture, shift
+from calmoe_jax.audit.answers import Drawn
+from calmoe_jax.audit.evidence import HeldOut, spread
+from calmoe_jax.audit.logs import Logs, log_arrays, take
+from calmoe_jax.audit.scoring import plain
+from calmoe_jax.calibration.calibrators import scale_log_probs
+from calmoe_jax.shift.repair import REFITS, Sample
+
+# Loss of the Brier score that the labels must exclude.
+TOLERANCE = 0.01
+# Of more held-out examples or targets so many are balanced, evenly spread.
+_MOST_BALANCED = 20_000
+_BLOCK = 2**16
+
+
+class Deployed(NamedTuple):
+    """What is deployed: experts at their temperatures are mixed, the aggregate is at another.
+
+    Attributes:
+        temperature: of the aggregate.
+        expert_temperatures: of the experts; `None` if they stay as they are.
+        confidence: mean confidence on the targets then.
+        refit: what the labels showed of the refits; `None` if nothing was fitted anew.
+    """
+
+    temperature: float
+    expert_temperatures: list[float] | None
+    confidence: float
+    refit: dict[str, Any] | None = None
+
+
+def refit(logs: Logs, known: HeldOut, rows: np.ndarray, drawn: Drawn, *, level: float) -> Deployed:
+    """Fits calibrators to half of the labels, and takes one that the other half confirms.
+
+    Args:
+        logs: checked logs.
+        known: the held-out examples.
+        rows: rows of the targets in the logs.
+        drawn: their labels, drawn uniformly at random.
+        level: probability that what is deployed is not worse than the held-out temperature by more
+            than `TOLERANCE`.
+    """
+    own = known.rows[spread(len(known.rows), _MOST_BALANCED)]
+    others = np.union1d(spread(len(rows), _MOST_BALANCED), drawn.units)
+    found = _refit(
+        Sample(*log_arrays(take(logs, own))),
+        jnp.asarray(logs.labels[own], jnp.int32),
+        Sample(*log_arrays(take(logs, rows[others]))),
+        jnp.asarray(drawn.labels[others], jnp.int32),
+        jnp.asarray(np.searchsorted(others, drawn.units), jnp.int32),
+        jnp.float32(known.temperature),
+        level,
+    )
+    of_experts = np.asarray(found.expert_temperatures, np.float64)
+    chosen = int(found.chosen)
+    return Deployed(
+        float(found.temperature),
+        of_experts.tolist() if (of_experts != 1).any() else None,
+        _mean_confidence(logs, rows, found.expert_temperatures, found.temperature),
+        {
+            "chosen": REFITS[chosen] if chosen >= 0 else None,
+            "tolerance": TOLERANCE,
+            "improvement": dict(zip(REFITS, plain(found.improvement), strict=True)),
+            "lower": dict(zip(REFITS, plain(found.lower), strict=True)),
+        },
+    )
+
+
+def _mean_confidence(
+    logs: Logs, rows: np.ndarray, of_experts: jax.Array, temperature: jax.Array
+) -> float:
+    blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
+    sums = [
+        float(_confidences(*log_arrays(take(logs, block)), of_experts, temperature).sum())
+        for block in blocks
+    ]
+    return sum(sums) / len(rows)
+
+
+def _refit_of(
+    held_out: Sample,
+    labels: jax.Array,
+    targets: Sample,
+    target_labels: jax.Array,
+    drawn: jax.Array,
+    temperature: jax.Array,
+    level: float,
+) -> shift.repair.Refit:
+    return shift.repair.refit_with_labels(
+        held_out, labels, targets, target_labels, drawn, temperature=temperature,
+        tolerance=TOLERANCE, level=level,
+    )  # fmt: skip
+
+
+_refit = jax.jit(_refit_of, static_argnums=6)
+
+
+@jax.jit
+def _confidences(
+    log_probs: jax.Array, weights: jax.Array, of_experts: jax.Array, temperature: jax.Array
+) -> jax.Array:
+    experts = scale_log_probs(log_probs, of_experts[None])
+    mixed = scale_log_probs(mixture.mix_log_probs(experts, weights), temperature[None])
+    return jnp.exp(mixed.max(axis=-1))
+
+
+def words_of_refit(found: dict[str, Any], level: float) -> list[str]:
+    """What the labels showed, in sentences.
+
+    Args:
+        found: as in `Deployed.refit`.
+        level: as for `refit`.
+    """
+    names = [name.replace("_", " ") for name in REFITS]
+    shown = "; ".join(
+        f"{title} {_signed(found['improvement'][name])} (at least {_signed(found['lower'][name])})"
+        for title, name in zip(names, REFITS, strict=True)
+    )
+    chosen = found["chosen"]
+    deployed = (
+        f"Deployed is {chosen.replace('_', ' ')}."
+        if chosen
+        else "None is shown to be as good: the held-out temperature stays."
+    )
+    return [
+        f"Improvement of the Brier score on the labels that were not fitted to: {shown}.",
+        f"{deployed} With probability {level:g} it is worse than the held-out temperature by at "
+        f"most {found['tolerance']:g}.",
+    ]
+
+
+def _signed(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:+.4f}"
