@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import calmoe_jax as cm
+from calmoe_jax.shift.agreement import SAFE_MARGIN
 from calmoe_jax.shift.repair import REFITS, Sample
 from calmoe_jax.shift.repair import refit_with_labels as eager_refit
 
@@ -85,7 +86,8 @@ def test_label_free_gaps_by_their_estimators():
     held_out, labels = draw(200)
     targets, _ = draw(150, sharpness=3.0, seed=1)
     mean = np.mean(np.exp(np.max(targets.log_probs, axis=1)))
-    safe = cm.shift.estimators.seed_agreement(held_out, labels, targets, margin=1.0).accuracy
+    agreed = cm.shift.estimators.seed_agreement(held_out, labels, targets, margin=SAFE_MARGIN)
+    safe = agreed.accuracy
     near = cm.shift.estimators.neighbours(held_out, labels, targets).accuracy
     found = cm.shift.label_free_gaps(held_out, labels, targets)
     np.testing.assert_allclose(found.safe, max(mean - safe, 0), atol=1e-5)

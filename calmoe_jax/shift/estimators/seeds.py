@@ -45,7 +45,7 @@ def seed_agreement(
         targets: unlabelled examples, with the same peers.
         growth: growth of the exponent as agreement is lost, at least 0.
         margin: standard errors in favour of the targets, at least 0. A repair that must not do
-            harm wants 1; an estimate wants 0.
+            harm wants some (the mode safe takes 1.25); an estimate wants 0.
         axis_name: device axis that both samples are sharded over.
 
     Returns:
