@@ -66,6 +66,7 @@ def test_a_repair_is_applied_in_plain_numpy(tmp_path, monkeypatch):
     np.testing.assert_allclose(names["repaired"], jnp.exp(expected), atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_refit_is_applied_in_plain_numpy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arrays, _ = make_sharpened()

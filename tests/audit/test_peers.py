@@ -119,6 +119,7 @@ def test_peers_that_are_no_predictions_are_refused(folder, edit, message):
         read_logs(path)
 
 
+@pytest.mark.exhaustive
 def test_files_must_have_as_many_peers(folder):
     first = write(folder, with_peers(make()), "first.npz")
     second = write(folder, broken(lambda x: x[:, :1]), "second.npz")
@@ -132,6 +133,7 @@ def test_files_must_have_as_many_peers(folder):
         read_logs(write(folder, both, "both.npz"))
 
 
+@pytest.mark.exhaustive
 def test_what_does_not_count_may_hold_anything(folder):
     arrays = broken(set_to(np.nan, row=-1))
     arrays["where"] = np.arange(TOTAL) < TOTAL - 1
@@ -177,6 +179,7 @@ def test_safe_lowers_the_confidence_as_the_agreement_says(fading):
     assert "single model" in " ".join(without["rests_on"])
 
 
+@pytest.mark.exhaustive
 def test_the_aggregate_alone_and_peers_are_enough_for_safe(fading):
     """Agreement needs no experts: the repair is that of the same logs with experts."""
     arrays, _ = fading
@@ -191,6 +194,7 @@ def test_the_aggregate_alone_and_peers_are_enough_for_safe(fading):
     assert "bold is safe" in " ".join(bold["rests_on"])
 
 
+@pytest.mark.exhaustive
 def test_an_audit_says_what_safe_does(fading):
     arrays, _ = fading
     found = audit(as_logs(arrays))
@@ -207,6 +211,7 @@ def test_an_audit_says_what_safe_does(fading):
     )
 
 
+@pytest.mark.exhaustive
 def test_of_many_targets_some_are_compared_with_peers(fading, monkeypatch):
     arrays, _ = fading
     logs = as_logs(arrays)
@@ -226,6 +231,7 @@ def test_of_many_targets_some_are_compared_with_peers(fading, monkeypatch):
     np.testing.assert_allclose(padded.correctness[:200], exact.correctness, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_monitor_uses_peers(fading):
     arrays, _ = fading
     days = np.datetime64("2026-01-01", "us") + (np.arange(900) // 300) * np.timedelta64(

@@ -73,6 +73,7 @@ def test_the_file_is_applied_as_by_hand(refitted):
         apply_repair(deployed, log_probs[:, 0])
 
 
+@pytest.mark.exhaustive
 def test_what_labels_do_not_confirm_is_not_deployed():
     """Few labels, or labels that the held-out temperature fits: it stays."""
     arrays, labels = make_deployed(flatter=0.7)
@@ -85,6 +86,7 @@ def test_what_labels_do_not_confirm_is_not_deployed():
     assert "the held-out temperature stays" in " ".join(found["rests_on"])
 
 
+@pytest.mark.exhaustive
 def test_the_draws_are_those_of_the_library(refitted):
     """The very refit of the library on the labels in the order that the logs' labels are given."""
     arrays, _, _, found = refitted
@@ -124,6 +126,7 @@ def test_a_list_with_unequal_chances_is_refused(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.exhaustive
 def test_of_the_aggregate_alone_its_temperature_is_fitted():
     arrays, labels = make_deployed(flatter=0.25, targets=2000, alone=True)
     arrays["labels"] = labels

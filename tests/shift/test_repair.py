@@ -213,6 +213,7 @@ def test_safe_lowers_the_confidence_where_seeds_agree_less(fitted):
     )
 
 
+@pytest.mark.exhaustive
 def test_peers_are_to_one_seed_what_the_other_seeds_are(fitted):
     """One mixture and the classes that the others predict: what all mixtures together give it."""
     task, split, held_out, inside, _, _ = fitted
