@@ -11,7 +11,15 @@ from deployed_logs import HELD_OUT, SHARPNESS, make_deployed, make_sharpened
 
 import calmoe_jax as cm
 from calmoe_jax._errors import UserError
-from calmoe_jax.audit import apply_repair, as_logs, load_repair, read_answers, read_logs, repair
+from calmoe_jax.audit import (
+    apply_repair,
+    as_logs,
+    load_repair,
+    read_answers,
+    read_logs,
+    refitting,
+    repair,
+)
 from calmoe_jax.cli import main
 
 
@@ -84,6 +92,19 @@ def test_what_labels_do_not_confirm_is_not_deployed():
     assert found["temperature"] == pytest.approx(found["held_out_temperature"])
     assert found["confidence"]["after"] == pytest.approx(found["confidence"]["before"], abs=1e-5)
     assert "the held-out temperature stays" in " ".join(found["rests_on"])
+
+
+@pytest.mark.exhaustive
+def test_of_many_targets_some_are_balanced_and_all_labels_are_used(refitted, monkeypatch):
+    arrays, _, _, found = refitted
+    monkeypatch.setattr(refitting, "_MOST_BALANCED", 300)
+    some = repair(as_logs(arrays), mode="refit")
+    assert some["labels"]["used"] == found["labels"]["used"] == len(arrays["labels"]) - HELD_OUT
+    np.testing.assert_allclose(some["expert_temperatures"], found["expert_temperatures"], rtol=1e-4)
+    sparse = {name: x.copy() for name, x in arrays.items()}
+    sparse["labels"][HELD_OUT + 1 :: 2] = -1  # half of the targets have no label
+    few = repair(as_logs(sparse), mode="refit")
+    np.testing.assert_allclose(few["expert_temperatures"][0], SHARPNESS[0], rtol=0.35)
 
 
 @pytest.mark.exhaustive
