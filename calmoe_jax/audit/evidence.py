@@ -90,13 +90,13 @@ def held_out(logs: Logs) -> HeldOut:
     scaled = _scaled(mixed, temperature)
     classes = jnp.asarray(logs.labels[rows], jnp.int32)
     some = spread(len(rows), MOST_REFERENCES)
-    warm = _peer_temperatures(logs, rows, classes)
+    of_peers = _peer_temperatures(logs, rows, classes)
     references = Evidence(
-        scaled[some], _peers(logs, rows[some], warm), _coordinates(logs, rows[some])
+        scaled[some], _peers(logs, rows[some], of_peers), _coordinates(logs, rows[some])
     )
     return HeldOut(
         Evidence(scaled), classes, references, classes[some], rows, temperature,
-        bool(fit.converged), warm,
+        bool(fit.converged), of_peers,
     )  # fmt: skip
 
 
@@ -116,13 +116,13 @@ def population(
     where = None if padded is None else jnp.arange(length) < size
     held = np.pad(rows, (0, length - size), mode="edge")
     targets = Evidence(_scaled(_aggregate(logs, held), known.temperature), where=where)
-    warm = known.peer_temperatures
-    if logs.aggregate_only and warm is None:  # there is nothing to compare with
+    of_peers = known.peer_temperatures
+    if logs.aggregate_only and of_peers is None:  # there is nothing to compare with
         guess, gaps = (of(known.evidence, known.labels, targets) for of in (_guess, _gaps))
         return Population(rows, targets, guess, gaps, 0, ())
     if size <= MOST_COMPARED:
         compared = targets._replace(
-            peers=_peers(logs, held, warm), coordinates=_coordinates(logs, held)
+            peers=_peers(logs, held, of_peers), coordinates=_coordinates(logs, held)
         )
         guess, gaps = (
             of(known.references, known.reference_labels, compared) for of in (_guess, _gaps)
@@ -133,7 +133,7 @@ def population(
     guess = _guess(known.evidence, known.labels, targets)
     some = spread(size, MOST_COMPARED)
     compared = Evidence(
-        targets.log_probs[some], _peers(logs, rows[some], warm), _coordinates(logs, rows[some])
+        targets.log_probs[some], _peers(logs, rows[some], of_peers), _coordinates(logs, rows[some])
     )
     gaps = _gaps(known.references, known.reference_labels, compared)
     return Population(rows, targets, guess, gaps, len(some), ())
@@ -181,11 +181,11 @@ def _peer_temperatures(logs: Logs, rows: np.ndarray, labels: jax.Array) -> jax.A
     return jnp.stack([usable_temperature(fit) for fit in fits])
 
 
-def _peers(logs: Logs, rows: np.ndarray, warm: jax.Array | None) -> jax.Array | None:
+def _peers(logs: Logs, rows: np.ndarray, temperatures: jax.Array | None) -> jax.Array | None:
     """Log probabilities of the peers, `[peers, rows, classes]`, each at its temperature."""
-    if logs.peer_probs is None or warm is None:
+    if logs.peer_probs is None or temperatures is None:
         return None
-    return _scale_each(_log(np.moveaxis(logs.peer_probs[rows], 1, 0)), warm)
+    return _scale_each(_log(np.moveaxis(logs.peer_probs[rows], 1, 0)), temperatures)
 
 
 _scale_each = jax.jit(jax.vmap(lambda x, t: calibration.calibrators.scale_log_probs(x, t[None])))

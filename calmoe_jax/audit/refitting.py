@@ -60,9 +60,12 @@ def refit(logs: Logs, known: HeldOut, rows: np.ndarray, drawn: Drawn, *, level: 
         level,
     )
     of_experts = np.asarray(found.expert_temperatures, np.float64)
-    chosen = int(found.chosen)
+    temperature, chosen = float(found.temperature), int(found.chosen)
+    if logs.aggregate_only:  # it stands as the one expert
+        temperature *= float(of_experts[0])
+        of_experts = np.ones(1)
     return Deployed(
-        float(found.temperature),
+        temperature,
         of_experts.tolist() if (of_experts != 1).any() else None,
         _mean_confidence(logs, rows, found.expert_temperatures, found.temperature),
         {

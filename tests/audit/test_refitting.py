@@ -154,9 +154,11 @@ def test_of_the_aggregate_alone_its_temperature_is_fitted():
     found = repair(as_logs(arrays), mode="refit")
     assert found["refit"]["chosen"] is not None
     assert found["experts"] is None
-    if found["expert_temperatures"] is not None:
-        assert len(found["expert_temperatures"]) == 1
+    assert found["expert_temperatures"] is None
     assert found["confidence"]["after"] < found["confidence"]["before"] - 0.05
+    scaled = arrays["probs"][HELD_OUT:].astype(float) ** (1 / found["temperature"])
+    after = (scaled / scaled.sum(axis=1, keepdims=True)).max(axis=1).mean()
+    assert found["confidence"]["after"] == pytest.approx(after, abs=1e-5)
 
 
 @pytest.mark.parametrize("value", [[1.0, -1.0, 2.0], [1.0, 2.0], [1.0, "a", 2.0]])
