@@ -1,5 +1,6 @@
 """Peers in logs: models of other seeds, which the modes without labels compare the model with."""
 
+import csv
 import json
 
 import jax.numpy as jnp
@@ -60,31 +61,40 @@ def test_every_form_gives_the_same_peers(folder):
 
     logits = {name: x for name, x in arrays.items() if name != "peer_probs"}
     logits["peer_logits"] = np.log(arrays["peer_probs"]) + 3.0
-    columns = {name: x for name, x in arrays.items() if x.ndim == 1}
-    for name, form in (("expert_probs", "expert_{}_prob_{}"), ("peer_probs", "peer_{}_prob_{}"),
-                       ("routing_weights", "weight_{}")):  # fmt: skip
-        values = arrays[name]
-        for at in np.ndindex(values.shape[1:]):
-            columns[form.format(*at)] = values[(slice(None), *at)]
-    lines = [",".join(columns)] + [",".join(map(str, row)) for row in zip(*columns.values(),
-                                                                         strict=True)]  # fmt: skip
-    (folder / "wide.csv").write_text("\n".join(lines))
-    for path in (write(folder, logits, "logits.npz"), folder / "wide.csv"):
+    for path in (write(folder, logits, "logits.npz"), write_wide(folder, arrays)):
         np.testing.assert_allclose(read_logs(path).peer_probs, expected.peer_probs, atol=1e-6)
-    batches = [slice(0, 100), slice(100, None)]
-    rest = {k: arrays[k] for k in ("expert_probs", "routing_weights")}
-    paths = [
-        write(
-            folder,
-            log_batch(
-                {k: x[rows] for k, x in rest.items()}, arrays["labels"][rows],
-                targets=arrays["targets"][rows], peer_probs=arrays["peer_probs"][rows],
-            ),
-            f"part-{rows.start}.npz",
-        )
-        for rows in batches
-    ]  # fmt: skip
-    np.testing.assert_allclose(read_logs(paths).peer_probs, expected.peer_probs, atol=1e-6)
+
+
+def write_wide(folder, arrays):
+    """A CSV file with a column for each number."""
+    forms = {
+        "expert_probs": "expert_{}_prob_{}", "peer_probs": "peer_{}_prob_{}",
+        "routing_weights": "weight_{}",
+    }  # fmt: skip
+    columns = {name: x for name, x in arrays.items() if name not in forms}
+    for name, form in forms.items():
+        for at in np.ndindex(arrays[name].shape[1:]):
+            columns[form.format(*at)] = arrays[name][(slice(None), *at)]
+    path = folder / "wide.csv"
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(columns)
+        table.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def test_batches_carry_peers(folder):
+    arrays = with_peers(make())
+    paths = []
+    for rows in (slice(0, 100), slice(100, None)):
+        part = {name: x[rows] for name, x in arrays.items()}
+        columns = log_batch(
+            {name: part[name] for name in ("expert_probs", "routing_weights")}, part["labels"],
+            targets=part["targets"], peer_probs=part["peer_probs"],
+        )  # fmt: skip
+        paths.append(write(folder, columns, f"part-{rows.start}.npz"))
+    expected = as_logs(arrays).peer_probs
+    np.testing.assert_allclose(read_logs(paths).peer_probs, expected, atol=1e-6)
 
 
 def broken(edit):
