@@ -35,6 +35,18 @@ def _resnet(rngs: nnx.Rngs) -> ResNet18:
     return ResNet18(3, stages=STAGES, width=WIDTH, rngs=rngs)
 
 
+def without_colour_images(task: Task, folder: Path) -> Task:
+    """The task, of features if its inputs are colour images.
+
+    Args:
+        task: any.
+        folder: where backbones are kept, each in a folder of its own (see `family`).
+    """
+    if not (task.holds_images and task.train.inputs.shape[-1] == 3):
+        return task
+    return of_images(task, folder / family(task.name))
+
+
 def of_images(task: Task, folder: Path) -> Task:
     """The task with features `[n, 64]` in place of images.
 

@@ -123,7 +123,7 @@ def real_populations(task: Task, first_seed: int, runs: Path) -> Iterator[Popula
     """A task's own splits."""
     config = RunConfig(seeds=SEEDS, first_seed=first_seed)
     trained = train_vanilla(task, config, runs / f"{task.name}-{first_seed}")
-    splits = {split.name: (split, split.kind) for split in task.evaluation}
+    splits = {x.name: (x, x.kind) for x in task.evaluation if x.kind != "part"}
     splits |= {
         f"{CONTROL} {split.name}": (_flipped(split, len(task.classes)), CONTROL)
         for split in task.evaluation

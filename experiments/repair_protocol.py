@@ -5,7 +5,8 @@
 Populations are the tasks' own splits and shifts made of their training and held-out examples, as
 the plain mixture of three sets of seeds sees them (`experiments.repair_populations`); 3000 targets
 of each at most (1000 of a simulated one). All splits of a task have the same weight, and so have
-all tasks.
+all tasks. Of tasks of colour images (`--tasks cifar10h pacs_sketch`) features of small frozen
+ResNets stand for the images.
 
 1. *Combined* is the rule as shipped: the constants of its prior were set on these tasks. *Fitted*
    is the same with a prior fitted to simulated shifts: by EM, to their true gaps given both label-
@@ -41,6 +42,7 @@ from calmoe_jax.shift.few_labels import (
     label_free_prior,
     posterior_gap,
 )
+from experiments.features import without_colour_images
 from experiments.repair_populations import (
     CONTROL,
     MOST_TARGETS,
@@ -248,7 +250,7 @@ def gather(tasks: list[str], data_dir: Path | None, runs: Path) -> list[Populati
     """All populations of all tasks and sets of seeds; those in `runs` are not made again."""
     found: list[Population] = []
     for name in tqdm(tasks, unit="task", disable=None):
-        task = resolve_task(name, data_dir)
+        task = without_colour_images(resolve_task(name, data_dir), runs / "features")
         for first_seed in SETS:
             for kind, make in (("real", real_populations), ("simulated", simulated_populations)):
                 path = runs / "populations" / f"{task.name}-{kind}-{first_seed}.npz"

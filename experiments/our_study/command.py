@@ -15,7 +15,7 @@ from calmoe_jax._files import write_whole
 from calmoe_jax.data import resolve_task
 from calmoe_jax.study.config import ModelConfig, TrainConfig
 from calmoe_jax.study.methods import METHODS
-from experiments.features import family, of_images
+from experiments.features import without_colour_images
 from experiments.our_study.cells import ENSEMBLE, Setting, cells, trainings
 
 ROUTINGS = ("dense", "top_k", "hard")
@@ -90,8 +90,7 @@ def settings(arguments: argparse.Namespace) -> Iterator[Setting]:
     """
     for name in arguments.tasks:
         task = resolve_task(name, arguments.data_dir)
-        if task.holds_images and task.train.inputs.shape[-1] == 3:
-            task = of_images(task, arguments.runs / "features" / family(name))
+        task = without_colour_images(task, arguments.runs / "features")
         yield Setting(
             task,
             tuple(range(42, 42 + arguments.seeds)),

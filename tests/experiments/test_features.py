@@ -63,3 +63,20 @@ def test_features_are_of_the_examples_that_the_backbone_never_saw(tmp_path, monk
 
 def test_tasks_of_the_same_images_share_a_backbone():
     assert features.family("cifar10c") == features.family("cifar10h") != features.family("pacs_art")
+
+
+def test_colour_images_alone_are_replaced(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(features, "of_images", lambda task, folder: asked.append(folder) or "found")
+    assert features.without_colour_images(task(), tmp_path) == "found"
+    assert asked == [tmp_path / features.family("cifar10h")]
+    grey = dataclasses.replace(
+        task(),
+        train=dataclasses.replace(task().train, inputs=np.zeros((12, 8, 8, 1), np.uint8)),
+    )
+    table = dataclasses.replace(
+        task(), train=dataclasses.replace(task().train, inputs=np.zeros((12, 3), np.float32))
+    )
+    for other in (grey, table):
+        assert features.without_colour_images(other, tmp_path) is other
+    assert len(asked) == 1
