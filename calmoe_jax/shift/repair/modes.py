@@ -46,10 +46,10 @@ MODES: Mapping[str, Mode] = MappingProxyType(
             "distribution.",
             f"{_NOT_IDENTIFIED} Safe sees nothing where the models agree and are wrong.",
             _MEASURED_ON.format(
-                closed="54 %",
+                closed="53 %",
                 of=" (81 % on images, about 1 % on texts)",
-                harm="+.003 ECE",
-                simulated="+.021",
+                harm="+.002 ECE",
+                simulated="+.018",
             ),
         ),
         "bold": Mode(
