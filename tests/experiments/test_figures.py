@@ -206,6 +206,28 @@ REPAIR = [
 ]
 
 
+REPAIR_OF_IMAGES = [
+    (repair.images, ("rows", "certified 50", "closed"), 0.9, ".356, .900,"),
+    (repair.images, ("rows", "safe 0", "simulated_harm"), 0.9, "simulated shift: safe +.900 ("),
+    (repair.images, ("rows", "safe 0", "simulated_harmed"), "cifar10h/none", None),
+    (repair.images, ("rows", "safe 0", "by_task"), {"cifar10h": 0.1}, None),
+    (repair.images_in_words, ("rows", "safe 0", "closed"), 0.9, "safe closed 90 %"),
+]
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize(("make", "path", "value", "said"), REPAIR_OF_IMAGES)
+def test_repair_of_images_follows_its_results(make, path, value, said):
+    found = repair.found(repair.IMAGES)
+    other = changed(found, path, value)
+    if said is None:
+        with pytest.raises(ValueError, match="not so"):
+            make(other)
+    else:
+        assert said not in " ".join(make(found).split())
+        assert said in " ".join(make(other).split())
+
+
 @pytest.mark.every_case
 @pytest.mark.parametrize(("make", "path", "value", "said"), REPAIR)
 def test_repair_follows_its_results(make, path, value, said):
