@@ -87,12 +87,15 @@ def our_study() -> str:
 
 
 def our_study_commit() -> str:
-    """The commit that the study's cells were gathered at."""
+    """The commits that the cells of each task were gathered at, with the tasks if they differ."""
     folder = ROOT / "experiments" / "our_study"
-    found = {read_cells(p)["environment"]["commit"] for p in sorted(folder.glob("*.json.gz"))}
-    if len(found) != 1:
-        raise ValueError(f"commit must be the same for all tasks, got {sorted(map(str, found))}.")
-    return short_commit(found.pop())
+    tasks: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*.json.gz")):
+        found = read_cells(path)
+        tasks.setdefault(short_commit(found["environment"]["commit"]), []).append(found["task"])
+    if len(tasks) == 1:
+        return next(iter(tasks))
+    return ", ".join(f"{commit} ({', '.join(names)})" for commit, names in tasks.items())
 
 
 def paper(name: str, methods: Sequence[str] = ("vanilla", "robust", "robust_filtered")) -> str:
