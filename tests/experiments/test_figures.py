@@ -96,8 +96,10 @@ def test_the_command_writes_what_differs_alone(tmp_path, monkeypatch, capsys):
 
 def test_keys_and_commits():
     assert set(COMMITS) < set(ROWS)
-    assert {re.fullmatch("[0-9a-f]{7}", make())[0] for make in COMMITS.values()}
-    assert len(PASSAGES) == 2
+    one = r"[0-9a-f]{7}"
+    several = rf"{one} \([a-z0-9_, ]+\)(, {one} \([a-z0-9_, ]+\))+"
+    assert all(re.fullmatch(f"{one}|{several}", make()) for make in COMMITS.values())
+    assert len(PASSAGES) == 3
     assert words.short_commit("0123456789" * 4) == "0123456"
     for bad in (None, "0123456789" * 4 + "+", "0123456"):
         with pytest.raises(ValueError, match="without changes"):
