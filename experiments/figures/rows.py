@@ -40,6 +40,7 @@ ROWS: dict[str, Callable[[], str]] = {
     "hard-or-soft": evidence.hard_or_soft,
     "hard-or-soft-drift": evidence.drift,
     "paper-cifar10h": partial(evidence.paper, "cifar10h-quick"),
+    "paper-pacs": partial(evidence.paper, "pacs_sketch-quick"),
     "our-study": evidence.our_study,
 }
 # The commit of a row, where its results file names it; others stay as they are.
@@ -48,6 +49,7 @@ COMMITS: dict[str, Callable[[], str]] = {
     "hard-or-soft": evidence.corruptions_commit,
     "hard-or-soft-drift": evidence.corruptions_commit,
     "paper-cifar10h": partial(evidence.paper_commit, "cifar10h-quick"),
+    "paper-pacs": partial(evidence.paper_commit, "pacs_sketch-quick"),
     "our-study": evidence.our_study_commit,
 }
 # Whole lines of the main README, by the passage's key.
