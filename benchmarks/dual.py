@@ -60,10 +60,10 @@ class Problem(NamedTuple):
 PROBLEMS = {
     "tiny": Problem(128, 0, eta=2.0),
     "batch": Problem(1024, 16, eta=2.0),
-    # Bounds leave a third for machines: two cores of several kinds measured 3.7 to 5.2 for the
-    # first, 4.3 to 6 for the second, 5 for 1e6 x 10 and 3 for 1e6 x 50. What limits the first: its
-    # five passes each need 256 products of 8 x 1024 with 1024 x 8, for which XLA's batched product
-    # takes 1.3 to 1.6 ms and NumPy's .8 to 1.1, and read and write the columns twice more.
+    # Bounds leave a third for other machines: two cores measured 3.7 to 5.2 for the first, 4.3 for
+    # the second, 5 for 1e6 x 10 and 3 for 1e6 x 50. What limits the first: its five passes each
+    # need 256 products of 8 x 1024 with 1024 x 8, for which XLA's batched product takes 1.3 to 1.6
+    # ms and NumPy's .8 to 1.1, and read and write the columns twice more.
     "256 batches": Problem(1024, 8, eta=2.0, batch=256, scipy=3),
     "1e5 x 10": Problem(100_000, 10, shift=0.15, scipy=3),
     "1e5 x 50": Problem(100_000, 50, shift=0.3),

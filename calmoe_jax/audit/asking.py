@@ -218,7 +218,7 @@ def words_of_request(asked: Request, budget: int) -> list[str]:
             "what a repair by these labels is about."
         )
     if "neighbours" not in asked.guessed_by:
-        by = "its confidence and the peers" if asked.guessed_by else "its confidence alone"
+        by = evidence.words_of_guess(asked.guessed_by)
         lines.append(
             f"How certain a prediction is was judged by {by}: neighbours are searched where "
             f"experts are logged and there are at most {evidence.MOST_COMPARED:,} targets."

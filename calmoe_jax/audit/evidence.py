@@ -13,7 +13,7 @@ import numpy as np
 
 from calmoe_jax import calibration, mixture, shift
 from calmoe_jax.audit import scoring
-from calmoe_jax.audit.logs import Logs, log_arrays, take
+from calmoe_jax.audit.logs import Logs, log_arrays, log_of, take
 from calmoe_jax.shift.estimators import Evidence
 from calmoe_jax.shift.few_labels import correctness_model
 from calmoe_jax.shift.repair import usable_temperature
@@ -80,17 +80,13 @@ def held_out(logs: Logs) -> HeldOut:
     rows = np.flatnonzero(~logs.targets if logs.where is None else logs.where & ~logs.targets)
     mixed = _aggregate(logs, rows)
     labels = logs.labels if logs.label_probs is None else logs.label_probs
-    kind = jnp.int32 if labels.ndim == 1 else jnp.float32
-    fit, _, _ = scoring.fit_temperature(
-        scoring.Scored(
-            mixed, jnp.asarray(labels[rows], kind), jnp.zeros(len(rows), jnp.int32), None, None
-        )
-    )
+    truth = jnp.asarray(labels[rows], jnp.int32 if labels.ndim == 1 else jnp.float32)
+    fit = _fit(mixed, truth)
     temperature = float(usable_temperature(fit))
     scaled = _scaled(mixed, temperature)
     classes = jnp.asarray(logs.labels[rows], jnp.int32)
     some = spread(len(rows), MOST_REFERENCES)
-    of_peers = _peer_temperatures(logs, rows, classes)
+    of_peers = _peer_temperatures(logs, rows, truth)
     references = Evidence(
         scaled[some], _peers(logs, rows[some], of_peers), _coordinates(logs, rows[some])
     )
@@ -139,6 +135,15 @@ def population(
     return Population(rows, targets, guess, gaps, len(some), ())
 
 
+def words_of_guess(guessed_by: tuple[str, ...]) -> str:
+    """What a guess at correctness that knows no neighbours does know, in words.
+
+    Args:
+        guessed_by: as in `Population`.
+    """
+    return "its confidence and the peers" if "peers" in guessed_by else "its confidence alone"
+
+
 def spread(size: int, most: int) -> np.ndarray:
     """Evenly spread positions among `size`, at most so many.
 
@@ -161,47 +166,54 @@ def _scaled(mixed: jax.Array, temperature: float) -> jax.Array:
 
 
 def _aggregate(logs: Logs, rows: np.ndarray) -> jax.Array:
-    return _in_blocks(logs, rows, mixture.mix_log_probs)
+    return in_blocks(logs, rows, mixture.mix_log_probs)
 
 
 def _coordinates(logs: Logs, rows: np.ndarray) -> jax.Array | None:
     if logs.aggregate_only:
         return None
-    return _in_blocks(logs, rows, shift.configuration_coordinates)
+    return in_blocks(logs, rows, shift.configuration_coordinates)
 
 
-def _peer_temperatures(logs: Logs, rows: np.ndarray, labels: jax.Array) -> jax.Array | None:
+def _fit(log_probs: jax.Array, truth: jax.Array) -> calibration.calibrators.TemperatureFit:
+    """The temperature for labels, or distributions over them."""
+    no_clusters = jnp.zeros(len(log_probs), jnp.int32)
+    return scoring.fit_temperature(scoring.Scored(log_probs, truth, no_clusters, None, None))[0]
+
+
+def _peer_temperatures(logs: Logs, rows: np.ndarray, truth: jax.Array) -> jax.Array | None:
     """The temperature of each peer, fitted as the model's own."""
     if logs.peer_probs is None:
         return None
-    fits = [
-        scoring.fit_temperature(scoring.Scored(_log(of_one), labels, labels, None, None))[0]
-        for of_one in np.moveaxis(logs.peer_probs[rows], 1, 0)
-    ]
-    return jnp.stack([usable_temperature(fit) for fit in fits])
+    peers = np.moveaxis(logs.peer_probs[rows], 1, 0)
+    return jnp.stack([usable_temperature(_fit(log_of(of_one), truth)) for of_one in peers])
 
 
 def _peers(logs: Logs, rows: np.ndarray, temperatures: jax.Array | None) -> jax.Array | None:
     """Log probabilities of the peers, `[peers, rows, classes]`, each at its temperature."""
     if logs.peer_probs is None or temperatures is None:
         return None
-    return _scale_each(_log(np.moveaxis(logs.peer_probs[rows], 1, 0)), temperatures)
+    return _scale_each(log_of(np.moveaxis(logs.peer_probs[rows], 1, 0)), temperatures)
 
 
 _scale_each = jax.jit(jax.vmap(lambda x, t: calibration.calibrators.scale_log_probs(x, t[None])))
 
 
-def _log(probs: np.ndarray) -> jax.Array:
-    with np.errstate(divide="ignore"):
-        return jnp.asarray(np.log(probs), jnp.float32)
+def in_blocks(logs: Logs, rows: np.ndarray, function: object, *constants: jax.Array) -> jax.Array:
+    """A function of the experts' log probabilities and the routing weights, block by block.
 
-
-def _in_blocks(logs: Logs, rows: np.ndarray, function: object) -> jax.Array:
-    """A function of the experts' log probabilities and the routing weights, block by block."""
+    Args:
+        logs: checked logs.
+        rows: rows of the examples.
+        function: of a block of both, and the constants; compiled once for each object.
+        *constants: arrays that are the same for every block.
+    """
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
-    return jnp.concatenate([_of_arrays(function, *log_arrays(take(logs, x))) for x in blocks])
+    return jnp.concatenate(
+        [_of_arrays(function, *log_arrays(take(logs, x)), *constants) for x in blocks]
+    )
 
 
 @partial(jax.jit, static_argnums=0)
-def _of_arrays(function: object, log_probs: jax.Array, weights: jax.Array) -> jax.Array:
-    return function(log_probs, weights)  # type: ignore[operator]
+def _of_arrays(function: object, *arrays: jax.Array) -> jax.Array:
+    return function(*arrays)  # type: ignore[operator]

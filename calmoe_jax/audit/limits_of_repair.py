@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from calmoe_jax.audit.answers import Drawn
-from calmoe_jax.audit.evidence import MOST_COMPARED, HeldOut, Population
+from calmoe_jax.audit.evidence import MOST_COMPARED, HeldOut, Population, words_of_guess
 from calmoe_jax.audit.findings import number
 from calmoe_jax.audit.refitting import words_of_refit
 from calmoe_jax.shift.repair import MODES
@@ -91,7 +91,7 @@ def _compared(record: dict[str, Any], people: Population) -> list[str]:
             if record["experts"] is None
             else f"there are more than {MOST_COMPARED:,} targets"
         )
-        known = "its confidence and the peers" if people.guessed_by else "its confidence alone"
+        known = words_of_guess(people.guessed_by)
         lines.append(
             f"The guess at each target's correctness knows {known}, since {why}; the bounds hold "
             "all the same, and may be wider."

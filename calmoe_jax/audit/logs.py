@@ -274,6 +274,10 @@ def targets(logs: Logs) -> Logs:
 
 def log_arrays(logs: Logs) -> tuple[jax.Array, jax.Array]:
     """The experts' log probabilities and the routing weights, on the device."""
+    return log_of(logs.expert_probs), jnp.asarray(logs.routing_weights, jnp.float32)
+
+
+def log_of(probs: np.ndarray) -> jax.Array:
+    """Log probabilities on the device, -inf of 0."""
     with np.errstate(divide="ignore"):
-        log_probs = np.log(np.asarray(logs.expert_probs, np.float32))
-    return jnp.asarray(log_probs), jnp.asarray(logs.routing_weights, jnp.float32)
+        return jnp.asarray(np.log(np.asarray(probs, np.float32)))

@@ -1,24 +1,24 @@
 """Calibrators fitted anew to labelled targets of logs, for a file that deploys them."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from calmoe_jax import mixture, shift
+from calmoe_jax import shift
 from calmoe_jax.audit.answers import Drawn
-from calmoe_jax.audit.evidence import HeldOut, spread
+from calmoe_jax.audit.evidence import HeldOut, in_blocks, spread
 from calmoe_jax.audit.logs import Logs, log_arrays, take
 from calmoe_jax.audit.scoring import plain
-from calmoe_jax.calibration.calibrators import scale_log_probs
 from calmoe_jax.shift.repair import REFITS, Sample
+from calmoe_jax.shift.repair.refit import mixed_at
 
 # Loss of the Brier score that the labels must exclude.
 TOLERANCE = 0.01
 # Of more held-out examples or targets so many are balanced, evenly spread.
 _MOST_BALANCED = 20_000
-_BLOCK = 2**16
 
 
 class Deployed(NamedTuple):
@@ -57,8 +57,9 @@ def refit(logs: Logs, known: HeldOut, rows: np.ndarray, drawn: Drawn, *, level: 
         jnp.asarray(drawn.labels[others], jnp.int32),
         jnp.asarray(np.searchsorted(others, drawn.units), jnp.int32),
         jnp.float32(known.temperature),
-        level,
+        level=level,
     )
+    after = in_blocks(logs, rows, _confidence, found.expert_temperatures, found.temperature)
     of_experts = np.asarray(found.expert_temperatures, np.float64)
     temperature, chosen = float(found.temperature), int(found.chosen)
     if logs.aggregate_only:  # it stands as the one expert
@@ -67,7 +68,7 @@ def refit(logs: Logs, known: HeldOut, rows: np.ndarray, drawn: Drawn, *, level: 
     return Deployed(
         temperature,
         of_experts.tolist() if (of_experts != 1).any() else None,
-        _mean_confidence(logs, rows, found.expert_temperatures, found.temperature),
+        float(jnp.mean(after)),
         {
             "chosen": REFITS[chosen] if chosen >= 0 else None,
             "tolerance": TOLERANCE,
@@ -77,41 +78,21 @@ def refit(logs: Logs, known: HeldOut, rows: np.ndarray, drawn: Drawn, *, level: 
     )
 
 
-def _mean_confidence(
-    logs: Logs, rows: np.ndarray, of_experts: jax.Array, temperature: jax.Array
-) -> float:
-    blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
-    sums = [
-        float(_confidences(*log_arrays(take(logs, block)), of_experts, temperature).sum())
-        for block in blocks
-    ]
-    return sum(sums) / len(rows)
-
-
-def _refit_of(
-    held_out: Sample,
-    labels: jax.Array,
-    targets: Sample,
-    target_labels: jax.Array,
-    drawn: jax.Array,
-    temperature: jax.Array,
-    level: float,
-) -> shift.repair.Refit:
+@partial(jax.jit, static_argnames="level")
+def _refit(
+    held_out: Sample, labels: jax.Array, targets: Sample, target_labels: jax.Array,
+    drawn: jax.Array, temperature: jax.Array, *, level: float,
+) -> shift.repair.Refit:  # fmt: skip
     return shift.repair.refit_with_labels(
         held_out, labels, targets, target_labels, drawn, temperature=temperature,
         tolerance=TOLERANCE, level=level,
     )  # fmt: skip
 
 
-_refit = jax.jit(_refit_of, static_argnums=6)
-
-
-@jax.jit
-def _confidences(
+def _confidence(
     log_probs: jax.Array, weights: jax.Array, of_experts: jax.Array, temperature: jax.Array
 ) -> jax.Array:
-    experts = scale_log_probs(log_probs, of_experts[None])
-    mixed = scale_log_probs(mixture.mix_log_probs(experts, weights), temperature[None])
+    mixed = mixed_at(Sample(log_probs, weights), of_experts, temperature)
     return jnp.exp(mixed.max(axis=-1))
 
 

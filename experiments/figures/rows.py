@@ -28,14 +28,14 @@ def _of_theory(letter: str, make: Callable[[theory.Numbers], str]) -> str:
     return make(theory.numbers(letter))
 
 
-def _of_repair(make: Callable[[repair.Found], str]) -> str:
-    return make(repair.found())
+def _of_repair(make: Callable[[repair.Found], str], path: str = repair.PATH) -> str:
+    return make(repair.found(path))
 
 
 # The number of a row, by the row's key.
 ROWS: dict[str, Callable[[], str]] = {
     **{key: partial(_of_repair, make) for key, make in _REPAIR.items()},
-    "repair-images": lambda: repair.images(repair.found(repair.IMAGES)),
+    "repair-images": partial(_of_repair, repair.images, repair.IMAGES),
     **{key: partial(_of_theory, letter, make) for key, (letter, make) in _THEORY.items()},
     "hard-or-soft": evidence.hard_or_soft,
     "hard-or-soft-drift": evidence.drift,
@@ -56,5 +56,5 @@ COMMITS: dict[str, Callable[[], str]] = {
 PASSAGES: dict[str, Callable[[], str]] = {
     "repair-table": partial(_of_repair, markdown),
     "repair-bounds": partial(_of_repair, repair.bounds_in_words),
-    "repair-images": lambda: repair.images_in_words(repair.found(repair.IMAGES)),
+    "repair-images": partial(_of_repair, repair.images_in_words, repair.IMAGES),
 }

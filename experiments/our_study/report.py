@@ -150,8 +150,7 @@ def page(rows: list[Row], ablations: dict[str, list[dict[str, Any]]]) -> str:
         f"are Student's over {len(tasks)} tasks, so they are wide. All figures are of targets "
         "whose labels were used for scoring only. Of cifar10h, which has no shift, the disputed "
         "images count as one; it and pacs_sketch are features of small frozen ResNets. Methods "
-        "that some task lacks stand in the tables of the other tasks only. The cells are of "
-        "versions before 0.6.0, whose safe takes 1 standard error of the agreement for 1.25.\n",
+        "that some task lacks stand in the tables of the other tasks only.\n",
     ]
     sections: tuple[tuple[str, Callable[[tuple[str, str, str]], bool], Any], ...] = (
         (

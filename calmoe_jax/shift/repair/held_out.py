@@ -80,7 +80,7 @@ class HeldOut(NamedTuple):
     common: OfAll
     side: Side
     num_clusters: int
-    num_peers: int = 0
+    num_peers: int
 
 
 @checked

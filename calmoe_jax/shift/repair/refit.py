@@ -186,6 +186,19 @@ def _squared(
     by: _Calibrator, sample: Sample, labels: Int[Array, " draws"]
 ) -> Float[Array, " draws"]:
     """Squared distance of each prediction from its label."""
-    experts = scale_log_probs(sample.expert_log_probs, by.expert_temperatures[None])
-    mixed = scale_log_probs(mix_log_probs(experts, sample.routing_weights), by.temperature[None])
+    mixed = mixed_at(sample, by.expert_temperatures, by.temperature)
     return squared_distances(mixed, labels, from_logits=True)
+
+
+def mixed_at(
+    sample: Sample, expert_temperatures: Float[Array, " experts"], temperature: Float[Array, ""]
+) -> Float[Array, "examples classes"]:
+    """Log probabilities of the mixture of scaled experts, at a temperature of its own.
+
+    Args:
+        sample: of one model.
+        expert_temperatures: of each expert, before they are mixed.
+        temperature: of the aggregate.
+    """
+    experts = scale_log_probs(sample.expert_log_probs, expert_temperatures[None])
+    return scale_log_probs(mix_log_probs(experts, sample.routing_weights), temperature[None])
