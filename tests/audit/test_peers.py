@@ -268,3 +268,20 @@ def test_the_command_repairs_without_labels(fading, folder):
         return scaled.max(axis=1).mean() - (probs.argmax(axis=1) == labels[HELD_OUT:]).mean()
 
     assert abs(gap(found["temperature"])) < abs(gap(found["held_out_temperature"]))
+
+
+@pytest.mark.exhaustive
+def test_temperatures_of_peers_are_fitted_as_the_models_own():
+    """To distributions where the labels are soft, not to a class drawn from them."""
+    arrays = with_peers(make())
+    held_out = ~arrays["targets"]
+    soft = 0.6 * np.eye(4)[arrays.pop("labels")] + 0.1
+    arrays["label_probs"] = np.where(held_out[:, None], soft, 0).astype(np.float32)
+    known = evidence.held_out(as_logs(arrays))
+    expected = [
+        cm.calibration.calibrators.fit_temperature(
+            jnp.log(arrays["peer_probs"][held_out, peer]), jnp.asarray(soft[held_out], jnp.float32)
+        ).temperature
+        for peer in range(PEERS)
+    ]
+    np.testing.assert_allclose(known.peer_temperatures, expected, rtol=1e-4)

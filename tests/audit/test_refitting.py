@@ -161,6 +161,22 @@ def test_of_the_aggregate_alone_its_temperature_is_fitted():
     assert found["confidence"]["after"] == pytest.approx(after, abs=1e-5)
 
 
+def test_of_the_aggregate_alone_both_temperatures_are_one(monkeypatch):
+    """A file of such logs has no expert to scale: the one stands for the aggregate."""
+    arrays, labels = make_deployed(alone=True)
+    arrays["labels"] = labels
+    of_expert = cm.shift.repair.Refit(
+        jnp.array([2.0]), jnp.array(1.5), jnp.array(1), jnp.zeros(3), jnp.zeros(3)
+    )
+    monkeypatch.setattr(refitting, "_refit", lambda *args, **options: of_expert)
+    found = repair(as_logs(arrays), mode="refit")
+    assert found["temperature"] == pytest.approx(3.0)
+    assert found["expert_temperatures"] is None
+    scaled = arrays["probs"][HELD_OUT:].astype(float) ** (1 / 3)
+    after = (scaled / scaled.sum(axis=1, keepdims=True)).max(axis=1).mean()
+    assert found["confidence"]["after"] == pytest.approx(after, abs=1e-5)
+
+
 @pytest.mark.parametrize("value", [[1.0, -1.0, 2.0], [1.0, 2.0], [1.0, "a", 2.0]])
 def test_broken_temperatures_are_refused(refitted, tmp_path, value):
     *_, found = refitted
