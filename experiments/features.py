@@ -35,6 +35,15 @@ def _resnet(rngs: nnx.Rngs) -> ResNet18:
     return ResNet18(3, stages=STAGES, width=WIDTH, rngs=rngs)
 
 
+def colour(task: Task) -> bool:
+    """Whether a task's inputs are colour images.
+
+    Args:
+        task: any.
+    """
+    return task.holds_images and task.train.inputs.shape[-1] == 3
+
+
 def without_colour_images(task: Task, folder: Path) -> Task:
     """The task, of features if its inputs are colour images.
 
@@ -42,7 +51,7 @@ def without_colour_images(task: Task, folder: Path) -> Task:
         task: any.
         folder: where backbones are kept, each in a folder of its own (see `family`).
     """
-    if not (task.holds_images and task.train.inputs.shape[-1] == 3):
+    if not colour(task):
         return task
     return of_images(task, folder / family(task.name))
 

@@ -71,6 +71,16 @@ class Size(NamedTuple):
     warmup: int
     seeds: int
 
+    @property
+    def train(self) -> TrainConfig:
+        """The optimisation."""
+        return TrainConfig(epochs=self.epochs, warmup_epochs=self.warmup, checkpoint_every=1)
+
+    @property
+    def resnet(self) -> ModelConfig:
+        """The mixture on a ResNet-18 with the stem of small images."""
+        return ModelConfig(backbone="resnet18", width=self.width)
+
 
 PAPER = Size("paper", 0, 64, 50, 20, 5)
 QUICK = Size("quick", 4000, 8, 8, 3, 3)
@@ -96,12 +106,11 @@ def study(
         name = f"{dataset}_{held_out or _DOMAINS[dataset]}"
     task = resolve_task(name, data_dir) if tokenizer is None else _tokens(data_dir, tokenizer)
     if size.images:
-        task = _smaller(task, size.images)
+        task = smaller(task, size.images)
     options = _model_of(task, dataset, size) | model
     results = run(
         task, PAPER_METHODS, out=runs / f"{name}-{size.name}", model=ModelConfig(**options),
-        train=TrainConfig(epochs=size.epochs, warmup_epochs=size.warmup, checkpoint_every=1),
-        seeds=size.seeds, data_dir=data_dir,
+        train=size.train, seeds=size.seeds, data_dir=data_dir,
     )  # fmt: skip
     return {
         "dataset": name,
@@ -138,8 +147,13 @@ def _tokens(data_dir: Path | None, tokenizer: Path) -> Task:
     return comments.task(*(dataclasses.replace(s, inputs=tokens(s.inputs)) for s in splits))
 
 
-def _smaller(task: Task, images: int) -> Task:
-    """The first training examples, images of at most 32 pixels."""
+def smaller(task: Task, images: int) -> Task:
+    """The first training examples, images of at most 32 pixels.
+
+    Args:
+        task: any.
+        images: number of training examples that are kept, if there are more.
+    """
     train = task.train.take(np.arange(min(images, len(task.train))), "train", "train", "a part")
     task = dataclasses.replace(task, train=train)
     return halved(task) if task.holds_images else task

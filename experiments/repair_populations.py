@@ -21,7 +21,7 @@ from calmoe_jax.calibration.calibrators import scale_log_probs
 from calmoe_jax.data import Split, Task
 from calmoe_jax.shift.estimators import Evidence
 from calmoe_jax.shift.few_labels import correctness_model
-from calmoe_jax.study import RunConfig
+from calmoe_jax.study import ModelConfig, RunConfig, TrainConfig
 from calmoe_jax.training import TrainedSeeds
 from experiments.choose_rule import LOG_TEMPERATURES, curves
 from experiments.repair_without_labels import errors, fit
@@ -119,9 +119,11 @@ def _read(rows: Any, number: int) -> Population:
     return Population(**{name: x.item() if x.ndim == 0 else x for name, x in found.items()})
 
 
-def real_populations(task: Task, first_seed: int, runs: Path) -> Iterator[Population]:
+def real_populations(
+    task: Task, first_seed: int, runs: Path, model: ModelConfig, train: TrainConfig
+) -> Iterator[Population]:
     """A task's own splits."""
-    config = RunConfig(seeds=SEEDS, first_seed=first_seed)
+    config = RunConfig(seeds=SEEDS, first_seed=first_seed, model=model, train=train)
     trained = train_vanilla(task, config, runs / f"{task.name}-{first_seed}")
     splits = {x.name: (x, x.kind) for x in task.evaluation if x.kind != "part"}
     splits |= {
@@ -132,10 +134,12 @@ def real_populations(task: Task, first_seed: int, runs: Path) -> Iterator[Popula
     yield from _populations(task, trained, first_seed, splits, simulated=False)
 
 
-def simulated_populations(task: Task, first_seed: int, runs: Path) -> Iterator[Population]:
+def simulated_populations(
+    task: Task, first_seed: int, runs: Path, model: ModelConfig, train: TrainConfig
+) -> Iterator[Population]:
     """Shifts made of a task's training and held-out examples."""
     numbers = subpopulations(task)
-    config = RunConfig(seeds=SIMULATED_SEEDS, first_seed=first_seed)
+    config = RunConfig(seeds=SIMULATED_SEEDS, first_seed=first_seed, model=model, train=train)
     for number in LEFT_OUT:
         without, targets = leave_out(task, numbers, number)
         folder = runs / f"{task.name}-without-{number}-{first_seed}"

@@ -1,12 +1,14 @@
 """What no label, and a few, can do for confidence on shifted data: the protocol of the repair.
 
-`python -m experiments.repair_protocol --data-dir DIR [--runs DIR] [--out FILE] [--picture FILE]`
+`python -m experiments.repair_protocol --data-dir DIR [--tasks TASK ...] [--end-to-end] [--runs DIR]
+[--out FILE] [--picture FILE]`
 
 Populations are the tasks' own splits and shifts made of their training and held-out examples, as
 the plain mixture of three sets of seeds sees them (`experiments.repair_populations`); 3000 targets
 of each at most (1000 of a simulated one). All splits of a task have the same weight, and so have
 all tasks. Of tasks of colour images (`--tasks cifar10h pacs_sketch`) features of small frozen
-ResNets stand for the images.
+ResNets stand for the images, unless backbones are to be trained with router and experts
+(`--end-to-end`, at the quick size of `experiments.paper`).
 
 1. *Combined* is the rule as shipped: the constants of its prior were set on these tasks. *Fitted*
    is the same with a prior fitted to simulated shifts: by EM, to their true gaps given both label-
@@ -33,6 +35,7 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
+from calmoe_jax._environment import describe_environment
 from calmoe_jax.data import resolve_task
 from calmoe_jax.shift.few_labels import (
     GapPrior,
@@ -42,7 +45,9 @@ from calmoe_jax.shift.few_labels import (
     label_free_prior,
     posterior_gap,
 )
-from experiments.features import without_colour_images
+from calmoe_jax.study import ModelConfig, TrainConfig
+from experiments.features import colour, without_colour_images
+from experiments.paper import QUICK, smaller
 from experiments.repair_populations import (
     CONTROL,
     MOST_TARGETS,
@@ -246,20 +251,36 @@ def priors(populations: list[Population]) -> Callable[[Population], GapPrior]:
     return of
 
 
-def gather(tasks: list[str], data_dir: Path | None, runs: Path) -> list[Population]:
-    """All populations of all tasks and sets of seeds; those in `runs` are not made again."""
+def gather(
+    tasks: list[str], data_dir: Path | None, runs: Path, *, end_to_end: bool = False
+) -> list[Population]:
+    """All populations of all tasks and sets of seeds; those in `runs` are not made again.
+
+    Args:
+        tasks: their names.
+        data_dir: folder with the data.
+        runs: folder of trainings and populations.
+        end_to_end: whether networks of colour images see the images, not features of them.
+    """
     found: list[Population] = []
     for name in tqdm(tasks, unit="task", disable=None):
-        task = without_colour_images(resolve_task(name, data_dir), runs / "features")
+        task, of_task = resolve_task(name, data_dir), runs
+        model, train = ModelConfig(), TrainConfig()
+        if end_to_end and colour(task):
+            task, of_task = smaller(task, QUICK.images), runs / "end-to-end"
+            model, train = QUICK.resnet, QUICK.train
+        else:
+            task = without_colour_images(task, runs / "features")
         for first_seed in SETS:
             for kind, make in (("real", real_populations), ("simulated", simulated_populations)):
-                path = runs / "populations" / f"{task.name}-{kind}-{first_seed}.npz"
-                found += kept(path, partial(make, task, first_seed, runs))
+                path = of_task / "populations" / f"{task.name}-{kind}-{first_seed}.npz"
+                found += kept(path, partial(make, task, first_seed, of_task, model, train))
     return found
 
 
 def judge(populations: list[Population]) -> dict[str, Any]:
-    """Frontier, coverage and fitted priors."""
+    """Frontier, coverage and fitted priors; of one task no rule has a prior fitted to others."""
+    several = len({p.task for p in populations}) > 1
     prior, shipped = priors(populations), label_free_prior(jnp.zeros(()), jnp.zeros(()))
     blind = {"safe": [p.safe[:, None] for p in populations]}
     blind["bold"] = [p.bold[:, None] for p in populations]
@@ -270,9 +291,12 @@ def judge(populations: list[Population]) -> dict[str, Any]:
         rules = {
             "certified": [x.lower for x in drawn],
             "combined": [combined(p, x, shipped) for p, x in zip(populations, drawn, strict=True)],
-            "fitted": [combined(p, x, prior(p)) for p, x in zip(populations, drawn, strict=True)],
             "estimate": [x.estimate for x in drawn],
         }
+        if several:
+            rules["fitted"] = [
+                combined(p, x, prior(p)) for p, x in zip(populations, drawn, strict=True)
+            ]
         for rule, gaps in rules.items():
             rows[f"{rule} {number}"] = frontier(populations, gaps)._asdict()
         missed[str(number)] = _coverage(populations, drawn)
@@ -333,11 +357,16 @@ def main() -> None:
     parser = experiment_parser(__doc__)
     parser.set_defaults(tasks=list(TASKS))
     parser.add_argument("--picture", type=Path, help="where to draw the frontier")
+    parser.add_argument(
+        "--end-to-end", action="store_true", help="networks of colour images see the images"
+    )
     arguments = parser.parse_args()
-    found = judge(gather(arguments.tasks, arguments.data_dir, arguments.runs))
+    found = judge(
+        gather(arguments.tasks, arguments.data_dir, arguments.runs, end_to_end=arguments.end_to_end)
+    )
     show(found)
     if arguments.out:
-        write_json(arguments.out, found)
+        write_json(arguments.out, {"made_with": describe_environment(), **found})
     if arguments.picture:
         draw_frontier(found, arguments.picture)
 
