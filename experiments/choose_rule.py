@@ -31,7 +31,7 @@ from calmoe_jax.study import RunConfig
 from calmoe_jax.training import TrainedSeeds
 from experiments.repair_without_labels import errors, fit
 from experiments.simulated import NO_SHIFT, SUBPOPULATIONS, family, leave_out, subpopulations
-from experiments.trained import experiment_parser, sample, train_vanilla, write_json
+from experiments.trained import experiment_parser, sample, train_vanilla, write_results
 
 SEEDS = 3
 _MOST_NEIGHBOURS = 2000
@@ -379,7 +379,7 @@ def main() -> None:
                 f"{made_harm:+.3f} ({made})"
             )
     if arguments.out:
-        write_json(arguments.out, result)
+        write_results(arguments.out, rules=result)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ from calmoe_jax.shift.repair import usable_temperature
 from calmoe_jax.study.evaluation import Outputs, predict
 from experiments.drift import Seen, measure_drift
 from experiments.our_study.cells import Setting, trained_mixture
-from experiments.our_study.command import ROUTINGS, pack, read, settings, study_parser
+from experiments.our_study.command import ROUTINGS, read, settings, study_parser
+from experiments.trained import write_json
 
 TASKS = ("cifar10c", "digits16", "fashion_c")
 CALIBRATORS = ("none", "temperature", "per_expert")
@@ -69,8 +70,7 @@ def main() -> None:
     print(table(found["summary"]))
     print("\n" + "\n".join(found["verdict"]))
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.out / RESULTS, pack(found))
+        write_json(arguments.out / RESULTS, found)
         render(arguments.out)
 
 

@@ -35,7 +35,6 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from calmoe_jax._environment import describe_environment
 from calmoe_jax.data import resolve_task
 from calmoe_jax.shift.few_labels import (
     GapPrior,
@@ -57,7 +56,7 @@ from experiments.repair_populations import (
     real_populations,
     simulated_populations,
 )
-from experiments.trained import experiment_parser, write_json
+from experiments.trained import experiment_parser, write_results
 
 TASKS = ("portal", "newsgroups", "sentiment", "digits16", "fashion_c")
 NUMBERS = (10, 25, 50, 100, 200)
@@ -366,7 +365,7 @@ def main() -> None:
     )
     show(found)
     if arguments.out:
-        write_json(arguments.out, {"made_with": describe_environment(), **found})
+        write_results(arguments.out, **found)
     if arguments.picture:
         draw_frontier(found, arguments.picture)
 

@@ -20,7 +20,7 @@ from calmoe_jax import calibration, mixture
 from calmoe_jax.data import Task, resolve_task
 from calmoe_jax.shift import repair
 from calmoe_jax.study import RunConfig
-from experiments.trained import experiment_parser, sample, train_vanilla, write_json
+from experiments.trained import experiment_parser, sample, train_vanilla, write_results
 
 RULES = ("none", "temperature", *repair.CALIBRATORS, "oracle")
 
@@ -116,7 +116,7 @@ def main() -> None:
         closed = (means["temperature"] - value) / (means["temperature"] - means["oracle"])
         print(f"{rule:<28}{value:7.3f}{closed:10.0%}")
     if arguments.out:
-        write_json(arguments.out, everything)
+        write_results(arguments.out, tasks=everything)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from calmoe_jax import calibration, mixture, shift
 from calmoe_jax.data import Task, resolve_task
 from calmoe_jax.shift import repair
 from calmoe_jax.study import RunConfig
-from experiments.trained import experiment_parser, sample, train_vanilla, write_json
+from experiments.trained import experiment_parser, sample, train_vanilla, write_results
 
 NUM_REPLICATES = 100
 # Columns of `configuration_features`, and which way they move.
@@ -228,7 +228,7 @@ def main() -> None:
             print(f"{task.name + ', ' + tilt:<36}{near[0]:12}{near[1]:8}{len(some):4}{sizes}")
     print(f"{title}: rebalanced {counts[0]}, plain {counts[1]}, of {counts[2]}")
     if arguments.out:
-        write_json(arguments.out, everything)
+        write_results(arguments.out, tasks=everything)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The plain mixture of a task, as `calmoe run` trains it, for experiments on its predictions."""
 
 import argparse
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from jaxtyping import PyTree
 from tqdm import tqdm
 
+from calmoe_jax._environment import describe_environment
+from calmoe_jax._files import write_whole
 from calmoe_jax.data import Task
 from calmoe_jax.shift import repair
 from calmoe_jax.study import RunConfig
@@ -73,7 +76,28 @@ def sample(trained: TrainedSeeds, inputs: PyTree) -> repair.Sample:
     return repair.dense_sample(*outputs, num_experts=trained.num_experts)
 
 
+def pack(content: Any) -> bytes:
+    """Compressed JSON; the same bytes for the same content."""
+    return gzip.compress(json.dumps(content, allow_nan=False).encode(), mtime=0)
+
+
 def write_json(out: Path, content: Any) -> None:
-    """Writes a JSON file, and its folder where there is none; NaN is an error."""
+    """Writes a JSON file, whole, and its folder where there is none; NaN is an error.
+
+    Args:
+        out: the file; compressed if its name ends with `.gz`.
+        content: of it.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    plain = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_whole(out, pack(content) if out.suffix == ".gz" else plain.encode())
+
+
+def write_results(out: Path, **content: Any) -> None:
+    """The same, and beside the content with what it was made.
+
+    Args:
+        out: the file.
+        content: its other entries.
+    """
+    write_json(out, {"made_with": describe_environment(), **content})

@@ -11,12 +11,12 @@ from typing import Any
 from tqdm import tqdm
 
 from calmoe_jax._environment import describe_environment
-from calmoe_jax._files import write_whole
 from calmoe_jax.data import resolve_task
 from calmoe_jax.study.config import ModelConfig, TrainConfig
 from calmoe_jax.study.methods import METHODS
 from experiments.features import without_colour_images
 from experiments.our_study.cells import ENSEMBLE, Setting, cells, trainings
+from experiments.trained import write_json
 
 ROUTINGS = ("dense", "top_k", "hard")
 TASKS = ("portal", "newsgroups", "sentiment", "digits16", "fashion_c")
@@ -51,13 +51,8 @@ def kept(setting: Setting) -> list[dict[str, Any]]:
     return found
 
 
-def pack(content: Any) -> bytes:
-    """Compressed JSON; the same bytes for the same content."""
-    return gzip.compress(json.dumps(content, allow_nan=False).encode(), mtime=0)
-
-
 def read(path: Path) -> dict[str, Any]:
-    """What `pack` wrote."""
+    """A compressed results file."""
     found: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
     return found
 
@@ -116,5 +111,4 @@ def main() -> None:
                 "environment": describe_environment(),
                 "cells": found,
             }
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            write_whole(arguments.out / f"{setting.task.name}.json.gz", pack(content))
+            write_json(arguments.out / f"{setting.task.name}.json.gz", content)

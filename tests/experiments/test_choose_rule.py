@@ -22,7 +22,7 @@ def test_a_small_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(choose_rule, "SUBPOPULATIONS", 1)
     monkeypatch.setattr(choose_rule, "ALLOWED_WITHOUT", 1.0)
     monkeypatch.setattr(choose_rule, "ALLOWED_HARM", 1.0)
-    found = run_small(choose_rule, tmp_path, monkeypatch)
+    found = run_small(choose_rule, tmp_path, monkeypatch)["rules"]
     assert list(found)[-1] == "shipped"
     assert len(found) == 3
     shipped = found["shipped"]

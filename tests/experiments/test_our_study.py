@@ -14,6 +14,7 @@ from small import small_task
 
 from calmoe_jax import calibration
 from calmoe_jax.study.methods import METHODS
+from experiments import trained
 from experiments.our_study import (
     ablation,
     calibrators,
@@ -169,9 +170,9 @@ def test_the_command_on_a_small_task(tmp_path, monkeypatch):
 
 
 def test_kept_files_are_compressed_alike():
-    assert command.pack({"a": 1}) == command.pack({"a": 1})
+    assert trained.pack({"a": 1}) == trained.pack({"a": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        command.pack({"a": float("nan")})
+        trained.pack({"a": float("nan")})
 
 
 def test_an_ablation_changes_one_setting(tmp_path):
@@ -238,7 +239,7 @@ def test_of_a_task_without_shifts_the_hard_subset_counts_as_one(tmp_path, kinds,
         {"calibrator": "none", "kind": kind, "ece": [0.1], "nll": None} for kind in kinds.split()
     ]
     found = {"cells": [{"task": "a", "routing": "dense", "method": "vanilla", "rows": rows}]}
-    (tmp_path / "a.json.gz").write_bytes(command.pack(found))
+    (tmp_path / "a.json.gz").write_bytes(trained.pack(found))
     read = comparing.read_rows(tmp_path)
     assert [r.kind for r in read] == expected.split()
     assert all("nll" not in r.metrics for r in read)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.exhaustive
 @pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_small_run(tmp_path, monkeypatch, capsys):
-    found = run_small(repair_without_labels, tmp_path, monkeypatch)["portal"]
+    found = run_small(repair_without_labels, tmp_path, monkeypatch)["tasks"]["portal"]
     rules = repair_without_labels.RULES
     assert set(found["splits"]) == {split.name for split in tiny_task().evaluation}
     for errors in found["splits"].values():

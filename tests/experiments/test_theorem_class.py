@@ -48,7 +48,7 @@ def test_every_partition_is_compared_under_every_tilt():
 @pytest.mark.slow
 def test_a_small_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(theorem_class, "NUM_REPLICATES", 3)
-    found = run_small(theorem_class, tmp_path, monkeypatch, "--partitions", "1")
+    found = run_small(theorem_class, tmp_path, monkeypatch, "--partitions", "1")["tasks"]
     assert len(found["portal"]) == 2 * len(theorem_class.TILTS)
     assert {line["tilt"] for line in found["portal"]} == set(theorem_class.TILTS)
     printed = capsys.readouterr().out
