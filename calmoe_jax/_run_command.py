@@ -143,7 +143,7 @@ class Run:
         """Runs one task, and prints what was found."""
         from calmoe_jax.parallel import device_mesh
         from calmoe_jax.parallel.processes import is_writer
-        from calmoe_jax.study.report import Summary, recommendation, verdicts
+        from calmoe_jax.study.report import Summary, in_words
         from calmoe_jax.study.runner import run
 
         name = _name_of(config.task)
@@ -162,12 +162,8 @@ class Run:
         )  # fmt: skip
         if not is_writer():
             return
-        summary = Summary(results)
-        for verdict in verdicts(summary):
-            print(f"{summary.title(verdict.method)}: {verdict.headline}.\n  {verdict.detail}\n")
-        if line := recommendation(summary):
-            print(f"{line}\n")
-        print(f"Report: {out / 'report.html'}" + ("\n" if several else ""))
+        print(in_words(Summary(results)))
+        print(f"\nReport: {out / 'report.html'}" + ("\n" if several else ""))
 
     def _join(self) -> None:
         """Joins the other processes, if there are others."""

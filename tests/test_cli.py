@@ -17,6 +17,8 @@ from calmoe_jax import _compilation_cache, _run_command, cli, training
 from calmoe_jax.data.sets import SETS
 from calmoe_jax.study import runner
 from calmoe_jax.study.recommended import RECOMMENDED
+from calmoe_jax.study.records import read_results
+from calmoe_jax.study.report import Summary, in_words
 
 pytestmark = pytest.mark.every_case
 
@@ -217,6 +219,7 @@ def test_run_and_report(run, monkeypatch, tmp_path):
     assert "Vanilla MoE: The reference." in out
     assert "Robust MoE: " in out
     assert "Report: runs/portal/report.html" in out
+    assert in_words(Summary(read_results(tmp_path / "runs" / "portal"))) in out
     results = json.loads((tmp_path / "runs" / "portal" / "results.json").read_text())
     assert results["config"]["train"]["epochs"] == 2
     assert results["config"]["methods"] == ["vanilla", "robust"]

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
-from experiments.figures import evidence, repair, theory
+from calmoe_jax.study.report import Summary
+from experiments.figures import evidence, first_run, repair, theory
 from experiments.repair_protocol import markdown
 
 _THEORY: dict[str, tuple[str, Callable[[theory.Numbers], str]]] = {
@@ -32,8 +33,13 @@ def _of_repair(make: Callable[[repair.Found], str], path: str = repair.PATH) -> 
     return make(repair.found(path))
 
 
+def _of_run(make: Callable[[Summary], str], name: str = "portal") -> str:
+    return make(first_run.summary(name))
+
+
 # The number of a row, by the row's key.
 ROWS: dict[str, Callable[[], str]] = {
+    **{key: partial(_of_run, make) for key, make in first_run.ROWS.items()},
     **{key: partial(_of_repair, make) for key, make in _REPAIR.items()},
     "repair-images": partial(_of_repair, repair.images, repair.IMAGES),
     **{key: partial(_of_theory, letter, make) for key, (letter, make) in _THEORY.items()},
@@ -45,6 +51,7 @@ ROWS: dict[str, Callable[[], str]] = {
 }
 # The commit of a row, where its results file names it; others stay as they are.
 COMMITS: dict[str, Callable[[], str]] = {
+    **dict.fromkeys(first_run.ROWS, first_run.commit),
     **{key: partial(theory.commit, letter) for key, (letter, _) in _THEORY.items()},
     "hard-or-soft": evidence.corruptions_commit,
     "hard-or-soft-drift": evidence.corruptions_commit,
@@ -54,6 +61,9 @@ COMMITS: dict[str, Callable[[], str]] = {
 }
 # Whole lines of the main README, by the passage's key.
 PASSAGES: dict[str, Callable[[], str]] = {
+    "first-run": first_run.printed,
+    "first-run-portal": partial(_of_run, first_run.portal_in_words),
+    "first-run-digits": partial(_of_run, first_run.digits_in_words, "digits"),
     "repair-table": partial(_of_repair, markdown),
     "repair-bounds": partial(_of_repair, repair.bounds_in_words),
     "repair-images": partial(_of_repair, repair.images_in_words, repair.IMAGES),

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.exhaustive
 
 README = Path(experiments.trained.__file__).with_name("README.md").read_text()
 COMMANDS = (
-    "choose_rule", "figures", "hard_or_soft", "interval_coverage", "our_study",
+    "choose_rule", "figures", "first_run", "hard_or_soft", "interval_coverage", "our_study",
     "our_study.ablation", "our_study.report", "paper", "repair_protocol", "repair_without_labels",
     "theorem_class", "theory",
 )  # fmt: skip

@@ -5,3 +5,4 @@ from calmoe_jax.study.report.recommended import recommendation as recommendation
 from calmoe_jax.study.report.summary import Summary as Summary
 from calmoe_jax.study.report.verdicts import Verdict as Verdict
 from calmoe_jax.study.report.verdicts import verdicts as verdicts
+from calmoe_jax.study.report.words import in_words as in_words
