@@ -12,8 +12,9 @@ from calmoe_jax.audit.answers import Drawn
 from calmoe_jax.audit.evidence import HeldOut, in_blocks, spread
 from calmoe_jax.audit.logs import Logs, log_arrays, take
 from calmoe_jax.audit.scoring import plain
+from calmoe_jax.shift.few_labels._draw_values import steps_of
 from calmoe_jax.shift.repair import REFITS, Sample
-from calmoe_jax.shift.repair.refit import mixed_at
+from calmoe_jax.shift.repair.refit import mixed_at, refit_to_draws
 
 # Loss of the Brier score that the labels must exclude.
 TOLERANCE = 0.01
@@ -37,25 +38,36 @@ class Deployed(NamedTuple):
     refit: dict[str, Any] | None = None
 
 
-def refit(logs: Logs, known: HeldOut, rows: np.ndarray, drawn: Drawn, *, level: float) -> Deployed:
+def refit(
+    logs: Logs,
+    known: HeldOut,
+    rows: np.ndarray,
+    drawn: Drawn,
+    chances: np.ndarray | None,
+    *,
+    level: float,
+) -> Deployed:
     """Fits calibrators to half of the labels, and takes one that the other half confirms.
 
     Args:
         logs: checked logs.
         known: the held-out examples.
         rows: rows of the targets in the logs.
-        drawn: their labels, drawn uniformly at random.
+        drawn: their labels, in the order of their draws.
+        chances: chance of each target to be drawn; `None` if they are equal.
         level: probability that what is deployed is not worse than the held-out temperature by more
             than `TOLERANCE`.
     """
     own = known.rows[spread(len(known.rows), _MOST_BALANCED)]
-    others = np.union1d(spread(len(rows), _MOST_BALANCED), drawn.units)
+    others = rows[spread(len(rows), _MOST_BALANCED)]
     found = _refit(
         Sample(*log_arrays(take(logs, own))),
         jnp.asarray(logs.labels[own], jnp.int32),
-        Sample(*log_arrays(take(logs, rows[others]))),
-        jnp.asarray(drawn.labels[others], jnp.int32),
-        jnp.asarray(np.searchsorted(others, drawn.units), jnp.int32),
+        Sample(*log_arrays(take(logs, others))),
+        Sample(*log_arrays(take(logs, rows[drawn.units]))),
+        jnp.asarray(drawn.labels[drawn.units], jnp.int32),
+        jnp.asarray(drawn.units, jnp.int32),
+        jnp.ones(len(rows)) if chances is None else jnp.asarray(chances, jnp.float32),
         jnp.float32(known.temperature),
         level=level,
     )
@@ -80,11 +92,12 @@ def refit(logs: Logs, known: HeldOut, rows: np.ndarray, drawn: Drawn, *, level: 
 
 @partial(jax.jit, static_argnames="level")
 def _refit(
-    held_out: Sample, labels: jax.Array, targets: Sample, target_labels: jax.Array,
-    drawn: jax.Array, temperature: jax.Array, *, level: float,
+    held_out: Sample, labels: jax.Array, targets: Sample, theirs: Sample, given: jax.Array,
+    drawn: jax.Array, chances: jax.Array, temperature: jax.Array, *, level: float,
 ) -> shift.repair.Refit:  # fmt: skip
-    return shift.repair.refit_with_labels(
-        held_out, labels, targets, target_labels, drawn, temperature=temperature,
+    steps = steps_of(jnp.ones(chances.shape, bool), chances, drawn)
+    return refit_to_draws(
+        held_out, labels, targets, theirs, given, steps, temperature=temperature,
         tolerance=TOLERANCE, level=level,
     )  # fmt: skip
 

@@ -33,11 +33,13 @@ class Labelled(NamedTuple):
     Attributes:
         people: the targets.
         drawn: their labels, in the order of the draws.
+        units: what the draws were of, and with what chances; `None` if of targets, with equal ones.
         found: temperatures and bounds.
     """
 
     people: Population
     drawn: Drawn
+    units: Units | None
     found: shift.LabelledRepair
 
 
@@ -57,23 +59,20 @@ def repair(
         answers: its rows, as from `read_answers`; without them the labels that targets of the logs
             have are used, as if drawn uniformly at random.
         mode: `safe` and `bold` use no label, `certified` and `combined` need some; by default
-            `combined` where there are labels, else `safe`. `refit` needs many, drawn uniformly at
-            random (`shift.repair.refit_with_labels`).
+            `combined` where there are labels, else `safe`. `refit` needs many
+            (`shift.repair.refit_with_labels`).
         level: level of each of the two bounds, in (0, 1).
 
     Raises:
         ValueError: if `level` is out of range or `mode` is none of these.
         UserError: if there is no target, or no label and the mode needs some; or for `refit` with
-            a list of `calmoe label`, which draws some targets more often than others.
+            a list of clusters.
     """
     check_level(level)
     if mode is not None:
         check_choice("mode", mode, KINDS)
-    if mode == "refit" and answers is not None:
-        raise UserError(
-            "mode=refit needs labels of targets drawn uniformly at random, in the logs, and calmoe "
-            "label draws more where a prediction is less certain: leave --labels out."
-        )
+    if mode == "refit" and any(x.cluster is not None for x in answers or ()):
+        raise UserError("mode=refit needs a list of targets, not of clusters, with --labels.")
     counted = logs.targets if logs.where is None else logs.where & logs.targets
     rows = np.flatnonzero(counted) if answers is None else asked_rows(logs, answers)
     if not len(rows):
@@ -128,7 +127,7 @@ def with_labels(
     found = _found(known, people, drawn.labels, order, units, level, planned)
     if not all(math.isfinite(x) for x in (found.certified, found.combined)):
         raise UserError("the labels give no number: too few examples, or predictions not usable.")
-    return Labelled(people, drawn, found)
+    return Labelled(people, drawn, units, found)
 
 
 def _found(
@@ -196,7 +195,8 @@ def _mean_confidence(targets: Evidence, relative: float) -> float:
 
 def _deployed(logs: Logs, known: HeldOut, seen: Labelled, kind: str, level: float) -> Deployed:
     if kind == "refit":
-        return refit(logs, known, seen.people.rows, seen.drawn, level=level)
+        chances = None if seen.units is None else seen.units.chances
+        return refit(logs, known, seen.people.rows, seen.drawn, chances, level=level)
     relative = relative_temperature(seen, kind)
     after = _mean_confidence(seen.people.evidence, relative)
     return Deployed(known.temperature * relative, None, after)

@@ -1,5 +1,6 @@
 """`calmoe repair --mode refit`: temperatures of experts, deployed if labels confirm them."""
 
+import csv
 import json
 
 import jax
@@ -10,16 +11,16 @@ from audit_logs import write
 from deployed_logs import HELD_OUT, SHARPNESS, make_deployed, make_sharpened
 
 import calmoe_jax as cm
-from calmoe_jax._errors import UserError
 from calmoe_jax.audit import (
     apply_repair,
     as_logs,
+    evidence,
     load_repair,
-    read_answers,
     read_logs,
     refitting,
     repair,
 )
+from calmoe_jax.audit.asking import units_of
 from calmoe_jax.cli import main
 
 
@@ -133,16 +134,61 @@ def test_the_draws_are_those_of_the_library(refitted):
     )
 
 
-def test_a_list_with_unequal_chances_is_refused(tmp_path):
-    arrays, _ = make_deployed()
-    path, ask = write(tmp_path, arrays), tmp_path / "ask.csv"
-    assert main(["label", str(path), "--budget", "20", "--out", str(ask)]) == 0
+def filled(path, ask, labels, budget, *options):
+    """A list of `calmoe label`, with the classes filled in."""
+    asked = ["label", str(path), "--budget", str(budget), "--out", str(ask), *options]
+    assert main(asked) == 0
+    lines = list(csv.DictReader(ask.read_text().splitlines()))
+    for line in lines:
+        line["label"] = labels[int(line["row"])]
+    with ask.open("w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def test_a_list_with_unequal_chances_is_counted_by_them(tmp_path):
+    arrays, labels = make_sharpened()
+    arrays["labels"] = np.where(arrays["targets"], -1, labels)
+    path, ask, out = write(tmp_path, arrays), tmp_path / "ask.csv", tmp_path / "repair.json"
+    filled(path, ask, labels, 1500)
+    arguments = ["repair", str(path), "--mode", "refit", "--out", str(out)]
+    assert main([*arguments, "--labels", str(ask)]) == 0
+    found = json.loads(out.read_text())
+    assert found["labels"]["used"] == 1500
     logs = read_logs(path)
-    with pytest.raises(UserError, match="drawn uniformly at random"):
-        repair(logs, labels=ask, answers=read_answers(ask, logs), mode="refit")
+    rows = np.flatnonzero(logs.targets)
+    known = evidence.held_out(logs)
+    chances = units_of(logs, evidence.population(logs, known, rows), whole_clusters=False).chances
+    assert np.ptp(chances) > 0.1 * chances.mean()
+    draws = sorted(csv.DictReader(ask.read_text().splitlines()), key=lambda x: int(x["order"]))
+    drawn = np.searchsorted(rows, [int(line["row"]) for line in draws])
+    own, targets = (
+        cm.shift.repair.Sample(
+            jnp.log(jnp.asarray(arrays["expert_probs"][x])),
+            jnp.asarray(arrays["routing_weights"][x]),
+        )
+        for x in (known.rows, rows)
+    )
+    expected = cm.shift.repair.refit_with_labels(
+        own, jnp.asarray(labels[known.rows], jnp.int32), targets,
+        jnp.asarray(labels[rows], jnp.int32), jnp.asarray(drawn, jnp.int32),
+        temperature=jnp.float32(found["held_out_temperature"]), chances=jnp.asarray(chances),
+    )  # fmt: skip
+    for name, value in zip(cm.shift.repair.REFITS, expected.lower.tolist(), strict=True):
+        assert found["refit"]["lower"][name] == pytest.approx(value, abs=1e-4)
+    assert found["refit"]["chosen"] == cm.shift.repair.REFITS[int(expected.chosen)]
+    assert found["refit"]["chosen"] == "expert_temperatures"
+
+
+def test_a_list_of_clusters_is_refused(tmp_path, capsys):
+    arrays, labels = make_deployed(clusters=4)
+    path, ask = write(tmp_path, arrays), tmp_path / "ask.csv"
+    filled(path, ask, labels, 20, "--whole-clusters")
     out = tmp_path / "repair.json"
     arguments = ["repair", str(path), "--mode", "refit", "--out", str(out)]
     assert main([*arguments, "--labels", str(ask)]) == 2
+    assert "not of clusters" in capsys.readouterr().err
     assert main(arguments) == 2  # no label at all
     assert not out.exists()
 

@@ -175,3 +175,99 @@ def test_refit_with_a_label_that_is_none_keeps_the_reference():
     found = refit_with_labels(held_out, labels, targets, theirs, drawn, temperature=jnp.array(1.0))
     assert found.chosen == -1
     assert found.temperature == 1
+
+
+def two_kinds(size=4000):
+    """One expert; of each ten targets nine are calibrated and one is far too confident."""
+    rng = np.random.RandomState(5)
+    logits = 1.5 * rng.randn(size, 3)
+    odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.array([rng.choice(3, p=p) for p in odds], np.int32)
+    wrong = np.arange(size) % 10 == 0
+    labels[wrong] = rng.randint(3, size=wrong.sum())
+    log_probs = np.asarray(jax.nn.log_softmax(logits)[:, None], np.float32)
+    return Sample(log_probs, np.ones((size, 1), np.float32)), labels, wrong
+
+
+def improvement_of(sample, labels, temperature):
+    """Mean improvement of the Brier score over T = 1, in plain NumPy."""
+    true = np.eye(3)[labels]
+
+    def brier(t):
+        probs = np.exp(np.asarray(sample.expert_log_probs[:, 0], float) / t)
+        probs /= probs.sum(axis=1, keepdims=True)
+        return np.square(probs - true).sum(axis=1).mean()
+
+    return brier(1.0) - brier(float(temperature))
+
+
+def test_refit_counts_labels_by_their_chances():
+    """Labels drawn far more often from the wrong ones fit all targets, not those drawn."""
+    targets, labels, wrong = two_kinds()
+    chances = jnp.where(wrong, 20.0, 1.0)
+    keys = jax.random.split(jax.random.key(0), 12)
+    drawn = [cm.shift.few_labels.draw_units(k, chances, num_draws=200) for k in keys]
+    found, naive = [], []
+    for order in drawn:
+        given = (targets, labels, targets, labels, order)
+        found.append(refit_with_labels(*given, temperature=jnp.array(1.0), chances=chances))
+        naive.append(refit_with_labels(*given, temperature=jnp.array(1.0)))
+    oracle = cm.calibration.calibrators.fit_temperature(targets.expert_log_probs[:, 0], labels)
+    shown = np.array([improvement_of(targets, labels, oracle.temperature)] * 12)
+    # a temperature of the aggregate was fitted; estimates of what it does are without bias
+    errors = [float(x.improvement[0]) for x in found] - shown
+    assert abs(np.mean(errors)) < 3 * np.std(errors) / np.sqrt(12) + 0.002
+    assert np.mean([float(x.improvement[0]) for x in naive]) > np.mean(shown) + 0.02
+    harmed = [improvement_of(targets, labels, x.temperature) for x in naive]
+    assert min(harmed) < -0.01
+    kept = [improvement_of(targets, labels, x.temperature) for x in found]
+    assert min(kept) > -0.01
+    for x in found:
+        assert x.lower[0] <= improvement_of(targets, labels, oracle.temperature) + 1e-6
+
+
+def test_refit_with_equal_chances_is_that_without():
+    held_out, labels = sample(200, 1.0, 0)
+    targets, theirs = sample(500, 5.0, 1)
+    where = np.arange(500) % 5 != 0
+    drawn = np.random.RandomState(0).permutation(np.flatnonzero(where))[:300]
+    given = (held_out, labels, targets, theirs, drawn)
+    options = {"temperature": jnp.array(1.0), "target_where": where}
+    plain = refit_with_labels(*given, **options)
+    equal = refit_with_labels(*given, **options, chances=jnp.full(500, 0.3))
+    for x, y in zip(plain, equal, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_refit_of_all_labels_knows_the_improvement():
+    """Once every target is labelled nothing is left to bound."""
+    held_out, labels = sample(200, 1.0, 0)
+    targets, theirs = sample(400, 5.0, 1)
+    drawn = np.random.RandomState(0).permutation(400)
+    found = refit_with_labels(held_out, labels, targets, theirs, drawn, temperature=jnp.array(1.0))
+    assert REFITS[int(found.chosen)] == "expert_temperatures"
+    experts = np.asarray(targets.expert_log_probs, float)
+
+    def brier(temperatures):
+        probs = np.exp(experts / np.asarray(temperatures)[:, None])
+        probs /= probs.sum(axis=2, keepdims=True)
+        mixed = (probs * targets.routing_weights[:, :, None]).sum(axis=1)
+        return np.square(mixed - np.eye(3)[theirs]).sum(axis=1).mean()
+
+    truth = brier([1, 1]) - brier(found.expert_temperatures)
+    assert truth - 1e-5 < found.lower[1] <= truth + 1e-5
+
+
+@pytest.mark.parametrize("place", [3, 70])
+def test_refit_refuses_draws_that_cannot_be(place):
+    held_out, labels = sample(100, 1.0, 0)
+    targets, theirs = sample(100, 3.0, 1)
+    for other, where in ((1, None), (100, None), (99, np.arange(100) != 99)):
+        drawn = np.arange(99)
+        drawn[place] = other
+        found = refit_with_labels(
+            held_out, labels, targets, theirs, drawn, temperature=jnp.array(1.0),
+            target_where=where,
+        )  # fmt: skip
+        assert found.chosen == -1
+        assert np.isnan(found.lower).all()

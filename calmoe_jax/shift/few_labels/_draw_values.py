@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from calmoe_jax._numerics import weighted_sum
+from calmoe_jax._numerics import at_least_float32, weighted_sum
 
 # Standard deviation of a residual that the standard error starts from, as if of so many draws.
 _PRIOR_DEVIATION, _PRIOR_DRAWS = 0.45, 4.0
@@ -30,6 +30,24 @@ class Units(NamedTuple):
     guessed: Float[Array, " units"]
     residual: Float[Array, " units"]
     controls: Float[Array, "units controls"]
+
+
+class Steps(NamedTuple):
+    """Draws of units, one after the other, without replacement.
+
+    Attributes:
+        chance: of each unit, 0 where it does not count; they sum to 1.
+        row: the drawn unit; any for padding.
+        counted: which entries are draws.
+        bad: which of them cannot be: no unit that counts, or one that has been drawn.
+        probability: of each draw, among the units that were left.
+    """
+
+    chance: Float[Array, " units"]
+    row: Int[Array, " draws"]
+    counted: Bool[Array, " draws"]
+    bad: Bool[Array, " draws"]
+    probability: Float[Array, " draws"]
 
 
 class Values(NamedTuple):
@@ -81,13 +99,13 @@ def sums_of_units(
     return Units(share, guessed, residual, sums[:, 3:])
 
 
-def values_of_draws(
-    of: Units, drawn: Int[Array, " draws"], chances: Float[Array, " units"] | None
-) -> Values:
-    """What each draw says, from the sums of the units and their chances."""
-    dtype = of.share.dtype
-    counts = of.share > 0
-    chance = jnp.ones_like(of.share) if chances is None else chances.astype(dtype)
+def steps_of(
+    counts: Bool[Array, " units"],
+    chances: Float[Array, " units"] | None,
+    drawn: Int[Array, " draws"],
+) -> Steps:
+    """Draws without replacement, in proportion to chances; equal ones by default."""
+    chance = jnp.ones(counts.shape, jnp.float32) if chances is None else at_least_float32(chances)
     chance = jnp.where(counts, jnp.where(chance > 0, chance, jnp.nan), 0)
     chance = chance / jnp.sum(chance)
     counted = drawn >= 0
@@ -96,6 +114,25 @@ def values_of_draws(
     places = jnp.arange(len(drawn))
     kept = jnp.where(counted & inside, row, len(chance))
     first = jax.ops.segment_min(places, kept, len(chance) + 1)[kept]
+    used = chance[row]
+    taken = jnp.where(counted & counts[row], used, 0)
+    before = jnp.cumsum(taken) - taken
+    return Steps(
+        chance=chance,
+        row=row,
+        counted=counted,
+        bad=counted & (~inside | (first != places) | ~counts[row]),
+        probability=used / jnp.maximum(1 - before, used),
+    )
+
+
+def values_of_draws(
+    of: Units, drawn: Int[Array, " draws"], chances: Float[Array, " units"] | None
+) -> Values:
+    """What each draw says, from the sums of the units and their chances."""
+    counts = of.share > 0
+    chances = None if chances is None else chances.astype(of.share.dtype)
+    chance, row, counted, bad, probability = steps_of(counts, chances, drawn)
 
     def drawn_of(x: Float[Array, "units ..."]) -> Float[Array, "draws ..."]:
         kept = (counted & counts[row]).reshape(-1, *(1,) * (x.ndim - 1))
@@ -108,9 +145,7 @@ def values_of_draws(
         return up_to(x) - drawn_of(x)
 
     residual = of.residual[row]
-    used = chance[row]
-    probability = used / jnp.maximum(1 - before(chance), used)
-    bad = counted & (~inside | (first != places) | jnp.isnan(residual) | ~counts[row])
+    bad |= counted & jnp.isnan(residual)
     usable = counted & ~bad
     value = jnp.where(usable, residual / jnp.where(usable, probability, 1), 0)
     controls = drawn_of(of.controls) / jnp.where(usable, probability, 1)[:, None]

@@ -17,6 +17,7 @@ from calmoe_jax.calibration.intervals._interval import check_level
 from calmoe_jax.calibration.metrics.scores import squared_distances
 from calmoe_jax.mixture import mix_log_probs
 from calmoe_jax.shift.balance import configuration_balance
+from calmoe_jax.shift.few_labels._draw_values import Steps, steps_of
 from calmoe_jax.shift.few_labels.betting import lower_confidence_sequence
 from calmoe_jax.shift.repair.sample import Sample, observe
 from calmoe_jax.shift.repair.temperatures import usable_temperature, with_possible_labels
@@ -26,6 +27,8 @@ REFITS = ("temperature", "expert_temperatures", "configuration_balanced")
 # Largest difference of two Brier scores of an example.
 _MOST = 2.0
 _DEVIATION = 0.3
+# Losses up to this, or twice the tolerance, can be excluded; nothing is said of larger ones.
+_LEAST_TRIED = 0.125
 
 
 class Refit(NamedTuple):
@@ -37,7 +40,7 @@ class Refit(NamedTuple):
         chosen: which of `REFITS` it is; -1 for the reference, where none is shown to be as good.
         improvement: mean improvement of the Brier score of each of `REFITS` over the reference, on
             the labels that it was not fitted to.
-        lower: lower bound of it; they hold together at the level.
+        lower: lower bound of it, -2 where nothing is shown; they hold together at the level.
     """
 
     expert_temperatures: Float[Array, " experts"]
@@ -62,6 +65,7 @@ def refit_with_labels(
     *,
     temperature: Float[Array, ""],
     target_where: Bool[Array, " targets"] | None = None,
+    chances: Float[Array, " targets"] | None = None,
     tolerance: float = 0.01,
     level: float = 0.9,
 ) -> Refit:
@@ -69,28 +73,31 @@ def refit_with_labels(
 
     Candidates are a temperature of the aggregate, temperatures of the experts on their routed
     views, and a temperature fitted to held-out examples under weights that balance the
-    configuration, together with the labels. For each, the improvement of the Brier score over the
-    reference has a lower bound by betting (`lower_confidence_sequence`, at the level divided among
-    the candidates). Of those whose bound is at least `-tolerance` the one that improved most is
-    deployed, if it did improve; otherwise the reference. So, with probability `level`, what is
-    deployed is worse than the reference by at most the tolerance.
+    configuration, together with the labels; a label counts by the inverse of its target's
+    probability to be among the first half, `1 - (1 - chance)^n`. For each candidate the improvement
+    of the Brier score over the reference, a mean over all targets, has a lower bound by betting
+    (`lower_confidence_sequence`, at the level divided among the candidates) on unbiased estimates,
+    as in `confidence_gap_sequence`. Of those whose bound is at least `-tolerance` the one that
+    improved most is deployed, if it did improve; otherwise the reference. So, with probability
+    `level`, what is deployed is worse on these targets than the reference by at most the tolerance.
 
     Args:
         held_out: labelled examples, of one model.
         labels: their classes.
         targets: the targets.
         target_labels: class of each target that was labelled; read for drawn ones only.
-        drawn: targets in the order in which they were drawn, each with the same chance; -1 for
-            padding.
+        drawn: targets in the order in which they were drawn, each once; -1 for padding.
         temperature: of the aggregate: the reference.
         target_where: targets that count; all by default.
+        chances: chance of each target to be drawn among those that are left, above 0 if it counts,
+            as from `few_labels.label_chances`; equal ones by default.
         tolerance: largest loss of the Brier score to be excluded, at least 0.
         level: probability that it is, in (0, 1).
 
     Returns:
         A `Refit`. With few labels it is the reference, since nothing can be confirmed. A drawn
-        label outside the classes, or NaN in a drawn row, makes it the reference too, and the
-        bounds NaN.
+        label outside the classes, NaN in a drawn row, or a draw that cannot be (a target drawn
+        before, or that does not count) makes it the reference too, and the bounds NaN.
 
     Raises:
         ValueError: if a number is out of range, or sizes do not match.
@@ -110,30 +117,76 @@ def refit_with_labels(
         Guo et al., On Calibration of Modern Neural Networks, 2017; Oksuz et al., MoCaE, 2023. The
         test is in the spirit of Angelopoulos et al., Learn then Test, 2021.
     """
-    check_non_negative("tolerance", tolerance)
-    check_level(level)
-    counted = drawn >= 0
+    counts = jnp.ones(target_labels.shape, bool) if target_where is None else target_where
     row = jnp.clip(drawn, 0, len(target_labels) - 1)
     theirs = Sample(targets.expert_log_probs[row], targets.routing_weights[row])
-    given = target_labels[row]
+    return refit_to_draws(
+        held_out, labels, targets, theirs, target_labels[row], steps_of(counts, chances, drawn),
+        temperature=temperature, target_where=target_where, tolerance=tolerance, level=level,
+    )  # fmt: skip
+
+
+def refit_to_draws(
+    held_out: Sample,
+    labels: Int[Array, " examples"],
+    targets: Sample,
+    theirs: Sample,
+    given: Int[Array, " draws"],
+    steps: Steps,
+    *,
+    temperature: Float[Array, ""],
+    target_where: Bool[Array, " targets"] | None = None,
+    tolerance: float,
+    level: float,
+) -> Refit:
+    """The same, where the targets that are balanced are a part of those that labels were drawn of.
+
+    Args:
+        held_out: labelled examples, of one model.
+        labels: their classes.
+        targets: targets whose configuration is balanced.
+        theirs: the drawn targets.
+        given: their classes.
+        steps: of the draws, from all targets.
+        temperature: of the aggregate: the reference.
+        target_where: which of `targets` count; all by default.
+        tolerance: largest loss of the Brier score to be excluded.
+        level: probability that it is.
+    """
+    check_non_negative("tolerance", tolerance)
+    check_level(level)
+    counted = steps.counted
     first = counted & (jnp.cumsum(counted) <= jnp.sum(counted) // 2)
-    fitted = _fit(held_out, labels, targets, theirs, given, first, temperature, target_where)
+    of_label = jnp.where(first, _inverse_of_inclusion(steps, first), 0)
+    fitted = _fit(held_out, labels, targets, theirs, given, of_label, temperature, target_where)
     reference = _Calibrator(jnp.ones_like(fitted.expert_temperatures[0]), temperature)
     before = _squared(reference, theirs, given)
     after = jax.vmap(lambda x: _squared(x, theirs, given))(fitted)
     judged = counted & ~first
+    share = 1 / jnp.sum(steps.chance > 0)
+    most = jnp.max(jnp.where(steps.chance > 0, share / steps.chance, 0), initial=0)
+
+    # a range as narrow as what is asked, so that the candidates of the bound lie close
+    lowest = -min(max(_LEAST_TRIED, 2 * tolerance), _MOST)
 
     def bound(better: Float[Array, " draws"]) -> Float[Array, ""]:
-        return lower_confidence_sequence(
-            better, least=-_MOST, mean_range=(-_MOST, _MOST), where=judged,
-            level=1 - (1 - level) / len(REFITS), planned=max(len(drawn) // 2, 1),
-            deviation=_DEVIATION,
+        of_draw = jnp.where(counted, share * better, 0)
+        value = of_draw / jnp.where(counted, steps.probability, 1)
+        shown = lower_confidence_sequence(
+            value, known=jnp.cumsum(of_draw) - of_draw, least=-_MOST * most,
+            mean_range=(lowest, lowest + 1), where=judged, level=1 - (1 - level) / len(REFITS),
+            planned=max(len(given) // 2, 1), deviation=_DEVIATION,
         )[-1]  # fmt: skip
+        shown = jnp.where(shown > lowest, shown, -_MOST)
+        # what targets without a label can take away at most
+        left = jnp.maximum(1 - share * jnp.sum(counted), 0)
+        return jnp.maximum(shown, jnp.sum(of_draw) - _MOST * left)
 
-    better = before[None] - after
-    number = jnp.sum(judged).astype(better.dtype)
-    sums = jnp.sum(jnp.where(judged[None], better, 0), axis=1)
-    improvement = sums / jnp.where(number == 0, jnp.nan, number)
+    better = jnp.where(jnp.any(steps.bad), jnp.nan, before[None] - after)
+    weight = jnp.where(judged, 1 / jnp.where(judged, steps.chance[steps.row], 1), 0)
+    total = jnp.sum(weight)
+    sums = jnp.sum(weight[None] * jnp.where(judged[None], better, 0), axis=1)
+    improvement = sums / jnp.where(total == 0, jnp.nan, total)
     lower = jax.lax.map(bound, better)
     passes = (lower >= -tolerance) & (improvement > 0)
     best = jnp.argmax(jnp.where(passes, improvement, -jnp.inf))
@@ -145,21 +198,30 @@ def refit_with_labels(
     return Refit(deployed.expert_temperatures, deployed.temperature, chosen, improvement, lower)
 
 
+def _inverse_of_inclusion(steps: Steps, first: Bool[Array, " draws"]) -> Float[Array, " draws"]:
+    """Inverse of each target's probability to be among the first draws, with a mean of 1."""
+    number = jnp.sum(first)
+    chance = jnp.where(first, steps.chance[steps.row], 1)
+    included = -jnp.expm1(jnp.maximum(number, 1) * jnp.log1p(-chance))
+    inverse = jnp.where(first, 1 / included, 0)
+    return inverse * number / jnp.maximum(jnp.sum(inverse), 1)
+
+
 def _fit(
     held_out: Sample,
     labels: Int[Array, " examples"],
     targets: Sample,
     theirs: Sample,
     given: Int[Array, " draws"],
-    first: Bool[Array, " draws"],
+    of_label: Float[Array, " draws"],
     temperature: Float[Array, ""],
     target_where: Bool[Array, " targets"] | None,
 ) -> _Calibrator:
-    """The candidates, with a leading axis in the order of `REFITS`."""
+    """The candidates, with a leading axis in the order of `REFITS`; labels have weights."""
     log_probs = with_possible_labels(mix_log_probs(*theirs), given)
-    plain = usable_temperature(fit_temperature(log_probs, given, where=first))
+    plain = usable_temperature(fit_temperature(log_probs, given, weights=of_label))
     of_experts = fit_expert_temperatures(
-        theirs.expert_log_probs, given, routing_weights=theirs.routing_weights, where=first
+        theirs.expert_log_probs, given, routing_weights=theirs.routing_weights * of_label[:, None]
     )
     experts = usable_temperature(of_experts)
     own = observe(held_out)
@@ -171,7 +233,7 @@ def _fit(
     # a label of a target counts as one of the examples that the balanced ones are worth
     size = jnp.square(jnp.sum(weights)) / jnp.sum(jnp.square(weights))
     both = jnp.concatenate([with_possible_labels(own.config.log_probs, labels), log_probs])
-    weighted = jnp.concatenate([weights * size, first.astype(weights.dtype)])
+    weighted = jnp.concatenate([weights * size, of_label.astype(weights.dtype)])
     balanced = fit_temperature(both, jnp.concatenate([labels, given]), weights=weighted)
     found = jnp.stack([plain, jnp.ones_like(plain), usable_temperature(balanced)])
     ones = jnp.ones_like(experts)
