@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import zlib
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,12 +56,16 @@ def pytest_addoption(parser):
     parser.addoption(
         "--exhaustive", action="store_true", help="also run tests that repeat others in kind"
     )
+    parser.addoption(
+        "--part", default="1/1", metavar="I/N", help="only the I-th of N parts of the modules"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Exhaustive tests run when asked for, comparisons with other libraries where installed."""
     _spread_cases(items)
+    _keep_part(config, items)
     if not config.getoption("--exhaustive"):
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
         config.hook.pytest_deselected(items=left_out)
@@ -70,6 +75,20 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("peers"):
                 item.add_marker(skipped)
+
+
+def _keep_part(config, items):
+    """Leaves out modules of the other parts: those whose path has another checksum."""
+    number, count = (int(x) for x in config.getoption("--part").split("/"))
+    if not 1 <= number <= count:
+        raise pytest.UsageError(f"--part must be I/N with 1 <= I <= N, got {number}/{count}")
+
+    def ours(item):
+        path = item.path.relative_to(config.rootpath).as_posix()
+        return zlib.crc32(path.encode()) % count == number - 1
+
+    config.hook.pytest_deselected(items=[item for item in items if not ours(item)])
+    items[:] = [item for item in items if ours(item)]
 
 
 def _spread_cases(items):
