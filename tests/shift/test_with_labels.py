@@ -271,3 +271,13 @@ def test_refit_refuses_draws_that_cannot_be(place):
         )  # fmt: skip
         assert found.chosen == -1
         assert np.isnan(found.lower).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_refit_knows_what_labels_have_settled(seed):
+    """With four targets of five labelled, an improvement is shown that draws alone do not show."""
+    held_out, labels = sample(200, 1.0, 0)
+    targets, theirs = sample(400, 5.0, 1)
+    drawn = np.random.RandomState(seed).permutation(400)[:320]
+    found = refit_with_labels(held_out, labels, targets, theirs, drawn, temperature=jnp.array(1.0))
+    assert 0 < found.lower[1] < found.improvement[1]
