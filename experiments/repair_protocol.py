@@ -14,6 +14,7 @@ ResNets stand for the images, unless backbones are to be trained with router and
    is the same with a prior fitted to simulated shifts: by EM, to their true gaps given both label-
    free estimates; for the real splits of a task without that task's simulated shifts, for a
    simulated one without its task and its family.
+   *Exact gap* lowers confidence by the very gap, which bounds of it approach.
 2. Labels are drawn as `calmoe label` draws them, 12 times for each model, split and number.
 3. *Closed* is the share of the gap in calibration error from the temperature fitted in distribution
    to the best one (of least error, found with all labels). *Harm* is the error above that of the
@@ -284,6 +285,7 @@ def judge(populations: list[Population]) -> dict[str, Any]:
     blind = {"safe": [p.safe[:, None] for p in populations]}
     blind["bold"] = [p.bold[:, None] for p in populations]
     rows = {f"{rule} 0": frontier(populations, gaps)._asdict() for rule, gaps in blind.items()}
+    rows["exact gap"] = frontier(populations, [p.gap[:, None] for p in populations])._asdict()
     missed: dict[str, Any] = {}
     for number in tqdm(NUMBERS, unit="number of labels", disable=None):
         drawn = [draw(p, number) for p in tqdm(populations, unit="split", disable=None)]

@@ -15,6 +15,7 @@ same differences, so there are several partitions for each network.
 """
 
 import itertools
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -190,6 +191,32 @@ def measure(
     return lines
 
 
+def known(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines with a balance and an error, which is missing where no replicate found a balance.
+
+    Args:
+        lines: as from `measure`.
+    """
+    return [x for x in lines if x["found"] and None not in x.values()]
+
+
+def within_two_errors(lines: list[dict[str, Any]]) -> tuple[int, int, int]:
+    """How often each temperature is within two standard errors of the oracle's.
+
+    Args:
+        lines: as from `measure`.
+
+    Returns:
+        The rebalanced ones, the plain ones, and of how many: those with a balance and an error.
+    """
+    some = known(lines)
+    rebalanced, plain = (
+        sum(abs(x[rule]) <= 2 * x[f"{rule}_error"] for x in some)
+        for rule in ("rebalanced", "plain")
+    )
+    return rebalanced, plain, len(some)
+
+
 def main() -> None:
     """Measures, prints a table, and writes everything."""
     parser = experiment_parser(__doc__)
@@ -213,19 +240,14 @@ def main() -> None:
         )  # fmt: skip
         everything[task.name] = lines
         for tilt in TILTS:
-            # an error is missing where no replicate found a balance
-            known = [x for x in lines if x["found"] and None not in x.values()]
-            some = [x for x in known if x["tilt"] == tilt]
-            near = [
-                sum(abs(x[rule]) <= 2 * x[f"{rule}_error"] for x in some)
-                for rule in ("rebalanced", "plain")
-            ]
-            counts += (*near, len(some))
+            some = known(x for x in lines if x["tilt"] == tilt)
+            near = within_two_errors(some)
+            counts += near
             sizes = "".join(
                 f"{np.mean([abs(x[r]) for x in some]):8.3f}" if some else f"{'-':>8}"
                 for r in ("rebalanced", "plain", "rebalanced_error")
             )
-            print(f"{task.name + ', ' + tilt:<36}{near[0]:12}{near[1]:8}{len(some):4}{sizes}")
+            print(f"{task.name + ', ' + tilt:<36}{near[0]:12}{near[1]:8}{near[2]:4}{sizes}")
     print(f"{title}: rebalanced {counts[0]}, plain {counts[1]}, of {counts[2]}")
     if arguments.out:
         write_results(arguments.out, tasks=everything)

@@ -140,6 +140,8 @@ def test_refit_keeps_the_reference_where_nothing_is_shown(number):
     assert found.chosen == -1
     np.testing.assert_allclose(found.temperature, 1.1)
     np.testing.assert_allclose(found.expert_temperatures, 1)
+    if number < 2:  # nothing is excluded, not even the greatest loss
+        np.testing.assert_allclose(found.lower, -2, atol=0.03)
 
 
 @pytest.mark.exhaustive
@@ -281,3 +283,20 @@ def test_refit_knows_what_labels_have_settled(seed):
     drawn = np.random.RandomState(seed).permutation(400)[:320]
     found = refit_with_labels(held_out, labels, targets, theirs, drawn, temperature=jnp.array(1.0))
     assert 0 < found.lower[1] < found.improvement[1]
+
+
+def test_refit_bounds_what_was_drawn_against_the_odds():
+    """A target of a tiny chance, drawn all the same, stands for many: no bound above its loss."""
+    targets, labels, wrong = two_kinds(400)
+    right = np.flatnonzero(
+        ~wrong & (np.asarray(targets.expert_log_probs)[:, 0].argmax(1) == labels)
+    )
+    rare = right[np.asarray(targets.expert_log_probs)[right, 0].max(1).argmax()]
+    others = np.random.RandomState(0).permutation(np.setdiff1d(np.flatnonzero(wrong), rare))
+    drawn = np.concatenate([others, [rare]])
+    found = refit_with_labels(
+        targets, labels, targets, labels, drawn, temperature=jnp.array(1.0),
+        chances=jnp.where(jnp.arange(400) == rare, 1e-6, 1.0),
+    )  # fmt: skip
+    assert found.temperature == 1
+    assert (found.lower < -0.1).all()

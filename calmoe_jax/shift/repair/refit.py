@@ -177,7 +177,7 @@ def refit_to_draws(
             mean_range=(lowest, lowest + 1), where=judged, level=1 - (1 - level) / len(REFITS),
             planned=max(len(given) // 2, 1), deviation=_DEVIATION,
         )[-1]  # fmt: skip
-        shown = jnp.where(shown > lowest, shown, -_MOST)
+        shown = jnp.where(shown <= lowest, -_MOST, shown)
         # what targets without a label can take away at most
         left = jnp.maximum(1 - share * jnp.sum(counted), 0)
         return jnp.maximum(shown, jnp.sum(of_draw) - _MOST * left)
