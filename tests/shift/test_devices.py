@@ -30,6 +30,8 @@ def classes(rows):
 
 # Numbers of targets on several devices.
 DRAWN = jnp.array([3, 26, 11, 17, 0, -1])
+# All that count, of every device, in another order.
+DRAWN_OF_MANY = jnp.array([22, 7, 24, 0, 14, 8, 21, 16, 23, 9, 15, 25, -1, 26])
 
 
 def labelled(a, b, w, axis_name=None):
@@ -57,8 +59,24 @@ def labelled(a, b, w, axis_name=None):
     )
 
 
+def refitted(a, b, w, axis_name=None):
+    """A refit to draws of targets on several devices; targets are wrong on one side of a line."""
+
+    def sample(rows, sharpness):
+        experts = jnp.stack([2 * rows, sharpness * rows[:, ::-1]], axis=1)
+        return cm.shift.repair.Sample(jax.nn.log_softmax(experts), jax.nn.softmax(2 * rows[:, :2]))
+
+    off = jnp.where(b[:, :1] > 0.3, jnp.roll(b, 1, axis=1), b)
+    return cm.shift.repair.refit_with_labels(
+        sample(a, 1.0), classes(a).astype(jnp.int32), sample(b, 4.0),
+        classes(off).astype(jnp.int32), DRAWN_OF_MANY, temperature=jnp.array(1.0),
+        target_where=w, chances=jax.nn.sigmoid(b[:, 1]), tolerance=2.0, axis_name=axis_name,
+    )  # fmt: skip
+
+
 FUNCTIONS = {
     "repair_with_labels": labelled,
+    "refit_with_labels": refitted,
     "label_chances": lambda a, b, w, axis_name=None: cm.shift.few_labels.label_chances(
         jax.nn.sigmoid(a[:, 0]), where=w, weights=jax.nn.sigmoid(b[:, 0]), axis_name=axis_name
     ),
@@ -109,7 +127,21 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
-BY_DEFAULT = ("repair_with_labels", "separability", "configuration_shift_test", "neighbour_support")
+def test_a_refit_on_devices_deploys_something():
+    """What is never chosen would agree whatever the devices see."""
+    found = refitted(*draw())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
+    assert found.chosen >= 0
+    assert abs(found.temperature - 1) + jnp.abs(found.expert_temperatures - 1).sum() > 0.1
+
+
+BY_DEFAULT = (
+    "repair_with_labels",
+    "refit_with_labels",
+    "separability",
+    "configuration_shift_test",
+    "neighbour_support",
+)
 
 
 def test_what_labels_show_on_devices_is_a_number():

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from calmoe_jax._checks import check_non_negative
+from calmoe_jax._numerics import AxisName, all_rows, psum, row_positions
 from calmoe_jax._signatures import checked
 from calmoe_jax.calibration.calibrators import (
     fit_expert_temperatures,
@@ -68,6 +69,7 @@ def refit_with_labels(
     chances: Float[Array, " targets"] | None = None,
     tolerance: float = 0.01,
     level: float = 0.9,
+    axis_name: AxisName = None,
 ) -> Refit:
     """Fits calibrators to the first half of the labels, and deploys what the second half confirms.
 
@@ -93,6 +95,9 @@ def refit_with_labels(
             as from `few_labels.label_chances`; equal ones by default.
         tolerance: largest loss of the Brier score to be excluded, at least 0.
         level: probability that it is, in (0, 1).
+        axis_name: device axis that both samples are sharded over, and the chances with the targets.
+            Draws are the same on all devices; a target's number counts all devices. Drawn targets
+            and the aggregate's held-out predictions are gathered.
 
     Returns:
         A `Refit`. With few labels it is the reference, since nothing can be confirmed. A drawn
@@ -118,12 +123,26 @@ def refit_with_labels(
         test is in the spirit of Angelopoulos et al., Learn then Test, 2021.
     """
     counts = jnp.ones(target_labels.shape, bool) if target_where is None else target_where
-    row = jnp.clip(drawn, 0, len(target_labels) - 1)
-    theirs = Sample(targets.expert_log_probs[row], targets.routing_weights[row])
+    chances = None if chances is None else all_rows(chances, axis_name)
+    steps = steps_of(all_rows(counts, axis_name), chances, drawn)
+    *theirs, given = (
+        _of_rows(x, steps.row, axis_name)
+        for x in (targets.expert_log_probs, targets.routing_weights, target_labels)
+    )
     return refit_to_draws(
-        held_out, labels, targets, theirs, target_labels[row], steps_of(counts, chances, drawn),
-        temperature=temperature, target_where=target_where, tolerance=tolerance, level=level,
+        held_out, labels, targets, Sample(*theirs), given, steps, temperature=temperature,
+        target_where=target_where, tolerance=tolerance, level=level, axis_name=axis_name,
     )  # fmt: skip
+
+
+def _of_rows(
+    x: Shaped[Array, "targets ..."], rows: Int[Array, " draws"], axis_name: AxisName
+) -> Shaped[Array, "draws ..."]:
+    """Rows of an array by their numbers on all devices."""
+    local = rows - row_positions(len(x), axis_name)[0]
+    here = (local >= 0) & (local < len(x))
+    found = x[jnp.clip(local, 0, len(x) - 1)]
+    return psum(jnp.where(here.reshape(-1, *(1,) * (x.ndim - 1)), found, 0), axis_name)
 
 
 def refit_to_draws(
@@ -138,6 +157,7 @@ def refit_to_draws(
     target_where: Bool[Array, " targets"] | None = None,
     tolerance: float,
     level: float,
+    axis_name: AxisName = None,
 ) -> Refit:
     """The same, where the targets that are balanced are a part of those that labels were drawn of.
 
@@ -152,13 +172,15 @@ def refit_to_draws(
         target_where: which of `targets` count; all by default.
         tolerance: largest loss of the Brier score to be excluded.
         level: probability that it is.
+        axis_name: device axis of `held_out` and `targets`.
     """
     check_non_negative("tolerance", tolerance)
     check_level(level)
     counted = steps.counted
     first = counted & (jnp.cumsum(counted) <= jnp.sum(counted) // 2)
     of_label = jnp.where(first, _inverse_of_inclusion(steps, first), 0)
-    fitted = _fit(held_out, labels, targets, theirs, given, of_label, temperature, target_where)
+    balanced = _balanced(held_out, labels, targets, target_where, axis_name)
+    fitted = _fit(balanced, theirs, given, of_label, temperature)
     reference = _Calibrator(jnp.ones_like(fitted.expert_temperatures[0]), temperature)
     before = _squared(reference, theirs, given)
     after = jax.vmap(lambda x: _squared(x, theirs, given))(fitted)
@@ -207,15 +229,38 @@ def _inverse_of_inclusion(steps: Steps, first: Bool[Array, " draws"]) -> Float[A
     return inverse * number / jnp.maximum(jnp.sum(inverse), 1)
 
 
-def _fit(
+class _Balanced(NamedTuple):
+    """Held-out examples with the targets' configurations; weights sum to what they are worth."""
+
+    log_probs: Float[Array, "examples classes"]
+    labels: Int[Array, " examples"]
+    weights: Float[Array, " examples"]
+
+
+def _balanced(
     held_out: Sample,
     labels: Int[Array, " examples"],
     targets: Sample,
+    target_where: Bool[Array, " targets"] | None,
+    axis_name: AxisName,
+) -> _Balanced:
+    own = observe(held_out)
+    solution = configuration_balance(
+        own.features, observe(targets).features, target_where=target_where, axis_name=axis_name
+    )
+    weights = all_rows(jnp.exp(solution.log_weights), axis_name)
+    # a label of a target counts as one of the examples that the balanced ones are worth
+    size = jnp.square(jnp.sum(weights)) / jnp.sum(jnp.square(weights))
+    log_probs = with_possible_labels(own.config.log_probs, labels)
+    return _Balanced(all_rows(log_probs, axis_name), all_rows(labels, axis_name), weights * size)
+
+
+def _fit(
+    balanced: _Balanced,
     theirs: Sample,
     given: Int[Array, " draws"],
     of_label: Float[Array, " draws"],
     temperature: Float[Array, ""],
-    target_where: Bool[Array, " targets"] | None,
 ) -> _Calibrator:
     """The candidates, with a leading axis in the order of `REFITS`; labels have weights."""
     log_probs = with_possible_labels(mix_log_probs(*theirs), given)
@@ -224,18 +269,12 @@ def _fit(
         theirs.expert_log_probs, given, routing_weights=theirs.routing_weights * of_label[:, None]
     )
     experts = usable_temperature(of_experts)
-    own = observe(held_out)
-    weights = jnp.exp(
-        configuration_balance(
-            own.features, observe(targets).features, target_where=target_where
-        ).log_weights
+    both = fit_temperature(
+        jnp.concatenate([balanced.log_probs, log_probs]),
+        jnp.concatenate([balanced.labels, given]),
+        weights=jnp.concatenate([balanced.weights, of_label.astype(balanced.weights.dtype)]),
     )
-    # a label of a target counts as one of the examples that the balanced ones are worth
-    size = jnp.square(jnp.sum(weights)) / jnp.sum(jnp.square(weights))
-    both = jnp.concatenate([with_possible_labels(own.config.log_probs, labels), log_probs])
-    weighted = jnp.concatenate([weights * size, of_label.astype(weights.dtype)])
-    balanced = fit_temperature(both, jnp.concatenate([labels, given]), weights=weighted)
-    found = jnp.stack([plain, jnp.ones_like(plain), usable_temperature(balanced)])
+    found = jnp.stack([plain, jnp.ones_like(plain), usable_temperature(both)])
     ones = jnp.ones_like(experts)
     usable = jnp.isfinite(found)
     return _Calibrator(
