@@ -12,6 +12,8 @@ from experiments.our_study.command import ROUTINGS
 from experiments.our_study.command import read as read_cells
 from experiments.our_study.comparing import compare, read_rows
 
+CORRUPTIONS = "experiments/corruptions/results.json.gz"
+PAPER = "experiments/paper_study/{}-quick.json"
 _CALIBRATORS = {
     "none": "as trained",
     "per_expert": "experts calibrated",
@@ -21,7 +23,7 @@ _CALIBRATORS = {
 
 def hard_or_soft() -> str:
     """Errors under shift by routing, task by task, and the shares of shifts below 5 %."""
-    found = read("experiments/corruptions/results.json.gz")["summary"]
+    found = read(CORRUPTIONS)["summary"]
     parts = []
     for task, rows in found.items():
         at = {(r["routing"], r["calibrator"]): r for r in rows}
@@ -41,7 +43,7 @@ def hard_or_soft() -> str:
 
 def drift() -> str:
     """What of hard routing's gap is because configurations move, and what because P(right | S)."""
-    found = read("experiments/corruptions/results.json.gz")["summary"]
+    found = read(CORRUPTIONS)["summary"]
     parts = []
     for task, rows in found.items():
         hard = next(r for r in rows if (r["routing"], r["calibrator"]) == ("hard", "per_expert"))
@@ -54,12 +56,6 @@ def drift() -> str:
         "mean gap of hard routing with calibrated experts; because configurations move; because "
         f"the gap given the configuration changes: {'; '.join(parts)}"
     )
-
-
-def corruptions_commit() -> str:
-    """The commit that they were measured at."""
-    found = read("experiments/corruptions/results.json.gz")
-    return short_commit(found["made_with"]["commit"])
 
 
 def our_study() -> str:
@@ -100,7 +96,7 @@ def our_study_commit() -> str:
 
 def paper(name: str, methods: Sequence[str] = ("vanilla", "robust", "robust_filtered")) -> str:
     """The published error and ours of some methods, on the subset that was published."""
-    found = read(f"experiments/paper_study/{name}.json")
+    found = read(PAPER.format(name))
     target = paper_study.target_of(found)
     at = {(r["method"], r["calibrator"]): r for r in found["rows"] if r["split"] == target}
     parts = []
@@ -118,11 +114,6 @@ def paper(name: str, methods: Sequence[str] = ("vanilla", "robust", "robust_filt
         f"{size['seeds']} seeds; ECE as trained, with a temperature, repaired (safe): "
         f"{'; '.join(parts)}"
     )
-
-
-def paper_commit(name: str) -> str:
-    """The commit that the study was run with."""
-    return short_commit(read(f"experiments/paper_study/{name}.json")["environment"]["commit"])
 
 
 def _mean(row: dict[str, Any], metric: str) -> float:

@@ -36,6 +36,17 @@ def short_commit(whole: str | None) -> str:
     return whole[:7]
 
 
+def commit_of(path: str) -> str:
+    """The commit that a file's results were made at.
+
+    Args:
+        path: of the results, as for `read`.
+    """
+    found = read(path)
+    made: dict[str, str | None] = found["made_with" if "made_with" in found else "environment"]
+    return short_commit(made["commit"])
+
+
 def fixed(value: float | F, digits: int = 3, *, sign: bool = False) -> str:
     """A number without its leading zero: `.062`, `-.015`, `+.003`; zero has no minus.
 
