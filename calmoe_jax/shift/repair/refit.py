@@ -185,7 +185,7 @@ def refit_to_draws(
     before = _squared(reference, theirs, given)
     after = jax.vmap(lambda x: _squared(x, theirs, given))(fitted)
     judged = counted & ~first
-    share = 1 / jnp.sum(steps.chance > 0)
+    share = 1 / jnp.sum(steps.chance > 0).astype(steps.chance.dtype)
     most = jnp.max(jnp.where(steps.chance > 0, share / steps.chance, 0), initial=0)
 
     # a range as narrow as what is asked, so that the candidates of the bound lie close
@@ -201,7 +201,7 @@ def refit_to_draws(
         )[-1]  # fmt: skip
         shown = jnp.where(shown <= lowest, -_MOST, shown)
         # what targets without a label can take away at most
-        left = jnp.maximum(1 - share * jnp.sum(counted), 0)
+        left = jnp.maximum(1 - jnp.sum(jnp.where(counted, share, 0)), 0)
         return jnp.maximum(shown, jnp.sum(of_draw) - _MOST * left)
 
     better = jnp.where(jnp.any(steps.bad), jnp.nan, before[None] - after)
@@ -222,7 +222,7 @@ def refit_to_draws(
 
 def _inverse_of_inclusion(steps: Steps, first: Bool[Array, " draws"]) -> Float[Array, " draws"]:
     """Inverse of each target's probability to be among the first draws, with a mean of 1."""
-    number = jnp.sum(first)
+    number = jnp.sum(first).astype(steps.chance.dtype)
     chance = jnp.where(first, steps.chance[steps.row], 1)
     included = -jnp.expm1(jnp.maximum(number, 1) * jnp.log1p(-chance))
     inverse = jnp.where(first, 1 / included, 0)
