@@ -180,7 +180,8 @@ def end_to_end(protocol: Found) -> str:
     """
     safe = protocol["rows"]["safe 0"]
     harms = max(safe["harm"], safe["simulated_harm"])
-    supported("safe harms no split and no simulated shift by more than .02", harms <= 0.02)
+    supported("safe closes most of the gap", safe["closed"] > 0.5)
+    supported("safe harms nothing", harms <= 0.001)
     return _one_shift(protocol)
 
 
