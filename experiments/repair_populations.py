@@ -7,6 +7,7 @@ its correctness and its gaps estimated without labels, and calibration error aga
 import dataclasses
 import io
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +19,14 @@ from tqdm import tqdm
 from calmoe_jax import mixture, shift
 from calmoe_jax._files import write_whole
 from calmoe_jax.calibration.calibrators import scale_log_probs
-from calmoe_jax.data import Split, Task
+from calmoe_jax.data import Split, Task, resolve_task
 from calmoe_jax.shift.estimators import Evidence
 from calmoe_jax.shift.few_labels import correctness_model
 from calmoe_jax.study import ModelConfig, RunConfig, TrainConfig
 from calmoe_jax.training import TrainedSeeds
 from experiments.choose_rule import LOG_TEMPERATURES, curves
+from experiments.features import colour, without_colour_images
+from experiments.paper import QUICK, smaller
 from experiments.repair_without_labels import errors, fit
 from experiments.simulated import family, leave_out, subpopulations
 from experiments.trained import sample, train_vanilla
@@ -38,6 +41,8 @@ MOST_TARGETS, MOST_HELD_OUT = 3000, 2000
 MOST_SIMULATED = 1000
 # Kind of splits of which a part of the labels is wrong, which no rule without labels can see.
 CONTROL = "control"
+# In the name of the folder, so that networks of another size are never taken for these.
+_SIZE = f"width-{QUICK.width}-images-{QUICK.images}-epochs-{QUICK.epochs}"
 
 
 class Population(NamedTuple):
@@ -117,6 +122,33 @@ def _read(rows: Any, number: int) -> Population:
     found = {name: rows[f"{number} {name}"] for name in Population._fields}
     # plain values come back as arrays without axes
     return Population(**{name: x.item() if x.ndim == 0 else x for name, x in found.items()})
+
+
+def gather(
+    tasks: list[str], data_dir: Path | None, runs: Path, *, end_to_end: bool = False
+) -> list[Population]:
+    """All populations of all tasks and sets of seeds; those in `runs` are not made again.
+
+    Args:
+        tasks: their names.
+        data_dir: folder with the data.
+        runs: folder of trainings and populations.
+        end_to_end: whether networks of colour images see the images, not features of them.
+    """
+    found: list[Population] = []
+    for name in tqdm(tasks, unit="task", disable=None):
+        task, of_task = resolve_task(name, data_dir), runs
+        model, train = ModelConfig(), TrainConfig()
+        if end_to_end and colour(task):
+            task, of_task = smaller(task, QUICK.images), runs / f"end-to-end-{_SIZE}"
+            model, train = QUICK.resnet, QUICK.train
+        else:
+            task = without_colour_images(task, runs / "features")
+        for first_seed in SETS:
+            for kind, make in (("real", real_populations), ("simulated", simulated_populations)):
+                path = of_task / "populations" / f"{task.name}-{kind}-{first_seed}.npz"
+                found += kept(path, partial(make, task, first_seed, of_task, model, train))
+    return found
 
 
 def real_populations(

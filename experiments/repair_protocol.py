@@ -36,7 +36,6 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from calmoe_jax.data import resolve_task
 from calmoe_jax.shift.few_labels import (
     GapPrior,
     confidence_gap_sequence,
@@ -45,18 +44,7 @@ from calmoe_jax.shift.few_labels import (
     label_free_prior,
     posterior_gap,
 )
-from calmoe_jax.study import ModelConfig, TrainConfig
-from experiments.features import colour, without_colour_images
-from experiments.paper import QUICK, smaller
-from experiments.repair_populations import (
-    CONTROL,
-    MOST_TARGETS,
-    SETS,
-    Population,
-    kept,
-    real_populations,
-    simulated_populations,
-)
+from experiments.repair_populations import CONTROL, MOST_TARGETS, Population, gather
 from experiments.trained import experiment_parser, write_results
 
 TASKS = ("portal", "newsgroups", "sentiment", "digits16", "fashion_c")
@@ -158,12 +146,15 @@ def fit_prior(populations: Iterable[Population]) -> GapPrior:
     for _ in range(_ROUNDS):
         means = np.stack([safe, bold, np.zeros_like(safe), np.full_like(safe, any_gap)])
         off = gap - means
-        logs = np.log(weights / deviations)[:, None] - 0.5 * (off / deviations[:, None]) ** 2
+        with np.errstate(divide="ignore"):  # a component may lose all its weight
+            logs = np.log(weights / deviations)[:, None] - 0.5 * (off / deviations[:, None]) ** 2
         share = np.exp(logs - logs.max(axis=0))
         share /= share.sum(axis=0)
         weights = share.mean(axis=1)
-        any_gap = float(share[3] @ gap / share[3].sum())
-        squares = np.sum(share * off**2, axis=1) / share.sum(axis=1)
+        total = share.sum(axis=1)
+        some = np.where(total > 0, total, 1)  # what explains nothing has the least deviation
+        any_gap = float(share[3] @ gap / some[3])
+        squares = np.sum(share * off**2, axis=1) / some
         deviations = np.maximum(np.sqrt(squares), _LEAST_DEVIATION)
     means = np.array([0.0, 0.0, 0.0, any_gap])
     return GapPrior(*(np.asarray(x, np.float32) for x in (weights, means, deviations)))
@@ -249,33 +240,6 @@ def priors(populations: list[Population]) -> Callable[[Population], GapPrior]:
         return known[key]
 
     return of
-
-
-def gather(
-    tasks: list[str], data_dir: Path | None, runs: Path, *, end_to_end: bool = False
-) -> list[Population]:
-    """All populations of all tasks and sets of seeds; those in `runs` are not made again.
-
-    Args:
-        tasks: their names.
-        data_dir: folder with the data.
-        runs: folder of trainings and populations.
-        end_to_end: whether networks of colour images see the images, not features of them.
-    """
-    found: list[Population] = []
-    for name in tqdm(tasks, unit="task", disable=None):
-        task, of_task = resolve_task(name, data_dir), runs
-        model, train = ModelConfig(), TrainConfig()
-        if end_to_end and colour(task):
-            task, of_task = smaller(task, QUICK.images), runs / "end-to-end"
-            model, train = QUICK.resnet, QUICK.train
-        else:
-            task = without_colour_images(task, runs / "features")
-        for first_seed in SETS:
-            for kind, make in (("real", real_populations), ("simulated", simulated_populations)):
-                path = of_task / "populations" / f"{task.name}-{kind}-{first_seed}.npz"
-                found += kept(path, partial(make, task, first_seed, of_task, model, train))
-    return found
 
 
 def judge(populations: list[Population]) -> dict[str, Any]:

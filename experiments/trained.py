@@ -89,8 +89,10 @@ def write_json(out: Path, content: Any) -> None:
         content: of it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    plain = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_whole(out, pack(content) if out.suffix == ".gz" else plain.encode())
+    if out.suffix == ".gz":
+        write_whole(out, pack(content))
+        return
+    write_whole(out, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def write_results(out: Path, **content: Any) -> None:

@@ -4,11 +4,11 @@ import textwrap
 from typing import Any
 
 from experiments.figures.words import fixed, listed, read, supported
+from experiments.repair_protocol import NUMBERS
 
 PATH = "experiments/repair/protocol.json"
 IMAGES = "experiments/repair/images.json"
 END_TO_END = "experiments/repair/end_to_end.json"
-NUMBERS = (10, 25, 50, 100, 200)
 _WIDTH = 100
 Found = dict[str, Any]
 

@@ -1,12 +1,15 @@
 """The protocol of the repair: its fitted prior, its frontier by hand, populations kept whole."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small import small_task
 
 from experiments import repair_populations, repair_protocol
+from experiments.paper import QUICK
 from experiments.repair_populations import CONTROL, LOG_TEMPERATURES, Population
 
 pytestmark = pytest.mark.exhaustive
@@ -115,3 +118,48 @@ def test_readme_has_the_table_of_the_committed_results():
     root = Path(repair_protocol.__file__).parents[1]
     found = json.loads((root / "experiments" / "repair" / "protocol.json").read_text())
     assert repair_protocol.markdown(found) in (root / "README.md").read_text()
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_colour_images_alone_are_trained_on_end_to_end(tmp_path, monkeypatch, colours, end_to_end):
+    images = np.zeros((60, 64, 64, colours), np.uint8)
+    made = dataclasses.replace(small_task(), name="made")
+    made = dataclasses.replace(
+        made, train=dataclasses.replace(made.train, inputs=images[: len(made.train)])
+    )
+    seen = []
+
+    def real(task, first_seed, runs, model, train):
+        seen.append((first_seed, runs, model.backbone, train.epochs, task.name))
+        return [population(task.name)]
+
+    monkeypatch.setattr(repair_populations, "resolve_task", lambda name, data_dir: made)
+    monkeypatch.setattr(repair_populations, "colour", lambda task: colours == 3)
+    monkeypatch.setattr(repair_populations, "without_colour_images", lambda task, _: task)
+    monkeypatch.setattr(repair_populations, "smaller", lambda task, images: task)
+    for name in ("real_populations", "simulated_populations"):
+        monkeypatch.setattr(repair_populations, name, real)
+    for _ in range(2):  # the second time from the files
+        found = repair_populations.gather(["made"], None, tmp_path, end_to_end=end_to_end)
+        assert len(found) == 2 * len(repair_populations.SETS)
+    assert len(seen) == len(found)
+    trained = end_to_end and colours == 3
+    assert {x[2] for x in seen} == {"resnet18" if trained else "mlp"}
+    assert {x[3] == QUICK.epochs for x in seen} == {trained}
+    assert all(("end-to-end" in x[1].name) == trained for x in seen)
+    assert {x[0] for x in seen} == set(repair_populations.SETS)
+
+
+def test_of_one_task_no_prior_is_fitted_to_others(monkeypatch):
+    monkeypatch.setattr(repair_protocol, "NUMBERS", (10,))
+    one, other = (
+        [population(x), population(x, CONTROL)]
+        + [population(x, kind, simulated=True) for kind in ("faded", "noise")]
+        for x in ("a", "b")
+    )
+    found = repair_protocol.judge(one)["rows"]
+    assert "fitted 10" not in found
+    np.testing.assert_allclose(found["exact gap"]["closed"], 1, atol=0.02)
+    two = [*one, *other]
+    assert "fitted 10" in repair_protocol.judge(two)["rows"]
