@@ -3,6 +3,9 @@
 import argparse
 import gzip
 import json
+import resource
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from calmoe_jax.study.methods import build_method, warm_up_objective
 from calmoe_jax.study.networks import build_network, build_optimizer
 from calmoe_jax.training import Checkpoints, MetricsLog, TrainedSeeds, Training, train
 
+_STARTED = time.monotonic()
 _TASKS = ("portal", "newsgroups", "sentiment", "digits16")
 
 
@@ -76,6 +80,17 @@ def sample(trained: TrainedSeeds, inputs: PyTree) -> repair.Sample:
     return repair.dense_sample(*outputs, num_experts=trained.num_experts)
 
 
+def used() -> dict[str, float]:
+    """Minutes that this process has taken so far, and the most memory that it held, in GB.
+
+    What an earlier process had done, of a study that goes on, is not among the minutes.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    minutes = (time.monotonic() - _STARTED) / 60
+    return {"minutes": round(minutes, 1), "peak_gb": round(peak / 1e9, 2)}
+
+
 def pack(content: Any) -> bytes:
     """Compressed JSON; the same bytes for the same content."""
     return gzip.compress(json.dumps(content, allow_nan=False).encode(), mtime=0)
@@ -96,10 +111,10 @@ def write_json(out: Path, content: Any) -> None:
 
 
 def write_results(out: Path, **content: Any) -> None:
-    """The same, and beside the content with what it was made.
+    """The same, and beside the content with what it was made, in how long, with how much memory.
 
     Args:
         out: the file.
         content: its other entries.
     """
-    write_json(out, {"made_with": describe_environment(), **content})
+    write_json(out, {"made_with": describe_environment() | used(), **content})

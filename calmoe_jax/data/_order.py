@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def hash_order(keys: Sequence[str], seed: int) -> list[int]:
     """A shuffle of positions that depends only on the keys and the seed.
@@ -12,3 +14,13 @@ def hash_order(keys: Sequence[str], seed: int) -> list[int]:
     """
     digests = [hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in keys]
     return sorted(range(len(keys)), key=lambda i: digests[i])
+
+
+def shuffled(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Arrays of the same length, their rows in one order by a hash of their numbers.
+
+    Rows that lie domain by domain, or class by class, are then mixed: the first of them are a
+    random part.
+    """
+    order = np.array(hash_order([str(i) for i in range(len(arrays[0]))], seed=1), int)
+    return tuple(array[order] for array in arrays)

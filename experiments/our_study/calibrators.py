@@ -16,10 +16,12 @@ from jaxtyping import Array, Bool, Float, Int
 from calmoe_jax import calibration, mixture
 from calmoe_jax.calibration import calibrators as fits
 
-# Penalties of matrix and Dirichlet calibration (ODIR): of weights off the diagonal, of intercepts.
+# Penalty of Dirichlet calibration (ODIR): of weights off the diagonal, and of intercepts.
 _ODIR = 1e-2
 # Least probability that is passed on to a calibrator of logits.
 _FLOOR = 1e-12
+# Routing weights below this have underflowed to 0; as logits they are as small as any.
+_LEAST_WEIGHT = float(np.finfo(np.float32).tiny)
 
 
 class _OfClasses(NamedTuple):
@@ -45,10 +47,7 @@ def _log_odds(confidence: Float[Array, " examples"]) -> Float[Array, " examples"
 OF_CLASSES: dict[str, _OfClasses] = {
     "ensemble": _OfClasses(fits.fit_ensemble_temperature, fits.apply_ensemble_temperature),
     "vector": _OfClasses(fits.fit_vector_scaling, fits.apply_vector_scaling),
-    "matrix": _OfClasses(
-        partial(fits.fit_matrix_scaling, off_diagonal=_ODIR, intercept=_ODIR),
-        fits.apply_matrix_scaling,
-    ),
+    # also matrix scaling: on log probabilities, with these penalties, the two are one
     "dirichlet": _OfClasses(
         partial(fits.fit_dirichlet, off_diagonal=_ODIR, intercept=_ODIR), fits.apply_dirichlet
     ),
@@ -197,7 +196,7 @@ def _fit_gate(
     expert_log_probs: Float[Array, "examples experts classes"],
     labels: Int[Array, " examples"],
 ) -> Any:
-    return fits.fit_gate_temperature(jnp.log(weights), expert_log_probs, labels)
+    return fits.fit_gate_temperature(_gate_logits(weights), expert_log_probs, labels)
 
 
 def _through_gate(
@@ -205,8 +204,12 @@ def _through_gate(
     weights: Float[Array, "examples experts"],
     expert_log_probs: Float[Array, "examples experts classes"],
 ) -> Float[Array, "examples classes"]:
-    softened = fits.apply_gate_temperature(fit, jnp.log(weights))
+    softened = fits.apply_gate_temperature(fit, _gate_logits(weights))
     return mixture.mix_log_probs(expert_log_probs, softened)
+
+
+def _gate_logits(weights: Float[Array, "examples experts"]) -> Float[Array, "examples experts"]:
+    return jnp.log(jnp.maximum(weights, _LEAST_WEIGHT))
 
 
 def fit_further(
@@ -214,19 +217,22 @@ def fit_further(
     expert_log_probs: Float[Array, "seeds examples slots classes"],
     weights: Float[Array, "seeds examples slots"],
     labels: Int[Array, " examples"],
+    *,
+    dense: bool = True,
 ) -> Fitted:
-    """Fits every further calibrator; that of the gate where all experts have weight.
+    """Fits every further calibrator; that of the gate where routing is dense, of several experts.
 
     Args:
         log_probs: of the mixture on the calibration split.
         expert_log_probs: of its experts.
         weights: of the routing.
         labels: of the calibration split.
+        dense: whether all experts take part; a weight of 0 has then underflowed.
     """
     found: dict[str, Any] = {}
     for name, of_classes in OF_CLASSES.items():
         found[name] = _fit(of_classes, log_probs, labels)
-    if weights.shape[-1] > 1 and bool((weights > 0).all()):
+    if weights.shape[-1] > 1 and dense:
         found[GATE] = _mapped(_fit_gate, (0, 0, None))(weights, expert_log_probs, labels)
     confidence, right = _top(log_probs, labels)
     for name, of_confidence in OF_CONFIDENCE.items():

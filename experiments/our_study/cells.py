@@ -1,12 +1,15 @@
 """A cell of the study: a task, a routing and a method, trained, calibrated in every way, scored.
 
-A cell is a file, written whole: what was done is not done again. Of the splits the means that are
+A cell is a file, written whole: what was done is not done again. It names the commit that it was
+computed at, and the minutes that this took: its share of those of the cells of one training. Of the
+splits the means that are
 reported are kept: of the shifts, of the in-distribution and of the hard splits, for every seed, and
 the largest error of a shift.
 """
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from calmoe_jax import mixture
+from calmoe_jax._environment import describe_environment
 from calmoe_jax._files import write_whole
 from calmoe_jax.data import Task
 from calmoe_jax.nn import Network
@@ -68,9 +72,15 @@ def cells(setting: Setting, routing: str, methods: Sequence[str]) -> list[dict[s
     """The cells of methods that share a training."""
     paths = {name: setting.folder / "cells" / routing / f"{name}.json" for name in methods}
     if not all(path.is_file() for path in paths.values()):
-        for name, content in zip(methods, _compute(setting, routing, methods), strict=True):
+        began = time.monotonic()
+        computed = _compute(setting, routing, methods)
+        made = {
+            "commit": describe_environment()["commit"],
+            "minutes": round((time.monotonic() - began) / 60 / len(methods), 2),
+        }
+        for name, content in zip(methods, computed, strict=True):
             paths[name].parent.mkdir(parents=True, exist_ok=True)
-            write_whole(paths[name], (json.dumps(content, allow_nan=False) + "\n").encode())
+            write_whole(paths[name], (json.dumps(content | made, allow_nan=False) + "\n").encode())
     return [json.loads(path.read_text()) for path in paths.values()]
 
 
@@ -91,7 +101,7 @@ def _compute(setting: Setting, routing: str, methods: Sequence[str]) -> list[dic
     else:
         built = [_method(setting, model, options, name) for name in methods]
         trained = _trained(setting, model, options, built[0], setting.seeds, routing)
-    further = _further(setting, trained)
+    further = _further(setting, trained, dense=routing == "dense")
     found = []
     for method, (evaluations, *_) in zip(
         built,
@@ -192,7 +202,7 @@ def _ensemble(
     )
 
 
-def _further(setting: Setting, trained: TrainedSeeds) -> dict[str, dict[str, Any]]:
+def _further(setting: Setting, trained: TrainedSeeds, *, dense: bool) -> dict[str, dict[str, Any]]:
     """Metrics by further calibrator and split."""
     task = setting.task
     held_out = predict(trained, task.calibration.inputs)
@@ -201,6 +211,7 @@ def _further(setting: Setting, trained: TrainedSeeds) -> dict[str, dict[str, Any
         held_out.expert_log_probs,
         held_out.routing_weights,
         jnp.asarray(task.calibration.labels),
+        dense=dense,
     )
     longest = max(len(split) for split in task.evaluation)
     found: dict[str, dict[str, Any]] = {}

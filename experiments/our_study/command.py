@@ -16,10 +16,12 @@ from calmoe_jax.study.config import ModelConfig, TrainConfig
 from calmoe_jax.study.methods import METHODS
 from experiments.features import without_colour_images
 from experiments.our_study.cells import ENSEMBLE, Setting, cells, trainings
-from experiments.trained import write_json
+from experiments.trained import used, write_json
 
 ROUTINGS = ("dense", "top_k", "hard")
-TASKS = ("portal", "newsgroups", "sentiment", "digits16", "fashion_c")
+TASKS = (
+    "portal", "newsgroups", "sentiment", "digits16", "fashion_c", "cifar10h", "pacs_sketch",
+)  # fmt: skip
 # One network has no routing.
 _DENSE_ONLY = ("single", ENSEMBLE)
 SEEDS, EPOCHS = 3, 30
@@ -108,7 +110,7 @@ def main() -> None:
                 "task": setting.task.name,
                 "epochs": arguments.epochs,
                 "model": dataclasses.asdict(setting.model),
-                "environment": describe_environment(),
+                "environment": describe_environment() | used(),
                 "cells": found,
             }
             write_json(arguments.out / f"{setting.task.name}.json.gz", content)

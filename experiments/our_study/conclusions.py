@@ -6,7 +6,7 @@ from collections.abc import Callable
 from experiments.our_study.comparing import REFERENCE, Compared, Row, compare
 
 _ROBUST = ("robust", "robust_filtered", "fgr_robust")
-_BEYOND = ("vector", "matrix", "dirichlet", "classwise_isotonic")
+_BEYOND = ("vector", "dirichlet", "classwise_isotonic")
 
 
 _Combination = tuple[str, str, str]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from calmoe_jax.data._encoded import EncodedImages, decode, read_encoded
-from calmoe_jax.data._order import hash_order
+from calmoe_jax.data._order import hash_order, shuffled
 from calmoe_jax.data.errors import CorruptDataError
 from calmoe_jax.data.sets.catalogue import DOMAINNET_DOMAINS
 from calmoe_jax.data.task import Kind, Split, Task
@@ -49,7 +49,7 @@ def load_office_home(data_dir: Path | None, *, held_out: str) -> Task:
     def split(name: str, kind: Kind, what: str) -> Split:
         pixels = [decode(domains[domain], _SIZE, part) for domain, part in rows[name]]
         labels = [domains[domain].labels[part] for domain, part in rows[name]]
-        return Split(name, kind, np.concatenate(pixels), np.concatenate(labels), description=what)
+        return _together(name, kind, pixels, labels, what)
 
     others = ", ".join(domain for domain in OFFICE_HOME_DOMAINS if domain != held_out)
     return Task(
@@ -96,7 +96,7 @@ def load_domainnet(data_dir: Path | None, *, trained_on: tuple[str, ...] = ("rea
     ) -> Split:
         pixels = [decode(part, _SIZE, some) for part, some in zip(parts, rows, strict=True)]
         labels = [part.labels[some] for part, some in zip(parts, rows, strict=True)]
-        return Split(name, kind, np.concatenate(pixels), np.concatenate(labels), description=what)
+        return _together(name, kind, pixels, labels, what)
 
     names = ", ".join(trained_on)
     return Task(
@@ -117,6 +117,15 @@ def load_domainnet(data_dir: Path | None, *, trained_on: tuple[str, ...] = ("rea
         ),
         source=DOMAINNET_SOURCE,
     )  # fmt: skip
+
+
+def _together(
+    name: str, kind: Kind, pixels: list[np.ndarray], labels: list[np.ndarray], what: str
+) -> Split:
+    """A split of several domains; of the training images the first are a random part."""
+    arrays = np.concatenate(pixels), np.concatenate(labels)
+    images, of_images = shuffled(*arrays) if kind == "train" else arrays
+    return Split(name, kind, images, of_images, description=what)
 
 
 def _read_domainnet(data_dir: Path | None, domain: str, part: str) -> EncodedImages:

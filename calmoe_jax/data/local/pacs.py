@@ -8,7 +8,8 @@ so which image is in which part differs.
 
 Within each domain that is trained on, in an order by a hash of its images' numbers, the first fifth
 is for the in-distribution test, the next tenth for calibration and the rest for training; these
-parts are the same in the three tasks that train on a domain. The test split is of the three domains
+parts are the same in the three tasks that train on a domain. Training images are in such an order
+over all three, too: the first of them are a random part. The test split is of the three domains
 together; each one's part of it is a split of its own, too. The left-out domain is tested whole.
 """
 
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from calmoe_jax.data._encoded import read_images
-from calmoe_jax.data._order import hash_order
+from calmoe_jax.data._order import hash_order, shuffled
 from calmoe_jax.data.sets.catalogue import PACS_DOMAINS
 from calmoe_jax.data.task import Kind, Split, Task
 
@@ -55,6 +56,8 @@ def load(data_dir: Path | None, *, left_out: str) -> Task:
             for rows in [domains[d].parts[part]]
         ]
         images, labels = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        if part == "train":
+            images, labels = shuffled(images, labels)
         return Split(name, kind, images, labels, description=description)
 
     named = ", ".join(domain.replace("_", " ") for domain in seen)
