@@ -1,10 +1,11 @@
 """Brings a data set: all of it or nothing, once."""
 
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from calmoe_jax.data.errors import CorruptDataError, PreparationError
@@ -51,19 +52,28 @@ def prepare(
         return False
     existed = data_dir.is_dir()
     data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with _alone(data_dir, name), _full_disk_explained(name, data_dir):
+            _bring_all(name, data_dir, manual_dir or data_dir / "manual", quiet)
+    finally:
+        if not existed:
+            _remove_empty(data_dir)
+    return True
+
+
+def _bring_all(name: str, data_dir: Path, manual: Path, quiet: bool) -> None:
+    """Brings the data set; of its downloads only those remain that the next try goes on with."""
     downloads = data_dir / _DOWNLOADS / name
     try:
         _check_room(name, data_dir, downloads)
-        with _alone(data_dir, name), _full_disk_explained(name, data_dir):
-            downloads.mkdir(parents=True, exist_ok=True)
-            _bring(name, data_dir, downloads, manual_dir or data_dir / "manual", quiet)
-            shutil.rmtree(downloads)
+        downloads.mkdir(parents=True, exist_ok=True)
+        _bring(name, data_dir, downloads, manual, quiet)
+        shutil.rmtree(downloads, ignore_errors=True)
     except CorruptDataError:  # the next try downloads anew
         shutil.rmtree(downloads, ignore_errors=True)
         raise
     finally:
-        _remove_empty(downloads, downloads.parent, *(() if existed else (data_dir,)))
-    return True
+        _remove_empty(downloads, downloads.parent)
 
 
 def _bring(name: str, data_dir: Path, downloads: Path, manual: Path, quiet: bool) -> None:
@@ -90,7 +100,8 @@ def _move_into(made: Path, place: Path) -> None:
 
 def _check_room(name: str, data_dir: Path, downloads: Path) -> None:
     free = shutil.disk_usage(data_dir).free
-    came = sum(file.stat().st_size for file in downloads.glob("*")) if downloads.is_dir() else 0
+    # links may lead nowhere: the user's own archive, moved since
+    came = sum(file.stat().st_size for file in downloads.glob("*") if file.is_file())
     needed = SETS[name].room * _MEGABYTE - came
     if free < needed:
         raise PreparationError(
@@ -115,7 +126,10 @@ def _full_disk_explained(name: str, data_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def _alone(data_dir: Path, name: str) -> Iterator[None]:
-    """Keeps other processes from bringing the same data set at the same time."""
+    """Keeps other processes from bringing the same data set at the same time.
+
+    What it guards is touched inside only: where it is refused, all of it is the other process's.
+    """
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows
@@ -125,6 +139,8 @@ def _alone(data_dir: Path, name: str) -> Iterator[None]:
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise BlockingIOError("another process has begun since")
         except OSError as error:
             raise PreparationError(
                 f"another process is bringing {name} to {data_dir}: wait for it."
@@ -138,5 +154,5 @@ def _alone(data_dir: Path, name: str) -> Iterator[None]:
 def _remove_empty(*folders: Path) -> None:
     """Removes folders that hold nothing."""
     for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
+        with suppress(OSError):  # it holds something, or is gone
             folder.rmdir()

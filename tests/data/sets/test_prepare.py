@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import sys
+import threading
 from pathlib import Path
 
 import archives
@@ -443,6 +444,87 @@ def test_two_at_once(tfds, server, tmp_path):
             prepare("mnist", tmp_path)
     assert left(tmp_path) == []
     assert prepare("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "pacs"])
+def test_a_second_one_leaves_the_first_ones_downloads_alone(server, tmp_path, monkeypatch, name):
+    """It is refused while a recipe runs that has downloaded nothing yet, or reads by hand."""
+    begun, refused, failed = threading.Event(), threading.Event(), []
+
+    def recipe(name, shop):
+        begun.set()
+        assert refused.wait(60)
+        for part in SETS[name].files:
+            (shop.downloads / "archive").write_bytes(b"whole")
+            (shop.downloads / "archive").replace(shop.file(part))
+        yield
+
+    def first():
+        try:
+            prepare(name, tmp_path / "new")
+        except BaseException as error:
+            failed.append(error)
+
+    monkeypatch.setitem(_recipes.RECIPES, name, recipe)
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert begun.wait(60)
+    for _ in range(2):
+        with pytest.raises(PreparationError, match=f"another process is bringing {name}"):
+            prepare(name, tmp_path / "new")
+    refused.set()
+    thread.join()
+    assert failed == []
+    assert left(tmp_path / "new") == [name, *sorted(SETS[name].files)]
+
+
+def test_a_lock_that_was_taken_from_its_place_is_none(tmp_path, monkeypatch):
+    """The file that was opened is removed, and made anew, before it is locked."""
+    fcntl = pytest.importorskip("fcntl")
+    path, real = tmp_path / ".mnist.lock", fcntl.flock
+
+    def late(file, how):
+        path.unlink()
+        path.touch()
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(PreparationError, match="another process is bringing mnist"):
+        with prepare_module._alone(tmp_path, "mnist"):
+            pytest.fail("it is not alone")
+    assert left(tmp_path) == [".mnist.lock"]
+
+
+def test_downloads_that_are_gone_do_not_fail_what_is_made(server, tmp_path, monkeypatch):
+    def recipe(name, shop):
+        for part in SETS[name].files:
+            shop.file(part).touch()
+        yield
+        shop.downloads.rmdir()
+
+    monkeypatch.setitem(_recipes.RECIPES, "mnist", recipe)
+    assert prepare("mnist", tmp_path)
+    assert left(tmp_path) == ["mnist", *sorted(SETS["mnist"].files)]
+
+
+def test_an_archive_by_hand_may_be_moved_after_an_interruption(tfds, server, tmp_path, monkeypatch):
+    server.files["cifar-10-binary.tar.gz"] = archives.cifar()
+    own = tmp_path / "mine" / "cifar-10-binary.tar.gz"
+    own.parent.mkdir()
+    own.write_bytes(archives.cifar())
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_recipes.Workshop, "build", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("cifar10", tmp_path / "data", manual_dir=own.parent)
+    assert (tmp_path / "data" / ".downloads" / "cifar10" / own.name).is_symlink()
+    own.rename(tmp_path / "elsewhere.tar.gz")
+    assert prepare("cifar10", tmp_path / "data", manual_dir=own.parent)
+    assert [name for name, _ in server.asked] == [own.name]
+    assert not any(name.startswith(".") for name in left(tmp_path / "data"))
 
 
 def test_what_a_killed_process_left_is_removed_and_what_is_there_stays(tfds, server, tmp_path):
