@@ -5,8 +5,13 @@ the held-out examples of that expert and class). With `P(s)` and `g_P(s)` the sh
 held-out examples and its gap, mean confidence minus accuracy, and `Q(s)`, `g_Q(s)` among targets,
 the change of the gap is exactly
 
-    g_Q - g_P = sum_s (Q - P)(s) g_P(s)            the configurations move
-              + sum_s Q(s) (g_Q(s) - g_P(s))       the gap given S changes
+    g_Q - g_P = sum_{s seen} Q(s) g_P(s) - sum_s P(s) g_P(s)    the configurations move
+              + sum_{s seen} Q(s) (g_Q(s) - g_P(s))             the gap given S changes
+              + sum_{s unseen} Q(s) g_Q(s)                      the remainder
+
+where a cell is seen if it has held-out examples: of the others nothing is known of the gap before.
+Shares are of all examples, so that what leaves a cell is missed there whether or not the cell that
+it goes to is seen. These are parts of the change, not of the gap, which may not be 0 before.
 
 Theory keeps calibrated hard routing calibrated where P(right | S) stays: there the second is 0 but
 for what a cell is too coarse for. Gaps are compared in cells, not accuracies: confidences that move
@@ -37,22 +42,24 @@ class Seen(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """A change of the gap and its parts.
+    """A change of the gap and its parts: `gap_after - gap_before = moved + changed + remainder`.
 
     Attributes:
-        gap_before: confidence minus accuracy of held-out examples in the cells that targets use.
-        gap_after: the same of targets in cells that held-out examples use.
-        moved: part of the difference because configurations move.
+        gap_before: confidence minus accuracy of the held-out examples.
+        gap_after: the same of the targets.
+        moved: part of the change because configurations move.
         changed: part because the gap given the configuration changes.
+        remainder: part of targets in cells without held-out examples: their share times their gap.
         size: root of the mean square of `g_Q(s) - g_P(s)` over targets, less what sampling adds; 0
-            where sampling explains all.
-        unseen: share of targets in cells without held-out examples, which are left out.
+            where sampling explains all; NaN where no cell has two examples of either side.
+        unseen: share of targets in cells without held-out examples.
     """
 
     gap_before: float
     gap_after: float
     moved: float
     changed: float
+    remainder: float
     size: float
     unseen: float
 
@@ -61,31 +68,30 @@ def measure_drift(held_out: Seen, targets: Seen) -> Drift:
     """Measures the change from held-out examples to targets.
 
     Args:
-        held_out: examples in distribution.
-        targets: examples of a shift.
+        held_out: examples in distribution, at least one.
+        targets: examples of a shift, at least one.
 
     Returns:
-        The change; NaN if no target is in a cell of the held-out examples.
+        The change and its parts.
     """
     cells_p, cells_q = _cells(held_out, targets)
-    number = int(max(cells_p.max(initial=0), cells_q.max(initial=0))) + 1
+    number = int(max(cells_p.max(), cells_q.max())) + 1
     count_p, count_q = (np.bincount(c, minlength=number) for c in (cells_p, cells_q))
-    both = (count_p > 0) & (count_q > 0)
-    unseen = float(np.mean(count_p[cells_q] == 0)) if len(cells_q) else float("nan")
-    if not both.any():
-        return Drift(*[float("nan")] * 5, unseen)
-    share_p, share_q = (np.where(both, c, 0) / c[both].sum() for c in (count_p, count_q))
+    share_p, share_q = (count / count.sum() for count in (count_p, count_q))
     gap_p, noise_p = _gaps(held_out, cells_p, count_p)
     gap_q, noise_q = _gaps(targets, cells_q, count_q)
-    several = both & (count_p > 1) & (count_q > 1)
+    seen = np.where(count_p > 0, share_q, 0)
+    unseen = share_q - seen
+    several = (count_p > 1) & (count_q > 1)
     square = np.sum(np.where(several, share_q * ((gap_q - gap_p) ** 2 - noise_p - noise_q), 0))
     return Drift(
-        float(share_p @ gap_p),
-        float(share_q @ gap_q),
-        float((share_q - share_p) @ gap_p),
-        float(share_q @ (gap_q - gap_p)),
-        float(np.sqrt(max(square / share_q[several].sum(), 0))) if several.any() else float("nan"),
-        unseen,
+        gap_before=float(share_p @ gap_p),
+        gap_after=float(share_q @ gap_q),
+        moved=float(seen @ gap_p - share_p @ gap_p),
+        changed=float(seen @ (gap_q - gap_p)),
+        remainder=float(unseen @ gap_q),
+        size=float(np.sqrt(max(square / share_q[several].sum(), 0))) if several.any() else np.nan,
+        unseen=float(unseen.sum()),
     )
 
 
