@@ -9,6 +9,7 @@ from calmoe_jax.nn.backbones import DistilBERT as DistilBERT
 from calmoe_jax.nn.backbones import DistilBERTSize as DistilBERTSize
 from calmoe_jax.nn.backbones import MoEBlocks as MoEBlocks
 from calmoe_jax.nn.backbones import PixelScale as PixelScale
+from calmoe_jax.nn.backbones import Resized as Resized
 from calmoe_jax.nn.backbones import ResNet18 as ResNet18
 from calmoe_jax.nn.backbones import Standardized as Standardized
 from calmoe_jax.nn.backbones import TextEncoder as TextEncoder

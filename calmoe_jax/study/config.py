@@ -52,10 +52,13 @@ class ModelConfig:
         stages: stages of the ResNet, 1 to 4; by default 3, and 4 with the stem for ImageNet.
         stem: stem of the ResNet: for small images (cifar), or ImageNet's (imagenet).
         vit_size: size of the vision transformer; its patches (16, 32, tiny: 4 pixels) must divide
-            the images.
+            the images, or image_size.
         text_size: size of the DistilBERT: base, or tiny (for tests).
         pretrained: safetensors file with the backbone's weights, as timm, torchvision or
-            transformers name them; its sizes must be the published ones.
+            transformers name them; its sizes must be the published ones, for a vision transformer
+            image_size too (mostly 224).
+        image_size: height and width in pixels that images are resized to before the backbone;
+            as they are by default.
         pixels: what pixels are standardised to: [0, 1] (unit), by ImageNet's means and deviations
             (imagenet), or to [-1, 1] (symmetric); by default what the pretrained weights were
             trained on, and unit without.
@@ -74,6 +77,7 @@ class ModelConfig:
     vit_size: ViTSize = "S/16"
     text_size: TextSize = "base"
     pretrained: str | None = None
+    image_size: int | None = None
     pixels: Pixels | None = None
     experts: int = 4
     expert_hidden: int = 0
@@ -93,6 +97,8 @@ class ModelConfig:
             check_at_least(name, getattr(self, name), 1)
         check_at_least("expert_hidden", self.expert_hidden, 0)
         check_range("stages", self.stages, 1, 4)
+        if self.image_size is not None:
+            check_at_least("image_size", self.image_size, 1)
         if self.routing == "top_k" and self.k > self.experts:
             raise ValueError(f"k must be in [1, experts={self.experts}], got k={self.k}.")
         images = self.backbone in ("resnet18", "vit")
@@ -101,11 +107,12 @@ class ModelConfig:
                 "pretrained must be for a backbone with published weights, got "
                 f"pretrained={self.pretrained!r} and backbone={self.backbone!r}."
             )
-        if self.pixels is not None and not images:
-            raise ValueError(
-                "pixels must be for a backbone for images, got "
-                f"pixels={self.pixels!r} and backbone={self.backbone!r}."
-            )
+        for name in ("image_size", "pixels"):
+            if getattr(self, name) is not None and not images:
+                raise ValueError(
+                    f"{name} must be for a backbone for images, got "
+                    f"{name}={getattr(self, name)!r} and backbone={self.backbone!r}."
+                )
 
     @property
     def num_stages(self) -> int:

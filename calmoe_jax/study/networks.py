@@ -20,6 +20,7 @@ from calmoe_jax.nn import (
     MoEClassifier,
     Network,
     PretrainedError,
+    Resized,
     ResNet18,
     SingleClassifier,
     Standardized,
@@ -48,8 +49,8 @@ def build_network(
         A `Network`; the same object for the same shapes, so that compiled programs are shared.
 
     Raises:
-        ValueError: if the backbone is for images or texts and the inputs are not, or of a size that
-            its patches do not divide, or too long.
+        ValueError: if the backbone is for images or texts and the inputs are not, or of a size (by
+            themselves, or resized) that its patches do not divide, or too long.
         PretrainedError: if the pretrained weights cannot be read, or are not the backbone's.
     """
     if config.backbone == "distilbert":
@@ -118,8 +119,16 @@ def _check_inputs(config: ModelConfig, input_shape: tuple[int, ...]) -> None:
             "backbone must be mlp for inputs that are not images, got "
             f"backbone={config.backbone!r} and inputs of shape {input_shape}."
         )
+    if config.backbone != "vit":
+        return
     patch = VIT_SIZES[config.vit_size].patch_size
-    if config.backbone == "vit" and any(size % patch for size in input_shape[:2]):
+    if config.image_size is not None:
+        if config.image_size % patch:
+            raise ValueError(
+                f"image_size must be a multiple of {patch}, the side of the patches of "
+                f"vit_size={config.vit_size!r}, got image_size={config.image_size}."
+            )
+    elif any(size % patch for size in input_shape[:2]):
         raise ValueError(
             "vit_size must have patches that divide the images of shape "
             f"{input_shape}, got vit_size={config.vit_size!r}, with patches of {patch} x {patch}."
@@ -132,7 +141,9 @@ def _backbone(
     weights: Mapping[str, np.ndarray] | None,
     rngs: nnx.Rngs,
 ) -> Backbone:
-    """The backbone, with pretrained weights if there are any, and on the pixels they expect."""
+    """The backbone, with pretrained weights if there are any, and on the images they expect."""
+    side = config.image_size
+    image_shape = input_shape if side is None else (side, side, input_shape[-1])
     backbone: MLP | ResNet18 | ViT | DistilBERT
     if config.backbone == "mlp":
         hidden = (config.width,) * config.depth
@@ -146,7 +157,7 @@ def _backbone(
             rngs=rngs,
         )
     elif config.backbone == "vit":
-        backbone = ViT.of_size(config.vit_size, input_shape, rngs=rngs)
+        backbone = ViT.of_size(config.vit_size, image_shape, rngs=rngs)
     else:
         backbone = DistilBERT.of_size(config.text_size, rngs=rngs)
     scale = None if weights is None else load_pretrained(backbone, weights).pixels
@@ -154,7 +165,8 @@ def _backbone(
         scale = {"unit": None, "imagenet": IMAGENET_PIXELS, "symmetric": SYMMETRIC_PIXELS}[
             config.pixels
         ]
-    return backbone if scale is None else Standardized(backbone, scale)
+    scaled = backbone if scale is None else Standardized(backbone, scale)
+    return scaled if side is None else Resized(scaled, side)
 
 
 @lru_cache(maxsize=16)

@@ -9,7 +9,7 @@ import numpy as np
 import published
 import pytest
 
-from calmoe_jax import nn, study
+from calmoe_jax import cli, nn, study
 from calmoe_jax._errors import UserError
 from calmoe_jax.data import Split, Task, check_task
 from calmoe_jax.study.config import ModelConfig, RunConfig, TrainConfig
@@ -18,7 +18,7 @@ from calmoe_jax.study.networks import build_network
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (4, 16, 16, 3)).astype(np.uint8)
 RESNET = ModelConfig("resnet18", width=4, stages=2, stem="imagenet", experts=2)
-NEW = ("stem", "text_size", "pretrained", "pixels")
+NEW = ("stem", "text_size", "pretrained", "image_size", "pixels")
 BERT = ModelConfig("distilbert", text_size="tiny", experts=2)
 
 
@@ -62,6 +62,39 @@ def test_published_weights_and_their_pixels(weights):
     np.testing.assert_array_equal(stem, tensors["conv1.weight"].transpose(2, 3, 1, 0))
 
 
+def test_published_weights_of_another_size_of_images(tmp_path):
+    """The images are resized, then standardised as the weights expect them."""
+    numpy = pytest.importorskip("safetensors.numpy")
+    tensors = published.timm_vit(width=16, mlp=32, patch=4, tokens=1 + 5 * 5)
+    numpy.save_file(tensors, tmp_path / "vit.safetensors")
+    plain = ModelConfig("vit", vit_size="tiny", pretrained=str(tmp_path / "vit.safetensors"))
+    config = dataclasses.replace(plain, image_size=20)
+    images = np.random.RandomState(1).randint(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    with pytest.raises(nn.PretrainedError, match=r"pos_embed \[1, 26, 16\] instead of \[1, 65, 16"):
+        network(plain, images)
+    built = network(config, images, single=True)
+    params, state = jax.jit(built.init)(jax.random.key(3))
+    resized = jax.image.resize(images / np.float32(255), (2, 20, 20, 3), "bilinear")
+    features = published.timm_vit_features(2 * resized - 1, tensors, patch=4)
+    logits = features @ params["head"]["kernel"] + params["head"]["bias"][None]
+    found, _ = jax.jit(partial(built.apply, train=False))(params, state, jnp.asarray(images))
+    np.testing.assert_allclose(found.log_probs, jax.nn.log_softmax(logits), rtol=1e-3, atol=1e-3)
+
+
+def test_images_are_resized_only_where_asked():
+    """Without, and with their own size, the network is what it was; the weights are the same."""
+    sizes = {"backbone": "resnet18", "width": 4, "stages": 2, "experts": 2}
+    nets = [network(ModelConfig(**sizes, image_size=size), IMAGES) for size in (None, 16, 8)]
+    found = []
+    for net in nets:
+        params, state = jax.jit(net.init)(jax.random.key(0))
+        prediction, _ = jax.jit(partial(net.apply, train=False))(params, state, IMAGES)
+        found.append((jax.tree.leaves(params), prediction.log_probs))
+    jax.tree.map(np.testing.assert_array_equal, found[0], found[1])
+    jax.tree.map(np.testing.assert_array_equal, found[0][0], found[2][0])
+    assert float(jnp.abs(found[0][1] - found[2][1]).max()) > 1e-4
+
+
 def test_weights_of_another_size(weights, tmp_path):
     for changes in ({"stem": "cifar"}, {"width": 8}, {"stages": 3}):
         config = dataclasses.replace(RESNET, pretrained=str(weights), **changes)
@@ -93,6 +126,12 @@ def test_inputs_that_do_not_fit():
         network(BERT, texts(2, 129))
     with pytest.raises(ValueError, match="not one array, got a dict and backbone='mlp'"):
         network(ModelConfig(), texts(2))
+    with pytest.raises(
+        ValueError, match=r"image_size must be a multiple of 16, .* of vit_size='B/16', got .*=100"
+    ):
+        network(ModelConfig("vit", vit_size="B/16", image_size=100), IMAGES)
+    with pytest.raises(ValueError, match=r"not images, got backbone='vit' and inputs .*\(5,\)"):
+        network(ModelConfig("vit", image_size=32), np.zeros((4, 5), np.float32))
 
 
 def test_stages_follow_the_stem():
@@ -112,6 +151,8 @@ def test_stages_follow_the_stem():
         ({"pretrained": "net"}, "pretrained must be for a backbone with published weights"),
         ({"pixels": "unit"}, "pixels must be for a backbone for images, got pixels='unit'"),
         ({"backbone": "distilbert", "pixels": "unit"}, "backbone='distilbert'"),
+        ({"image_size": 32}, "image_size must be for a backbone for images, got image_size=32"),
+        ({"backbone": "vit", "image_size": 0}, "image_size must be at least 1, got image_size=0"),
         ({"backbone": "vit", "pixels": "raw"}, "pixels must be one of unit, imagenet, symmetric"),
         ({"stem": "mnist"}, "stem must be one of cifar, imagenet"),
         ({"text_size": "large"}, "text_size must be one of tiny, base"),
@@ -148,6 +189,34 @@ def test_runs_from_before_these_settings_go_on(tmp_path):
     other = RunConfig(model=ModelConfig(stem="imagenet", stages=3)).to_dict()
     with pytest.raises(study.RunFolderError, match=r"model\.stem is 'cifar' there and 'imagenet'"):
         claim_folder(tmp_path / "run", other, {}, print, defaults=now)
+    resized = RunConfig(model=ModelConfig("vit", image_size=224)).to_dict()
+    assert resized["model"]["image_size"] == 224
+    plain = RunConfig(model=ModelConfig("vit")).to_dict()
+    claim_folder(tmp_path / "resized", resized, {}, print, defaults=now)
+    claim_folder(tmp_path / "resized", resized, {}, print, defaults=now)
+    with pytest.raises(study.RunFolderError, match=r"model\.image_size is 224 there and None here"):
+        claim_folder(tmp_path / "resized", plain, {}, print, defaults=now)
+
+
+def test_the_size_of_images_is_an_option(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["run", "digits", "--backbone", "vit", "--vit-size", "B/16", "--image-size"]
+    assert cli.main([*given, "40"]) == 2
+    found = capsys.readouterr().err
+    assert "--image-size must be a multiple of 16" in found
+    assert "got --image-size=40" in found
+    assert cli.main(["run", "digits", "--image-size", "32"]) == 2
+    assert "--image-size must be for a backbone for images" in capsys.readouterr().err
+    models = []
+
+    def refuse(*_, model, **__):
+        models.append(model)
+        raise UserError("enough")
+
+    monkeypatch.setattr(study.runner, "run", refuse)
+    assert cli.main([*given, "224"]) != 0
+    assert models == [ModelConfig("vit", vit_size="B/16", image_size=224)]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.exhaustive

@@ -5,6 +5,7 @@ from calmoe_jax.nn.backbones.distilbert import DISTILBERT_SIZES as DISTILBERT_SI
 from calmoe_jax.nn.backbones.distilbert import DistilBERT as DistilBERT
 from calmoe_jax.nn.backbones.distilbert import DistilBERTSize as DistilBERTSize
 from calmoe_jax.nn.backbones.mlp import MLP as MLP
+from calmoe_jax.nn.backbones.resized import Resized as Resized
 from calmoe_jax.nn.backbones.resnet import ResNet18 as ResNet18
 from calmoe_jax.nn.backbones.standardized import IMAGENET_PIXELS as IMAGENET_PIXELS
 from calmoe_jax.nn.backbones.standardized import SYMMETRIC_PIXELS as SYMMETRIC_PIXELS
