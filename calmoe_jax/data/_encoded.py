@@ -44,6 +44,24 @@ class EncodedImages:
             yield self.jpeg[start:end].tobytes()
 
 
+def place_of(data_dir: Path | None, name: str, part: str) -> Path | None:
+    """What `read_images` reads: the user's own npz file, or else the folder that was prepared.
+
+    Args:
+        data_dir: the data folder.
+        name: a data set of `SETS` that may lie in files.
+        part: name of the npz file.
+
+    Returns:
+        The file or the folder; None if there is neither.
+    """
+    if data_dir is None:
+        return None
+    wanted = next(file for file in SETS[name].files if file.endswith(f"/{part}.npz"))
+    own = data_dir / wanted
+    return own if own.is_file() else newest_version(data_dir / name)
+
+
 def read_images(
     data_dir: Path | None, name: str, part: str, size: int, more: tuple[str, ...] = ()
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
@@ -64,9 +82,9 @@ def read_images(
         MissingDataError: if neither form is there, with the command that brings it.
         CorruptDataError: if it cannot be read, or is not what was asked for.
     """
-    wanted = next(file for file in SETS[name].files if file.endswith(f"/{part}.npz"))
-    if data_dir is not None and (data_dir / wanted).is_file():
-        return read_jpeg_npz(data_dir / wanted, size, more)
+    place = place_of(data_dir, name, part)
+    if place is not None and place.is_file():
+        return read_jpeg_npz(place, size, more)
     images = read_encoded(data_dir, name, part)
     others = {_VOTES: images.human_counts}
     for each in more:

@@ -1,9 +1,9 @@
 """`cifar10h` and `cifar10c`: CIFAR-10 with the votes of people, and with corruptions as shifts.
 
 CIFAR-10 (Krizhevsky 2009) as `calmoe data prepare` brings it has its own pixels. In files of a
-user's own (`cifar10/train.npz`, `test.npz`) they were re-encoded as JPEG (quality 75, chroma at
-half resolution): accuracies are then not those of the literature, and the task's source says so. A
-tenth of the 50,000 training images, the first in an order by a hash of their numbers, is for
+user's own (`cifar10/train.npz`, `test.npz`; each is read where it is there) they were re-encoded as
+JPEG (quality 75, chroma at half resolution): accuracies are then not those of the literature, and
+the task's source says which were. A tenth of the 50,000 training images, the first in an order by a hash of their numbers, is for
 calibration.
 
 `cifar10h` tests on all 10,000 test images with the votes of CIFAR-10H (Peterson et al. 2019): 47 to
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from calmoe_jax.data import _files as files
-from calmoe_jax.data._encoded import decode, read_encoded, read_images
+from calmoe_jax.data._encoded import decode, place_of, read_encoded, read_images
 from calmoe_jax.data._order import hash_order
 from calmoe_jax.data.cifar_corruptions import CIFAR_CORRUPTIONS, corrupt_cifar
 from calmoe_jax.data.corruptions import SEVERITIES
@@ -120,7 +120,7 @@ def _corrupted(
             said += " (a texture in place of the published pictures of frost)"
     else:
         if published.name == _PREPARED:
-            images = _of_prepared(published, name, severity, test)[clean.clusters]
+            images = _of_prepared(published, name, severity, clean.clusters, test)
         else:
             path = published / f"{name}.npy"
             images = _of_published(path, clean.clusters, len(test), severity)
@@ -152,8 +152,10 @@ def _of_published(path: Path, rows: np.ndarray, num_test: int, severity: int) ->
     return np.asarray(images[rows + (severity - 1) * num_test])
 
 
-def _of_prepared(folder: Path, name: str, severity: int, test: Split) -> np.ndarray:
-    """All images of a corruption, in the order of the test set.
+def _of_prepared(
+    folder: Path, name: str, severity: int, rows: np.ndarray, test: Split
+) -> np.ndarray:
+    """Images of a corruption, by their numbers in the test set; no others are decoded.
 
     tensorflow-datasets orders examples by a hash of their keys, here their numbers in the test set.
     """
@@ -166,13 +168,20 @@ def _of_prepared(folder: Path, name: str, severity: int, test: Split) -> np.ndar
         raise CorruptDataError(
             f"{found.where} must hold CIFAR-10's test set in its order, but labels differ."
         )
-    return decode(found, _SIZE, np.argsort(numbers))
+    return decode(found, _SIZE, np.argsort(numbers)[rows])
 
 
 def _source(data_dir: Path | None, source: str) -> str:
-    """The source of the pixels that are there."""
-    own = data_dir is not None and (data_dir / SETS["cifar10"].files[0]).is_file()
-    return source if own else source.replace(_REENCODED, "")
+    """The source of the pixels that are there; either part may be of the user's own files."""
+    places = {
+        "training": place_of(data_dir, "cifar10", "train"),
+        "test": place_of(data_dir, "cifar10_h", "test"),
+    }
+    own = [name for name, place in places.items() if place is not None and place.is_file()]
+    if len(own) == len(places):
+        return source
+    said = _REENCODED.replace("pixels", f"pixels of the {own[0]} images") if own else ""
+    return source.replace(_REENCODED, said)
 
 
 def _read(data_dir: Path | None) -> tuple[Split, Split, Split]:
@@ -188,7 +197,6 @@ def _read(data_dir: Path | None) -> tuple[Split, Split, Split]:
     calibration = part(
         "calibration", "calibration", order[:held_out], "a tenth of the training images, held out"
     )
-    where = f"{data_dir / SETS['cifar10_h'].files[0]}" if data_dir is not None else ""
     images, labels, (counts,) = read_images(data_dir, "cifar10_h", "test", _SIZE, ("human_counts",))
     test = Split(
         name="test",
@@ -196,12 +204,12 @@ def _read(data_dir: Path | None) -> tuple[Split, Split, Split]:
         inputs=images,
         labels=labels,
         description="test images, with the votes of people",
-        soft_labels=_shares(where, counts, labels),
+        soft_labels=_shares(place_of(data_dir, "cifar10_h", "test"), counts, labels),
     )
     return train, calibration, test
 
 
-def _shares(where: str, counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _shares(where: Path | None, counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Shares of the votes; errors where they cannot be those on these images."""
     if counts.shape != (len(labels), len(_CLASSES)) or counts.dtype.kind not in "iu":
         raise CorruptDataError(

@@ -227,6 +227,14 @@ def _newsgroups(name: str, shop: Workshop) -> Iterator[None]:
     """A line for each post: its group, a tab and its text. Posts without a word are left out."""
     from sklearn.datasets import fetch_20newsgroups
 
+    own = [file for file in SETS[name].files if (shop.there / file).is_file()]
+    lacking = [file for file in SETS[name].files if file not in own]
+    if own:
+        raise MissingDataError(
+            f"{shop.there / lacking[0]} is lacking beside {own[0]}, which may be of another "
+            f"edition than what {name} is downloaded as: training and test would differ by that. "
+            f"Put the file that is lacking there, or move the other away."
+        )
     for part, file in zip(("train", "test"), SETS[name].files, strict=True):
         with _by_scikit_learn(name):
             found = fetch_20newsgroups(data_home=shop.downloads, subset=part, shuffle=False)
@@ -278,10 +286,13 @@ def _wilds(name: str, shop: Workshop) -> Iterator[None]:
 def _corrupted(name: str, shop: Workshop) -> Iterator[None]:
     tensorflow_datasets()
     _placed(shop, *remotes(name))
-    for record in SETS[name].records:
-        if newest_version(shop.there / record) is None:
-            shop.build("cifar", "Cifar10Corrupted", record.partition("/")[2])
-            yield
+    try:
+        for record in SETS[name].records:
+            if newest_version(shop.there / record) is None:
+                shop.build("cifar", "Cifar10Corrupted", record.partition("/")[2])
+                yield
+    finally:  # what it keeps between configurations
+        importlib.import_module(f"{_BUILDERS}.cifar").Cifar10Corrupted.kept.clear()
 
 
 def _domainnet(name: str, shop: Workshop) -> Iterator[None]:

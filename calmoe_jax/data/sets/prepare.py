@@ -54,6 +54,8 @@ def prepare(
     data_dir.mkdir(parents=True, exist_ok=True)
     try:
         with _alone(data_dir, name), _full_disk_explained(name, data_dir):
+            if SETS[name].is_here(data_dir):  # by a process that has ended since
+                return False
             _bring_all(name, data_dir, manual_dir or data_dir / "manual", quiet)
     finally:
         if not existed:

@@ -7,10 +7,12 @@ import io
 import os
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import archives
 import numpy as np
+import pictures
 import pytest
 import texts
 from PIL import Image
@@ -95,6 +97,18 @@ def test_newsgroups_by_scikit_learn(server, tmp_path, monkeypatch):
     with pytest.raises(CorruptDataError, match="what was downloaded of newsgroups"):
         prepare("newsgroups", tmp_path / "other")
     assert left(tmp_path / "other") == []
+
+
+@pytest.mark.parametrize(("own", "lacking"), [("train", "test"), ("test", "train")])
+def test_one_file_of_newsgroups_is_not_completed_by_another_edition(server, tmp_path, own, lacking):
+    texts.write_newsgroups(tmp_path, texts.TRAIN, texts.TEST)
+    (tmp_path / f"newsgroups/{lacking}.tsv.gz").unlink()
+    before = left(tmp_path)
+    message = f"{lacking}.tsv.gz is lacking beside newsgroups/{own}.tsv.gz, which may be of another"
+    with pytest.raises(MissingDataError, match=message):
+        prepare("newsgroups", tmp_path)
+    assert left(tmp_path) == before
+    assert server.asked == []
 
 
 @pytest.mark.parametrize("name", ["usps", "optdigits"])
@@ -199,6 +213,13 @@ def test_tasks_of_cifar10_read_what_was_prepared(tfds, server, tmp_path, monkeyp
     for name in ("cifar10", "cifar10_h"):
         assert prepare(name, tmp_path)
     monkeypatch.setattr(cifar, "_CORRUPTED_IMAGES", 5)
+    real, decoded = cifar.decode, []
+
+    def counting(images, size, rows):
+        decoded.append(len(rows))
+        return real(images, size, rows)
+
+    monkeypatch.setattr(cifar, "decode", counting)
     voted = data.load_task("cifar10h", tmp_path)
     np.testing.assert_array_equal(voted.evaluation[0].inputs, pixels)
     assert "JPEG" not in voted.source
@@ -207,6 +228,7 @@ def test_tasks_of_cifar10_read_what_was_prepared(tfds, server, tmp_path, monkeyp
     assert prepare("cifar10_corrupted", tmp_path)
     task = data.load_task("cifar10c", tmp_path)
     clean = task.evaluation[0]
+    assert decoded == [5] * 95  # of twelve
     for split in task.evaluation[1:]:
         number = names.index(cifar._NAMES_OF_PREPARED.get(split.series, split.series))
         expected = 10 * number + split.position - 1 + clean.inputs // 16
@@ -214,7 +236,7 @@ def test_tasks_of_cifar10_read_what_was_prepared(tfds, server, tmp_path, monkeyp
         assert "as published" in split.description
     other = clean.take(np.arange(5)[::-1], "test", "id", "")
     with pytest.raises(CorruptDataError, match="in its order, but labels differ"):
-        cifar._of_prepared(tmp_path / "cifar10_corrupted", "fog", 1, other)
+        cifar._of_prepared(tmp_path / "cifar10_corrupted", "fog", 1, clean.clusters, other)
 
 
 def test_corruptions_are_prepared_one_by_one(tfds, server, tmp_path, monkeypatch):
@@ -223,6 +245,8 @@ def test_corruptions_are_prepared_one_by_one(tfds, server, tmp_path, monkeypatch
         SETS, "cifar10_corrupted", SETS["cifar10_corrupted"]._replace(records=records)
     )
     server.files["CIFAR-10-C.tar"] = archives.corrupted(("fog", "elastic_transform"))
+    builders = importlib.import_module("calmoe_jax.data.tfds.builders.cifar")
+    kept = builders.Cifar10Corrupted.kept
     real, made, most = _recipes.Workshop.build, [], [3]
 
     def interrupted(self, module, builder, config):
@@ -230,18 +254,19 @@ def test_corruptions_are_prepared_one_by_one(tfds, server, tmp_path, monkeypatch
             raise KeyboardInterrupt
         made.append(config)
         real(self, module, builder, config)
+        assert len(kept) == 2  # labels and one corruption, of gigabytes
 
     monkeypatch.setattr(_recipes.Workshop, "build", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare("cifar10_corrupted", tmp_path)
+    assert not kept
     most[0] = 99
     made_so_far = sorted(p.name for p in (tmp_path / "cifar10_corrupted").glob("*_*"))
     assert made_so_far == ["elastic_1", "fog_1", "fog_5"]
     assert not SETS["cifar10_corrupted"].is_here(tmp_path)
     assert prepare("cifar10_corrupted", tmp_path)
     assert made == ["fog_1", "fog_5", "elastic_1", "elastic_5"]  # each once
-    builders = importlib.import_module("calmoe_jax.data.tfds.builders.cifar")
-    assert len(builders.Cifar10Corrupted.kept) == 2  # labels and one corruption, of gigabytes
+    assert not kept
     assert len(server.asked) == 1  # the download was kept, and is gone now
     assert not (tmp_path / ".downloads").exists()
     for number, name in enumerate(("fog", "elastic")):
@@ -252,6 +277,50 @@ def test_corruptions_are_prepared_one_by_one(tfds, server, tmp_path, monkeypatch
             expected = [10 * number + 3 * (severity - 1) + i for i in found.labels]
             assert decode(found)[:, 4, 5, 2].tolist() == expected
             assert sorted(found.labels) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["cifar10h", "cifar10c"])
+def test_the_source_says_which_pixels_are_not_original(tfds, server, tmp_path, monkeypatch, name):
+    """Each part is read from the user's own file where there is one."""
+    monkeypatch.setattr(cifar, "SEVERITIES", (1,))
+    server.files |= {
+        "cifar-10-binary.tar.gz": archives.cifar(),
+        "cifar10h-raw.zip": archives.votes(),
+    }
+    for each in ("cifar10", "cifar10_h"):
+        assert prepare(each, tmp_path)
+    own = pictures.cifar()
+    for parts, said in (
+        ([], ""),
+        (["train"], ", pixels of the training images re-encoded as JPEG"),
+        (["test"], ", pixels of the test images re-encoded as JPEG"),
+        (["train", "test"], ", pixels re-encoded as JPEG"),
+    ):
+        for part in parts:
+            pictures.write_cifar(tmp_path, {part: own[part]})
+        task = data.load_task(name, tmp_path)
+        assert task.source.startswith(f"CIFAR-10, research use, Krizhevsky 2009{said}; ")
+        assert len(task.train) == (108 if "train" in parts else 54)
+        assert len(task.evaluation[0]) == (40 if "test" in parts else 12)
+        for part in parts:
+            (tmp_path / f"cifar10/{part}.npz").unlink()
+
+
+def test_votes_that_do_not_match_name_what_they_are_from(tfds, server, tmp_path):
+    """Which is the prepared data set, without a file of the user's own."""
+    labels, _ = archives.cifar_pixels(5, 12)
+    lines = ["annotator_id,trial_index,is_attn_check,chosen_label,reaction_time"]
+    lines[0] += ",cifar10_test_test_idx"
+    lines += [f"1,{i},0,{(label + 5) % 10},900.0,{i}" for i, label in enumerate(labels)]
+    server.files |= {
+        "cifar-10-binary.tar.gz": archives.cifar(),
+        "cifar10h-raw.zip": archives.votes(**{"cifar10h-raw.csv": "\n".join(lines).encode()}),
+    }
+    for name in ("cifar10", "cifar10_h"):
+        assert prepare(name, tmp_path)
+    with pytest.raises(CorruptDataError, match="of 0% of them only") as error:
+        data.load_task("cifar10h", tmp_path)
+    assert str(catalogue.newest_version(tmp_path / "cifar10_h")) in str(error.value)
 
 
 @pytest.mark.parametrize("form", ["zip", "folder"])
@@ -476,6 +545,22 @@ def test_a_second_one_leaves_the_first_ones_downloads_alone(server, tmp_path, mo
     thread.join()
     assert failed == []
     assert left(tmp_path / "new") == [name, *sorted(SETS[name].files)]
+
+
+def test_what_another_process_has_just_brought_is_not_brought_again(server, tmp_path, monkeypatch):
+    real = prepare_module._alone
+
+    @contextmanager
+    def late(folder, name):
+        with real(folder, name):
+            for part in SETS[name].files:
+                (folder / part).parent.mkdir(exist_ok=True)
+                (folder / part).touch()
+            yield
+
+    monkeypatch.setattr(prepare_module, "_alone", late)
+    assert not prepare("newsgroups", tmp_path)
+    assert server.asked == []
 
 
 def test_a_lock_that_was_taken_from_its_place_is_none(tmp_path, monkeypatch):
