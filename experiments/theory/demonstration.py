@@ -19,12 +19,13 @@ Hard routing keeps its calibration only where experts are calibrated in every sl
 they are by a fit of 22 numbers to the examples of their view. So first the premise is made exact
 (`exact_premise`). Errors are drawn against the root of the chi-square radius of the weights, along
 which theory has straight lines, since equal strengths weigh the examples of different mixtures
-differently.
+differently. Whether hard routing is better where S moves is not seen from intervals of each, which
+may overlap all the same: its difference from the others has intervals of its own, at equal radii
+(`paired`).
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ from calmoe_jax.calibration import calibrators, intervals
 from calmoe_jax.drawing.style import look
 from calmoe_jax.routing.kinds import RoutingKind
 from calmoe_jax.shift.repair import usable_temperature
-from experiments.theory import exact_premise
+from experiments.theory import exact_premise, paired
 from experiments.theory.exact_premise import standardised
 from experiments.theory.mixtures import EPOCHS, SEEDS, Pool, calibrated, mixed, trained_pool
 
@@ -151,45 +152,90 @@ def _temperature(
     return calibrators.fit_temperature(log_probs, labels, weights=weights)
 
 
-def measured(pool: Pool, *, num_replicates: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Errors by treatment, shift and strength of one routing's mixtures.
+class Direction(NamedTuple):
+    """A direction in which one mixture's held-out examples are weighted.
+
+    Attributes:
+        treatment: one of `TREATMENTS`.
+        shift: one of `SHIFTS`.
+        confidence: of the predicted class, by the half that was fitted, `[halves, examples]`.
+        correct: whether that class is right, likewise.
+        z: of the examples that were not fitted, by the half that was.
+        signs: the ways to go.
+    """
+
+    treatment: str
+    shift: str
+    confidence: np.ndarray
+    correct: np.ndarray
+    z: tuple[np.ndarray, ...]
+    signs: tuple[float, ...]
+
+
+def directions(pool: Pool) -> list[Direction]:
+    """All directions of one routing's mixtures, seed by seed.
 
     Args:
         pool: their predictions.
-        num_replicates: of the bootstrap over clusters.
-        say: told what is being computed.
     """
     probs = np.float64(calibrated(pool, _CALIBRATOR))
     experts = pool.routing.shape[-1]
-    drawn: dict[tuple[str, str, float], list[tuple[np.ndarray, ...]]] = {}
-    accuracy = []
+    found = []
     for seed, routing in enumerate(np.float64(pool.routing)):
         columns = [features(probs[half, seed], routing) for half in (0, 1)]
         for name, told in aggregates(pool, probs, seed).items():
-            best = told.argmax(-1)
             confidence = told.max(-1)
-            correct = np.float64(best == pool.labels)
-            accuracy.append(np.mean([correct[h][pool.half != h].mean() for h in (0, 1)]))
+            correct = np.float64(told.argmax(-1) == pool.labels)
             by_half = [
                 tilts(columns[h], experts, confidence[h], correct[h], pool.half == h)
                 for h in (0, 1)
             ]
             for shift in SHIFTS:
-                pairs = list(zip(*(z[shift] for z in by_half), strict=True))
                 # a shift towards wrong examples has one direction
                 signs = (1.0,) if shift == SHIFTS[2] else (1.0, -1.0)
-                for strength in STRENGTHS:
-                    for pair in pairs:
-                        for sign in signs:
-                            rows = np.empty((3, len(pool.labels)))
-                            for h, z in enumerate(pair):
-                                other = pool.half != h
-                                weights = np.exp(sign * strength * z)
-                                weights /= weights.mean()
-                                rows[:, other] = confidence[h][other], correct[h][other], weights
-                            drawn.setdefault((name, shift, strength), []).append(tuple(rows))
-    say("intervals")
-    found: dict[str, Any] = {"accuracy": float(np.mean(accuracy)), "errors": {}}
+                for z in zip(*(tilt[shift] for tilt in by_half), strict=True):
+                    found.append(Direction(name, shift, confidence, correct, z, signs))
+    return found
+
+
+def weighted(
+    pool: Pool, direction: Direction, strengths: tuple[float, float]
+) -> tuple[np.ndarray, ...]:
+    """Confidence, correctness and weight of every example, by the fit of the other half.
+
+    Args:
+        pool: predictions.
+        direction: of the weights.
+        strengths: with their sign, by the half that was fitted.
+    """
+    rows = np.empty((3, len(pool.labels)))
+    for h, (z, strength) in enumerate(zip(direction.z, strengths, strict=True)):
+        other = pool.half != h
+        weights = np.exp(strength * z)
+        weights /= weights.mean()
+        rows[:, other] = direction.confidence[h][other], direction.correct[h][other], weights
+    return tuple(rows)
+
+
+def measured(pool: Pool, found: list[Direction], *, num_replicates: int) -> dict[str, Any]:
+    """Errors by treatment, shift and strength of one routing's mixtures.
+
+    Args:
+        pool: their predictions.
+        found: their directions.
+        num_replicates: of the bootstrap over clusters.
+    """
+    drawn: dict[tuple[str, str, float], list[tuple[np.ndarray, ...]]] = {}
+    for one in found:
+        for strength in STRENGTHS:
+            rows = drawn.setdefault((one.treatment, one.shift, strength), [])
+            rows += [weighted(pool, one, (sign * strength,) * 2) for sign in one.signs]
+    accuracy = [
+        np.mean([one.correct[h][pool.half != h].mean() for h in (0, 1)])
+        for one in found
+        if one.shift == SHIFTS[1]  # one direction of each mixture
+    ]
+    lines: dict[str, Any] = {"accuracy": float(np.mean(accuracy)), "errors": {}}
     for (name, shift, strength), rows in drawn.items():
         confidence, correct, weights = (np.float32(x) for x in zip(*rows, strict=True))
         each = [
@@ -199,12 +245,33 @@ def measured(pool: Pool, *, num_replicates: int, say: Callable[[str], None]) -> 
                 num_clusters=int(pool.clusters.max()) + 1, num_replicates=num_replicates,
             )
         ]  # fmt: skip
-        wide = np.float64(weights)
-        radius = np.mean(wide**2, 1) / np.mean(wide, 1) ** 2 - 1
+        radius = np.mean([paired.radius_of(w) for w in np.float64(weights)])
         line = dict(zip(("error", "low", "high"), (float(x.mean()) for x in each), strict=True))
-        by_shift = found["errors"].setdefault(name, {}).setdefault(shift, [])
-        by_shift.append({"strength": strength, "radius": float(radius.mean()), **line})
-    return found
+        by_shift = lines["errors"].setdefault(name, {}).setdefault(shift, [])
+        by_shift.append({"strength": strength, "radius": float(radius), **line})
+    return lines
+
+
+def of_one_size(
+    pool: Pool, found: list[Direction], treatment: str
+) -> dict[float, tuple[np.ndarray, ...]]:
+    """Examples weighted along the learnt direction, by radius, as for `paired.difference`.
+
+    Args:
+        pool: predictions of one routing's mixtures.
+        found: their directions.
+        treatment: one of `TREATMENTS`.
+    """
+    learnt = [x for x in found if (x.treatment, x.shift) == (treatment, SHIFTS[1])]
+    by_radius = {}
+    for radius in paired.RADII:
+        rows = []
+        for one in learnt:
+            for sign in one.signs:
+                first, second = (sign * paired.strength_of(sign * z, radius) for z in one.z)
+                rows.append(weighted(pool, one, (first, second)))
+        by_radius[radius] = tuple(np.stack(x) for x in zip(*rows, strict=True))
+    return by_radius
 
 
 def compute(
@@ -218,12 +285,20 @@ def compute(
         num_replicates: of the bootstrap over survey periods.
     """
     found = {}
+    sized: dict[str, dict[str, Any]] = {name: {} for name in TREATMENTS}
     with tqdm(ROUTINGS, unit="routing", disable=None, leave=False, desc="(f)") as bar:
         for name, routing in bar:
+            bar.set_postfix_str("training")
             pool = trained_pool(TASK, routing, epochs=epochs, seeds=seeds)
-            found[name] = measured(pool, num_replicates=num_replicates, say=bar.set_postfix_str)
+            bar.set_postfix_str("intervals")
+            ways = directions(pool)
+            found[name] = measured(pool, ways, num_replicates=num_replicates)
             found[name]["exact_premise"] = exact_premise.errors(pool, STRENGTHS)
-    return {"task": TASK, "routings": found}
+            for treatment in TREATMENTS:
+                sized[treatment][name] = of_one_size(pool, ways, treatment)
+    # the examples of all routings are the same
+    differences = {name: paired.against(rows, pool.clusters) for name, rows in sized.items()}
+    return {"task": TASK, "routings": found, "differences": differences}
 
 
 def draw(found: dict[str, Any]) -> Figure:
@@ -234,10 +309,12 @@ def draw(found: dict[str, Any]) -> Figure:
     """
     figure = Figure(figsize=(10.4, 8.0), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
+    better, worse, pairs = paired.beyond(found["differences"][TREATMENTS[0]])
     titles = (
         "Experts calibrated exactly: hard routing alone keeps 0",
         "Experts fitted on other examples: features of S harm none",
-        "The same, S moved to where confidence errs: no clear winner",
+        "The same, S moved to where confidence errs: in pairs at equal ρ\n"
+        f"hard is better beyond the interval in {better} of {pairs}, worse in {worse}",
         "The same: favouring wrong examples breaks all alike",
     )
     for i, (routing, lines) in enumerate(found["routings"].items()):

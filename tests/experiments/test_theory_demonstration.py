@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from experiments.theory import demonstration, exact_premise
+from calmoe_jax.calibration import intervals
+from experiments.theory import demonstration, exact_premise, paired
 from experiments.theory.mixtures import Pool, calibrated, mixed
 
 COMMITTED = json.loads((Path(demonstration.__file__).parent / "results.json").read_text())["parts"]
@@ -113,12 +115,100 @@ def test_committed_numbers():
                 assert all(0 <= x["low"] <= x["error"] + 1e-6 <= x["high"] + 2e-6 for x in points)
             # no routing survives a shift that depends on the label
             assert lines["errors"][treatment]["being wrong"][-1]["low"] > 0.4
-    # what fitted experts have: little of theory's advantage, and intervals that overlap
-    learnt = {
-        k: v["errors"]["calibrated experts"]["learnt direction in S"][-1] for k, v in found.items()
-    }
-    assert learnt["hard"]["error"] < learnt["top-2"]["error"]
-    assert learnt["hard"]["high"] > learnt["dense"]["low"]
+    # what fitted experts have, at one size of the shift and in pairs: nothing beyond the interval
+    for name in demonstration.TREATMENTS:
+        lines = NUMBERS["differences"][name]
+        assert [line["radius"] for line in lines] == list(paired.RADII)
+        for line in lines:
+            assert list(line["less"]) == ["dense", "top-2"]
+            for less in line["less"].values():
+                assert less["low"] <= less["difference"] <= less["high"]
+    assert paired.beyond(NUMBERS["differences"]["calibrated experts"]) == (0, 0, 6)
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.3, 1.0, 4.0])
+def test_strength_of_a_radius(radius):
+    z = exact_premise.standardised(np.random.RandomState(0).randn(500))
+    for sign in (1, -1):
+        strength = paired.strength_of(sign * z, radius)
+        weights = np.exp(sign * strength * z)
+        share = weights / weights.sum()
+        # the chi-square divergence of the weighted examples from the others
+        np.testing.assert_allclose(np.sum((share - 1 / 500) ** 2) * 500, radius, rtol=1e-6)
+        assert (strength == 0) == (radius == 0)
+
+
+def test_a_radius_beyond_reach():
+    # of two equal halves all weight on one has radius 1
+    with pytest.raises(ValueError, match=r"radius must be one that z reaches, 1, got 1.5"):
+        paired.strength_of(np.repeat([-1.0, 1.0], 5), 1.5)
+
+
+def told(confidences, frequency=0.5, size=4000):
+    """Mixtures of one confidence each on the same examples, right with one frequency."""
+    correct = np.float64(np.random.RandomState(0).rand(size) < frequency)
+    return (
+        np.full((len(confidences), size), np.array(confidences)[:, None]),
+        np.tile(correct, (len(confidences), 1)),
+        # a mixture's weights count among themselves alone
+        np.tile(np.arange(1.0, 1 + len(confidences))[:, None], (1, size)),
+    )
+
+
+CLUSTERS = np.arange(4000) // 20
+
+
+def test_a_difference_is_that_of_the_means_of_squares():
+    first, second = told([0.9, 0.7]), told([0.6, 0.5])
+    right = first[1].mean()
+    expected = [np.mean((np.array(c) - right) ** 2) for c in ([0.9, 0.7], [0.6, 0.5])]
+    found = paired.difference(first, second, CLUSTERS)
+    np.testing.assert_allclose(found["difference"], expected[0] - expected[1], atol=0.003)
+    assert found["low"] < found["difference"] < found["high"]
+    other_way = paired.difference(second, first, CLUSTERS)
+    np.testing.assert_allclose(other_way["difference"], -found["difference"], atol=0.003)
+
+
+def test_pairs_see_what_overlapping_intervals_do_not():
+    first, second = told([0.55]), told([0.56])
+    alone = []
+    for confidence, correct, weights in (first, second):
+        bins = intervals.cluster_bins(
+            np.float32(confidence[0]), np.float32(correct[0]), CLUSTERS, num_clusters=200,
+            weights=np.float32(weights[0]),
+        )  # fmt: skip
+        alone.append(intervals.clustered_calibration_error(jax.random.key(0), bins, norm="l2"))
+    assert alone[0].high > alone[1].low
+    found = paired.difference(first, second, CLUSTERS)
+    assert found["high"] < 0
+    lines = paired.against({"hard": {1.0: first}, "dense": {1.0: second}}, CLUSTERS)
+    assert lines == [{"radius": 1.0, "less": {"dense": found}}]
+    assert paired.beyond(lines) == (1, 0, 1)
+    lines = paired.against({"hard": {1.0: second}, "dense": {1.0: first}}, CLUSTERS)
+    assert paired.beyond(lines) == (0, 1, 1)
+
+
+def test_examples_of_one_size_of_shift():
+    pool = made_up_pool("hard", seeds=2)
+    found = demonstration.directions(pool)
+    # a direction each way for every seed
+    rows = demonstration.of_one_size(pool, found, "calibrated experts")
+    assert list(rows) == list(paired.RADII)
+    for radius, (confidence, correct, weights) in rows.items():
+        assert confidence.shape == correct.shape == weights.shape == (4, 400)
+        for w in weights:
+            for half in (0, 1):
+                some = w[pool.half == half]
+                np.testing.assert_allclose(some.mean(), 1, rtol=1e-9)
+                np.testing.assert_allclose(some.var(), radius, atol=1e-6)
+    # by the fit of the other half, every seed's
+    probs = np.float64(calibrated(pool, "vector"))
+    for seed in range(2):
+        aggregate = mixed(probs[1, seed], pool.routing[seed]).max(-1)
+        for sign in range(2):
+            np.testing.assert_allclose(
+                rows[1.0][0][2 * seed + sign][pool.half == 0], aggregate[pool.half == 0]
+            )
 
 
 @pytest.mark.exhaustive
@@ -129,6 +219,7 @@ def test_a_small_run():
         assert lines["accuracy"] > 0.6
         errors = [x["error"] for x in lines["exact_premise"]["errors"]]
         assert (max(errors) < 1e-5) == (name == "hard")
+    assert [len(lines) for lines in found["differences"].values()] == [3, 3]
     assert demonstration.draw(found).axes
 
 
