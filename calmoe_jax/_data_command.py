@@ -65,16 +65,17 @@ class Data:
 
         wanted = _data_sets(self.names)
         folder = data_folder(self.data_dir).path
-        check_folder("data_dir", folder)
+        if not all(SETS[name].is_here(folder) for name in wanted):
+            check_folder("data_dir", folder)
         if self.manual_dir is not None and not self.manual_dir.is_dir():
             raise UsageError(f"manual_dir must be a folder, got manual_dir={self.manual_dir}.")
-        for name in wanted:
+        for number, name in enumerate(wanted):
             found = SETS[name]
             if found.is_here(folder):
                 print(f"{name}: already in {folder}", flush=True)
                 continue
             print(f"{name}: {found.size}, {found.licence}; from {found.source}", flush=True)
-            prepare(name, folder, manual_dir=self.manual_dir)
+            prepare(name, folder, manual_dir=self.manual_dir, then=wanted[number + 1 :])
             print(f"{name}: now in {folder}", flush=True)
         return 0
 

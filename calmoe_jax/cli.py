@@ -203,7 +203,7 @@ def _options(command: Any) -> list[str]:
         value = getattr(command, given.name)
         if is_dataclass(value):
             names += _options(value)
-        elif given.name not in ("task", "folders", "file"):
+        elif given.name not in ("task", "folders", "file", "names"):
             names.append(given.name)
     return names
 

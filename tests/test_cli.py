@@ -62,9 +62,13 @@ def run(monkeypatch, tmp_path, capsys):
         (("run", "digits16"), "The command `calmoe data prepare digits16` brings it"),
         (("data",), "{list,prepare,where}"),
         (("data", "fetch"), "invalid choice"),
-        (("data", "prepare"), "--names must name at least one data set or task to bring, got none"),
+        (
+            ("data", "prepare"),
+            "calmoe: names must name at least one data set or task to bring, got none",
+        ),
+        (("data", "prepare", "mnits"), "calmoe: names must be of data sets or tasks (calmoe data"),
         (("data", "prepare", "mnits"), "got 'mnits'. Did you mean mnist?"),
-        (("data", "list", "mnist"), "--names must be given to prepare only, got mnist"),
+        (("data", "list", "mnist"), "calmoe: names must be given to prepare only, got mnist"),
         (("data", "prepare", "pacs"), "pacs must be downloaded by hand: put PACS.zip or "),
         (
             ("data", "prepare", "pacs", "--manual-dir", "nowhere"),
@@ -183,6 +187,19 @@ def test_what_is_there_is_not_brought_again(run, tmp_path):
     code, out, err = run("data", "prepare", "portal", "sentiment", "--data-dir", "mine")
     assert (code, err) == (0, "")
     assert out == "portal: comes with the package\nsentiment4: already in mine\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX's")
+def test_a_folder_that_is_read_only_may_hold_everything(run, tmp_path, monkeypatch):
+    (tmp_path / "mine" / "sentiment4").mkdir(parents=True)
+    (tmp_path / "mine" / SETS["sentiment4"].files[0]).write_bytes(b"")
+    real = os.access  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, how: how != os.W_OK and real(path, how))
+    code, out, err = run("data", "prepare", "sentiment", "--data-dir", "mine")
+    assert (code, out, err) == (0, "sentiment4: already in mine\n", "")
+    code, out, err = run("data", "prepare", "sentiment", "mnist", "--data-dir", "mine")
+    assert (code, out) == (2, "")
+    assert "--data-dir must be in a folder that can be written to" in err
 
 
 def test_doctor(run):

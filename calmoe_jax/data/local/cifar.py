@@ -3,8 +3,8 @@
 CIFAR-10 (Krizhevsky 2009) as `calmoe data prepare` brings it has its own pixels. In files of a
 user's own (`cifar10/train.npz`, `test.npz`; each is read where it is there) they were re-encoded as
 JPEG (quality 75, chroma at half resolution): accuracies are then not those of the literature, and
-the task's source says which were. A tenth of the 50,000 training images, the first in an order by a hash of their numbers, is for
-calibration.
+the task's source says which were. A tenth of the 50,000 training images, the first in an order by a
+hash of their numbers, is for calibration.
 
 `cifar10h` tests on all 10,000 test images with the votes of CIFAR-10H (Peterson et al. 2019): 47 to
 63 people said what they see. The hard part is the 327 images whose most frequent answer has a share

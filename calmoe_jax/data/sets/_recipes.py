@@ -148,6 +148,14 @@ def remotes(name: str) -> tuple[Remote, ...]:
     )
 
 
+def shared_downloads(name: str, other: str) -> tuple[str, ...]:
+    """The names of the downloads that two data sets have in common."""
+    if {name, other} != {"cifar10", "cifar10_h"}:
+        return ()
+    others = remotes(other)
+    return tuple(remote.name for remote in remotes(name) if remote in others)
+
+
 def _files(name: str, shop: Workshop) -> Iterator[None]:
     """Files that are served as the tasks read them."""
     for remote in remotes(name):

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from calmoe_jax.data.errors import CorruptDataError, PreparationError
-from calmoe_jax.data.sets._recipes import RECIPES, Workshop
+from calmoe_jax.data.sets._recipes import RECIPES, Workshop, shared_downloads
 from calmoe_jax.data.sets.catalogue import SETS
 
 _MEGABYTE = 10**6
@@ -17,13 +17,19 @@ _DOWNLOADS = ".downloads"
 
 
 def prepare(
-    name: str, data_dir: Path, *, manual_dir: Path | None = None, quiet: bool = False
+    name: str,
+    data_dir: Path,
+    *,
+    manual_dir: Path | None = None,
+    quiet: bool = False,
+    then: tuple[str, ...] = (),
 ) -> bool:
     """Brings a data set to the data folder, unless it is there.
 
     It is made in a folder beside its place and renamed, so that it is never half there; data sets
     of several configurations appear one configuration after the other. Downloads are checked, and
-    kept until the data set is there: after an interruption the same command goes on.
+    kept until the data set is there: after an interruption the same command goes on. Those of usps,
+    optdigits and newsgroups, of at most 25 MB, start again: scikit-learn brings them.
 
     Args:
         name: one of `SETS`.
@@ -31,6 +37,7 @@ def prepare(
         manual_dir: folder with what the user downloaded; `data_dir/manual` by default. A file
             there with the name of a download is taken in its place.
         quiet: whether to show no progress.
+        then: data sets that are brought next; a download that one of them shares is kept for it.
 
     Returns:
         Whether it was brought; False if it was there.
@@ -56,26 +63,38 @@ def prepare(
         with _alone(data_dir, name), _full_disk_explained(name, data_dir):
             if SETS[name].is_here(data_dir):  # by a process that has ended since
                 return False
-            _bring_all(name, data_dir, manual_dir or data_dir / "manual", quiet)
+            _bring_all(name, data_dir, manual_dir or data_dir / "manual", quiet, then)
     finally:
         if not existed:
             _remove_empty(data_dir)
     return True
 
 
-def _bring_all(name: str, data_dir: Path, manual: Path, quiet: bool) -> None:
+def _bring_all(name: str, data_dir: Path, manual: Path, quiet: bool, then: tuple[str, ...]) -> None:
     """Brings the data set; of its downloads only those remain that the next try goes on with."""
     downloads = data_dir / _DOWNLOADS / name
     try:
         _check_room(name, data_dir, downloads)
         downloads.mkdir(parents=True, exist_ok=True)
         _bring(name, data_dir, downloads, manual, quiet)
+        for other in then:
+            if not SETS[other].is_here(data_dir):
+                _hand_on(shared_downloads(name, other), downloads, downloads.parent / other)
         shutil.rmtree(downloads, ignore_errors=True)
     except CorruptDataError:  # the next try downloads anew
         shutil.rmtree(downloads, ignore_errors=True)
         raise
     finally:
         _remove_empty(downloads, downloads.parent)
+
+
+def _hand_on(files: tuple[str, ...], downloads: Path, other: Path) -> None:
+    """Moves downloads to the folder of another data set, which then has them; links stay."""
+    for file in files:
+        ours, theirs = downloads / file, other / file
+        if ours.is_file() and not ours.is_symlink() and not theirs.exists():
+            other.mkdir(exist_ok=True)
+            ours.rename(theirs)
 
 
 def _bring(name: str, data_dir: Path, downloads: Path, manual: Path, quiet: bool) -> None:

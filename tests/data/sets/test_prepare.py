@@ -279,6 +279,34 @@ def test_corruptions_are_prepared_one_by_one(tfds, server, tmp_path, monkeypatch
             assert sorted(found.labels) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("asked", [("cifar10h",), ("cifar10_h", "cifar10"), ("cifar10",)])
+def test_the_archive_of_two_data_sets_comes_once(tfds, server, tmp_path, capsys, asked):
+    server.files |= {
+        "cifar-10-binary.tar.gz": archives.cifar(),
+        "cifar10h-raw.zip": archives.votes(),
+    }
+    assert cli.main(("data", "prepare", *asked, "--data-dir", str(tmp_path))) == 0
+    both = {"cifar-10-binary.tar.gz", "cifar10h-raw.zip"} if asked != ("cifar10",) else set()
+    assert sorted(name for name, _ in server.asked) == sorted(both | {"cifar-10-binary.tar.gz"})
+    assert not any(name.startswith(".") for name in left(tmp_path))
+    if both:
+        assert len(data.load_task("cifar10h", tmp_path).train) == 54
+
+
+def test_a_shared_archive_is_kept_for_the_next_command(tfds, server, tmp_path):
+    """If it ends between the two; and is nobody's business where the other is there."""
+    server.files |= {
+        "cifar-10-binary.tar.gz": archives.cifar(),
+        "cifar10h-raw.zip": archives.votes(),
+    }
+    assert prepare("cifar10", tmp_path, then=("pacs", "cifar10_h", "usps"))
+    kept = ".downloads/cifar10_h/cifar-10-binary.tar.gz"
+    assert [name for name in left(tmp_path) if name.endswith(".gz")] == [kept]
+    assert prepare("cifar10_h", tmp_path, then=("cifar10",))
+    assert [name for name, _ in server.asked] == ["cifar-10-binary.tar.gz", "cifar10h-raw.zip"]
+    assert not any(name.startswith(".") for name in left(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["cifar10h", "cifar10c"])
 def test_the_source_says_which_pixels_are_not_original(tfds, server, tmp_path, monkeypatch, name):
     """Each part is read from the user's own file where there is one."""
