@@ -7,7 +7,7 @@ import numpy as np
 
 from calmoe_jax.data.errors import CorruptDataError, DataError, MissingDataError
 from calmoe_jax.data.task import Kind, Split
-from calmoe_jax.data.tfds._builder import builder_of
+from calmoe_jax.data.tfds._builder import builder_of, how_to_prepare
 from calmoe_jax.data.tfds._features import feature_of
 
 _CHUNK = 1024  # examples that are decoded at once
@@ -74,10 +74,14 @@ def from_tfds(
 def _source(builder: Any, split: str) -> Any:
     """Random access to a split."""
     if not Path(builder.data_path).is_dir():
+        config = getattr(builder.builder_config, "name", None)
+        name = f"{builder.name}/{config}" if config else builder.name
+        call = f"tensorflow_datasets.builder({name!r}, file_format='array_record')"
+        advice = how_to_prepare(name) or (
+            f"Call {call}.download_and_prepare() once, or give its data_dir."
+        )
         raise MissingDataError(
-            f"the data set {builder.name} is not prepared at {builder.data_path}: call "
-            f"tensorflow_datasets.builder({builder.name!r}, file_format='array_record')"
-            f".download_and_prepare() once, or give its data_dir."
+            f"the data set {name} is not prepared at {builder.data_path}. {advice}"
         )
     try:
         return builder.as_data_source(split)

@@ -11,6 +11,7 @@ import pytest
 
 from calmoe_jax.data import CorruptDataError, DataError, MissingDataError, Task, check_task
 from calmoe_jax.data import tfds as ours
+from calmoe_jax.data.sets import how_to_get
 
 NEEDED = ("tensorflow_datasets", "array_record", "importlib_resources")
 needs_tfds = pytest.mark.skipif(
@@ -158,6 +159,40 @@ def test_a_data_set_that_is_not_prepared(tfds, tiny, tmp_path):
     other = type(tiny)(data_dir=tmp_path, file_format="array_record")
     with pytest.raises(MissingDataError, match=r"not prepared at .*download_and_prepare\(\)"):
         ours.from_tfds(other, split="train", kind="train")
+
+
+@needs_tfds
+@pytest.mark.every_case
+@pytest.mark.parametrize(
+    ("name", "ours_of_it"),
+    [
+        ("cifar10", "cifar10"),
+        ("cifar10_corrupted/fog_3", "cifar10_corrupted"),
+        ("civil_comments/CivilCommentsIdentities", "civil_comments_identities"),
+        ("pacs", "pacs"),  # which tensorflow-datasets has not
+        ("domainnet64/real", "domainnet"),
+    ],
+)
+def test_a_data_set_of_ours_is_prepared_by_our_command(tmp_path, name, ours_of_it):
+    with pytest.raises(MissingDataError) as error:
+        ours.from_tfds(name, split="train", kind="train", data_dir=tmp_path)
+    said = str(error.value)
+    assert f"the data set {name} is not prepared" in said
+    assert str(tmp_path) in said
+    assert how_to_get(ours_of_it) in said
+    assert "`calmoe data where` names, as data_dir." in said
+    assert "download_and_prepare" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_tfds
+@pytest.mark.parametrize("name", ["mnist", "cifar100"])
+def test_our_command_is_not_named_where_it_does_not_help(tmp_path, name):
+    """MNIST it keeps in files of another format."""
+    message = rf"the data set {name} is not prepared .*\.builder\('{name}'.*download_and_prepare"
+    with pytest.raises(MissingDataError, match=message) as error:
+        ours.from_tfds(name, split="train", kind="train", data_dir=tmp_path)
+    assert "calmoe data" not in str(error.value)
 
 
 @needs_tfds
