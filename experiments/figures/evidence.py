@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from experiments import paper as paper_study
-from experiments.figures.words import ROOT, fixed, listed, read, short_commit, supported
+from experiments.commits import short_commit
+from experiments.figures.words import ROOT, fixed, listed, read, supported
 from experiments.hard_or_soft import KEPT, LOST
 from experiments.our_study.command import ROUTINGS
-from experiments.our_study.command import read as read_cells
-from experiments.our_study.comparing import compare, read_rows
+from experiments.our_study.comparing import compare, on_hard, read_rows
+from experiments.our_study.runs import read_runs
 
 CORRUPTIONS = "experiments/corruptions/results.json.gz"
 PAPER = "experiments/paper_study/{}-quick.json"
@@ -72,23 +73,29 @@ def our_study() -> str:
         "deep ensemble with a temperature": ("dense", "deep_ensemble", "temperature"),
     }
     found = {c.combination: c for c in compare(rows, lambda c: c in wanted.values())}
-    for combination in (wanted["robust with a temperature"], wanted["bold"]):
-        (against,) = compare(
-            rows, lambda c, chosen=combination: c == chosen, wanted["with a temperature"]
-        )
-        better = against.high < 0
-        supported("only bold is better beyond the interval", better == (combination[2] == "bold"))
+    plain = wanted["with a temperature"]
+    after = compare(rows, lambda c: c[2] == "temperature" and c != plain, plain)
+    supported("no objective and no routing is better", not any(c.high < 0 for c in after))
+    (bold,) = compare(rows, lambda c: c == wanted["bold"], plain)
+    supported("bold is better", bold.high < 0)
+    hard = on_hard(rows, wanted["bold"], plain)
+    supported("bold harms hard subsets", max(hard.values()) > 0.05)
     parts = [f"{words} {fixed(found[c].ece)}" for words, c in wanted.items()]
-    return f"ECE under shift, mean over {tasks} tasks: {', '.join(parts)}"
+    harm = ", ".join(f"{t} {fixed(hard[t], sign=True)}" for t in sorted(hard, key=hard.get)[::-1])
+    return (
+        f"ECE under shift, mean over {tasks} tasks: {', '.join(parts)}; of {len(after)} objectives "
+        f"and routings with a temperature the least {fixed(after[0].ece)} "
+        f"({fixed(after[0].difference, sign=True)}, {fixed(after[0].low, sign=True)} to "
+        f"{fixed(after[0].high, sign=True)}); bold on hard subsets: {harm}"
+    )
 
 
 def our_study_commit() -> str:
-    """The commits that the cells of each task were gathered at, with the tasks if they differ."""
-    folder = ROOT / "experiments" / "our_study"
+    """The commits that the cells of each task were computed at, with the tasks if they differ."""
     tasks: dict[str, list[str]] = {}
-    for path in sorted(folder.glob("*.json.gz")):
-        found = read_cells(path)
-        tasks.setdefault(short_commit(found["environment"]["commit"]), []).append(found["task"])
+    for run in read_runs(ROOT / "experiments" / "our_study"):
+        commits = ", ".join(short_commit(commit) for commit in run.commits)
+        tasks.setdefault(commits, []).append(run.task)
     if len(tasks) == 1:
         return next(iter(tasks))
     return ", ".join(f"{commit} ({', '.join(names)})" for commit, names in tasks.items())

@@ -8,7 +8,8 @@ from pathlib import Path
 from calmoe_jax._run_command import FIRST_TASKS
 from calmoe_jax.study.records import SHIFT_MEAN, read_results
 from calmoe_jax.study.report import Summary, in_words
-from experiments.figures.words import fixed, short_commit, supported
+from experiments.commits import short_commit
+from experiments.figures.words import fixed, supported
 from experiments.first_run import unpack
 
 _WIDTH, _PRINTED = 104, 96

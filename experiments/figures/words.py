@@ -3,11 +3,12 @@
 import gzip
 import json
 import math
-import re
 from collections.abc import Iterable
 from fractions import Fraction as F
 from pathlib import Path
 from typing import Any
+
+from experiments.commits import short_commit
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,20 +21,6 @@ def read(path: str) -> Any:
     """
     content = (ROOT / path).read_bytes()
     return json.loads(gzip.decompress(content) if path.endswith(".gz") else content)
-
-
-def short_commit(whole: str | None) -> str:
-    """A commit's first seven digits.
-
-    Args:
-        whole: as results files name what they were made with.
-
-    Raises:
-        ValueError: if there was none, or the checkout had changes, so that it names no results.
-    """
-    if whole is None or not re.fullmatch("[0-9a-f]{40}", whole):
-        raise ValueError(f"commit must be one without changes, got {whole}.")
-    return whole[:7]
 
 
 def commit_of(path: str) -> str:

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from calmoe_jax._environment import describe_environment
 from experiments.our_study.cells import Setting, cell
 from experiments.our_study.command import settings, study_parser
-from experiments.trained import write_json
+from experiments.trained import write_results
 
 TASKS = ("portal", "newsgroups")
 SHOWN = ("none", "temperature", "safe")
@@ -111,7 +110,6 @@ def main() -> None:
     """Runs the changes, task by task, and prints and writes them."""
     arguments = study_parser(__doc__, TASKS).parse_args()
     found: dict[str, Any] = {
-        "made_with": describe_environment(),
         "epochs": arguments.epochs,
         "seeds": arguments.seeds,
         "tasks": {},
@@ -124,7 +122,7 @@ def main() -> None:
         ]
         print(f"\n{name}\n\n{table(found['tasks'][name])}")
     if arguments.out:
-        write_json(arguments.out, found)
+        write_results(arguments.out, **found)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def compare(
     chosen: Callable[[tuple[str, str, str]], bool],
     reference: tuple[str, str, str] = REFERENCE,
 ) -> list[Compared]:
-    """Compares combinations that every task has; the least error first.
+    """Compares combinations that every task has; the least error first; ranks are among them.
 
     Args:
         rows: of the study.
@@ -105,16 +105,16 @@ def compare(
     for row in rows:
         if chosen(row.combination) or row.combination == reference:
             table.setdefault(row.task, {}).setdefault(row.combination, {})[row.kind] = row
-    common = set.intersection(*(set(of_task) for of_task in table.values()))
-    ordered = sorted(common)
+    common = set.intersection(*(set(of_task) for of_task in table.values())) if table else set()
+    ordered = sorted(c for c in common if chosen(c))
     errors = np.array(
         [[mean_of(of_task[c]["shift"], "ece") for c in ordered] for of_task in table.values()]
     )
     ranks = stats.rankdata(errors, axis=1)
     found = []
+    if reference not in common:
+        return []
     for i, combination in enumerate(ordered):
-        if not chosen(combination):
-            continue
 
         def differences(kind: str, metric: str, at: tuple[str, str, str]) -> np.ndarray:
             pairs = ((t[at][kind], t[reference][kind]) for t in table.values())
@@ -138,6 +138,28 @@ def compare(
             )
         )
     return sorted(found, key=lambda c: c.ece)
+
+
+def on_hard(
+    rows: Iterable[Row], combination: tuple[str, str, str], reference: tuple[str, str, str]
+) -> dict[str, float]:
+    """A combination's error less that of another on the hard subset of each task that has one.
+
+    Args:
+        rows: of the study.
+        combination: one.
+        reference: the other.
+    """
+    errors = {
+        (r.task, r.combination): mean_of(r, "ece")
+        for r in rows
+        if r.kind == "hard" and r.combination in (combination, reference)
+    }
+    return {
+        task: errors[task, combination] - error
+        for (task, which), error in errors.items()
+        if which == reference and (task, combination) in errors
+    }
 
 
 def mean_of(row: Row, metric: str) -> float:

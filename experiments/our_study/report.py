@@ -14,13 +14,18 @@ from typing import Any
 import numpy as np
 
 from calmoe_jax._files import write_whole
+from experiments.commits import short_commit
 from experiments.our_study import ablation
 from experiments.our_study.command import ROUTINGS
 from experiments.our_study.comparing import Compared, Row, compare, mean_of, read_rows
 from experiments.our_study.conclusions import conclusions
+from experiments.our_study.runs import Run, read_runs
 
-# Calibrators of the tables of a task; all are in the summary.
+# Calibrators of the tables of a task, and on its hard subset; all are in the summary.
 SHOWN = ("none", "temperature", "per_expert", "safe", "bold", "dirichlet")
+SHOWN_ON_HARD = ("temperature", "safe", "bold")
+# Those of the frontier.
+_DRAWN = ("none", "temperature", "safe", "bold")
 # A combination, its accuracy and its calibration error.
 Point = tuple[tuple[str, ...], float, float]
 
@@ -47,10 +52,11 @@ def task_table(rows: list[Row], task: str) -> str:
     """A row for each routing and method of a task: accuracy and errors by calibrator."""
     at = {(r.combination, r.kind): r for r in rows if r.task == task}
     methods = dict.fromkeys(r.combination[:2] for r in rows if r.task == task)
+    titles = [f"shift, {c}" for c in SHOWN] + [f"hard, {c}" for c in SHOWN_ON_HARD]
     lines = [
         "| routing | method | accuracy: in distribution, shift | NLL under shift | gap under shift "
-        "| ECE in distribution | " + " | ".join(f"shift, {c}" for c in SHOWN) + " | hard |",
-        "|---" * (7 + len(SHOWN)) + "|",
+        f"| ECE in distribution | {' | '.join(titles)} |",
+        "|---" * (6 + len(titles)) + "|",
     ]
     for routing, method in methods:
         plain, inside = (at[(routing, method, "none"), kind] for kind in ("shift", "id"))
@@ -58,14 +64,16 @@ def task_table(rows: list[Row], task: str) -> str:
             _with_spread(found.metrics["ece"]) if found else "–"
             for found in (at.get(((routing, method, c), "shift")) for c in SHOWN)
         ]
-        hard = at.get(((routing, method, "none"), "hard"))
-        shown_hard = "–" if hard is None else f"{mean_of(hard, 'ece'):.3f}"
+        errors += [
+            f"{mean_of(found, 'ece'):.3f}" if found else "–"
+            for found in (at.get(((routing, method, c), "hard")) for c in SHOWN_ON_HARD)
+        ]
         nll = mean_of(plain, "nll")
         lines.append(
             f"| {routing} | {method} | {mean_of(inside, 'accuracy'):.3f}, "
             f"{mean_of(plain, 'accuracy'):.3f} | {'inf' if np.isnan(nll) else f'{nll:.3f}'} | "
             f"{mean_of(plain, 'confidence_gap'):+.3f} | {mean_of(inside, 'ece'):.3f} | "
-            f"{' | '.join(errors)} | {shown_hard} |"
+            f"{' | '.join(errors)} |"
         )
     return "\n".join(lines)
 
@@ -110,13 +118,12 @@ def draw(rows: list[Row]) -> bytes:
 
     from calmoe_jax.drawing.style import COLOURS, MARKERS, STYLE, legend_below, png
 
-    names = ("none", "temperature", "safe", "bold")
-    points = frontier(rows, names)
+    points = frontier(rows, _DRAWN)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.8, 4.6))
         ax = figure.subplots()
         for (i, calibrator), (j, routing) in itertools.product(
-            enumerate(names), enumerate(ROUTINGS)
+            enumerate(_DRAWN), enumerate(ROUTINGS)
         ):
             some = [p for p in points if p[0][0] == routing and p[0][2] == calibrator]
             ax.plot(
@@ -133,12 +140,31 @@ def draw(rows: list[Row]) -> bytes:
         return png(figure)
 
 
-def page(rows: list[Row], ablations: dict[str, list[dict[str, Any]]]) -> str:
+def runs_table(runs: list[Run]) -> str:
+    """A row for each task: what its cells were computed with, and what that took, in Markdown.
+
+    Args:
+        runs: of the study.
+    """
+    lines = [
+        "| task | trainings and evaluations | commit | minutes | most memory, GB |",
+        "|---" * 5 + "|",
+    ]
+    for run in runs:
+        minutes = "–" if run.minutes is None else f"{run.minutes:.0f}"
+        memory = "–" if run.peak_gb is None else f"{run.peak_gb:.1f}"
+        commits = ", ".join(x[:7] + "+" * x.endswith("+") for x in run.commits)
+        lines.append(f"| {run.task} | {run.cells} | {commits} | {minutes} | {memory} |")
+    return "\n".join(lines)
+
+
+def page(rows: list[Row], runs: list[Run], ablations: dict[str, Any]) -> str:
     """The whole page.
 
     Args:
         rows: of the study.
-        ablations: rows of the ablation by task.
+        runs: what was run for them.
+        ablations: the ablation's results, empty where it was not run.
     """
     tasks = sorted({r.task for r in rows})
     seeds = max(len(r.metrics["ece"]) for r in rows)
@@ -178,24 +204,34 @@ def page(rows: list[Row], ablations: dict[str, list[dict[str, Any]]]) -> str:
     parts.append(f"## What it says, the unwelcome first\n\n{said}\n")
     for title, chosen, show in sections:
         parts.append(f"## {title}\n\n{comparison_table(compare(rows, chosen), show)}\n")
-    parts.append("![Accuracy against calibration error](frontier.png)\n")
+    best = "; ".join(
+        f"{c[1]} ({c[0].replace('_', '-')}) with {c[2]}: accuracy {accuracy:.3f}, ECE {error:.3f}"
+        for c, accuracy, error in undominated(frontier(rows, _DRAWN))
+    )
+    parts.append(
+        "## Accuracy and calibration together\n\n"
+        f"![Accuracy against calibration error](frontier.png)\n\nOn the frontier: {best}.\n"
+    )
     for task in tasks:
         parts.append(f"## {task}\n\n{task_table(rows, task)}\n")
-    for task, changes in ablations.items():
-        parts.append(f"## One setting changed at a time: {task}\n\n{ablation.table(changes)}\n")
+    for task, changes in ablations.get("tasks", {}).items():
+        parts.append(
+            f"## One setting changed at a time: {task}\n\n"
+            f"{ablations['seeds']} seeds, {ablations['epochs']} epochs; computed at "
+            f"{short_commit(ablations['made_with']['commit'])}.\n\n{ablation.table(changes)}\n"
+        )
+    parts.append(f"## What was run\n\n{runs_table(runs)}\n")
     return "\n".join(parts)
 
 
-def read_ablations(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the ablation by task; none where it was not run.
+def read_ablations(folder: Path) -> dict[str, Any]:
+    """The ablation's results; empty where it was not run.
 
     Args:
         folder: of the results.
     """
     path = folder / "ablation.json"
-    if not path.is_file():
-        return {}
-    found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text())["tasks"]
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return found
 
 
@@ -205,7 +241,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent)
     folder = parser.parse_args().results
     rows = read_rows(folder)
-    write_whole(folder / "README.md", page(rows, read_ablations(folder)))
+    write_whole(folder / "README.md", page(rows, read_runs(folder), read_ablations(folder)))
     write_whole(folder / "frontier.png", draw(rows))
 
 

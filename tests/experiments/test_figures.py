@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from calmoe_jax.shift import repair as library
+from experiments.commits import short_commit
 from experiments.figures import __main__ as command
 from experiments.figures import repair, theory, words
 from experiments.figures.rows import COMMITS, PASSAGES, ROWS
@@ -102,10 +103,10 @@ def test_keys_and_commits():
     several = rf"{one} \([a-z0-9_, ]+\)(, {one} \([a-z0-9_, ]+\))+"
     assert all(re.fullmatch(f"{one}|{several}", make()) for make in COMMITS.values())
     assert len(PASSAGES) == 6
-    assert words.short_commit("0123456789" * 4) == "0123456"
+    assert short_commit("0123456789" * 4) == "0123456"
     for bad in (None, "0123456789" * 4 + "+", "0123456"):
         with pytest.raises(ValueError, match="without changes"):
-            words.short_commit(bad)
+            short_commit(bad)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from experiments.our_study import (
     comparing,
     conclusions,
     report,
+    runs,
 )
 
 pytestmark = pytest.mark.exhaustive
@@ -45,6 +46,7 @@ def test_a_cell_has_every_calibrator_on_every_kind(made):
     assert names >= {"none", "temperature", "safe", "bold", *calibrators.FURTHER}
     assert found == {(name, kind) for name in names for kind in cells.GROUPS}
     assert {r["calibrator"] for r in of_mocae["rows"]} == names - set(calibrators.FURTHER)
+    assert all(x["minutes"] >= 0 and "commit" in x for x in made[1])
     for row in of_vanilla["rows"]:
         of_confidence = row["calibrator"] in calibrators.OF_CONFIDENCE
         assert (row["nll"] is None) == (row["accuracy"] is None) == of_confidence
@@ -119,6 +121,25 @@ def test_scores_of_a_calibrator_are_those_of_one_seed_alone(name):
         expected = calibration.expected_calibration_error(probs[:70], labels[:70])
     # a bin's edge may be on the other side after rounding
     np.testing.assert_allclose(found["ece"][1], expected, atol=0.03)
+
+
+def test_a_gate_is_scaled_where_weights_underflow():
+    """A dense weight of 0 is as small as any: it changes nothing that is not near it."""
+    rng = np.random.RandomState(0)
+    experts = jnp.log(jnp.asarray(rng.dirichlet(np.ones(3), (1, 60, 4)), jnp.float32))
+    weights = rng.dirichlet(np.ones(3), (1, 60))
+    weights = jnp.asarray(np.concatenate([weights, np.zeros((1, 60, 1))], -1), jnp.float32)
+    labels = jnp.asarray(rng.randint(3, size=60))
+    mixed = calibrators.aggregate(experts, weights)
+    fitted = calibrators.fit_further(mixed, experts, weights, labels)
+    score = calibrators.Fitted({calibrators.GATE: fitted.fits[calibrators.GATE]}).score
+    found = score(mixed, experts, weights, labels, jnp.ones(60, bool))[calibrators.GATE]
+    without = calibrators.fit_further(mixed, experts[:, :, :3], weights[..., :3], labels)
+    assert all(np.isfinite(x).all() for x in found.values())
+    temperature = fitted.fits[calibrators.GATE].temperature
+    np.testing.assert_allclose(temperature, without.fits[calibrators.GATE].temperature, rtol=0.05)
+    sparse = calibrators.fit_further(mixed, experts, weights, labels, dense=False)
+    assert calibrators.GATE not in sparse.fits
 
 
 def row(task, method, calibrator, kind, ece, *, routing="dense", accuracy=0.7):
@@ -216,20 +237,98 @@ def test_words_follow_the_figures():
             rows += [row(task, method, calibrator, k, [error]) for k in ("id", "shift")]
     said = conclusions.conclusions(rows)
     assert len(said) == 3  # no hard routing, no robust as trained, no ensemble
-    assert "of 3 objectives" in said[0]
+    assert "of 3 combinations" in said[0]
     better, worse = said[0].split("; and these a larger one: ")
-    assert "robust -0.049 (" in better
+    assert "robust (dense) -0.049 (" in better
     assert "fgr" not in better
-    assert worse.startswith("fgr +0.051 (")
+    assert worse.startswith("fgr (dense) +0.051 (")
     assert "radius_robust" not in said[0]
     assert "none" in said[1]  # no calibrator of more parameters
     assert "safe -0.020 (-0.020 to -0.020)" in said[2]
+    assert "hard subsets" not in said[2].split("safe -0.020")[1]
+
+
+def test_words_on_repair_have_its_harm_on_hard_subsets():
+    rows = []
+    for task, shift, hard in (("a", 0.1, 0.05), ("b", 0.12, 0.25), ("c", 0.1, None)):
+        rows += [row(task, "vanilla", "temperature", k, [0.2]) for k in ("id", "shift")]
+        rows += [
+            row(task, "vanilla", x, k, [shift]) for x in ("safe", "bold") for k in ("id", "shift")
+        ]
+        if hard is not None:
+            rows.append(row(task, "vanilla", "temperature", "hard", [0.15]))
+            rows += [row(task, "vanilla", "bold", "hard", [hard])]
+    plain, bold = conclusions._PLAIN, ("dense", "vanilla", "bold")
+    found = comparing.on_hard(rows, bold, plain)
+    assert found == pytest.approx({"a": -0.1, "b": 0.1})
+    said = conclusions.conclusions(rows)[-1]
+    assert said.endswith("on hard subsets b +0.100, a -0.100.")
+    assert comparing.on_hard(rows, ("dense", "vanilla", "safe"), plain) == {}
+    # a task whose hard subset counts as its shift is left out beside the mean of all
+    renamed = [r._replace(task="cifar10h" if r.task == "b" else r.task) for r in rows]
+    others = [row("d", "vanilla", x, k, [e]) for x, e in (("temperature", 0.2), ("safe", 0.1),
+              ("bold", 0.1)) for k in ("id", "shift")]  # fmt: skip
+    said = conclusions.conclusions(renamed + others)[-1]
+    assert "bold -0.095 (" in said
+    assert "without cifar10h -0.100 (-0.100 to -0.100)" in said
+
+
+def test_what_is_recommended_is_said_to_be_one_of_several():
+    rows = []
+    for number, task in enumerate("abc"):
+        for routing, method, error in (
+            ("dense", "vanilla", 0.1),
+            ("dense", "fgr", 0.1 + 0.05 * (number - 1) - 0.001),
+            ("top_k", "vanilla", 0.2 + 0.001 * number),
+            ("hard", "robust", 0.05 + 0.001 * number),
+        ):
+            rows += [
+                row(task, method, "safe", k, [error], routing=routing) for k in ("id", "shift")
+            ]
+    said = conclusions.conclusions(rows)[0]
+    assert "of 3 other objectives" in said
+    assert "2 have a smaller mean" in said
+    assert "the least robust (hard) -0.049" in said
+    assert "beyond their interval 1, and 1 a larger" in said
+
+
+def test_ranks_are_among_those_compared():
+    rows = []
+    for task in "abc":
+        for method, error in (("vanilla", 0.1), ("robust", 0.2), ("fgr", 0.3)):
+            rows += [row(task, method, "none", k, [error]) for k in ("id", "shift")]
+    found = comparing.compare(rows, lambda c: c[1] != "vanilla")
+    assert [(c.combination[1], c.rank) for c in found] == [("robust", 1.0), ("fgr", 2.0)]
+    assert [c.difference for c in found] == pytest.approx([0.1, 0.2])
+    assert comparing.compare(rows, lambda c: True, ("hard", "vanilla", "none")) == []
+
+
+def test_runs_are_of_the_cells(tmp_path):
+    digits = "0123456789" * 4
+    content = {
+        "task": "a", "environment": {"commit": digits[::-1], "peak_gb": 2.5},
+        "cells": [{"commit": digits, "minutes": 1.5}, {"commit": digits, "minutes": 2.0}],
+    }  # fmt: skip
+    (tmp_path / "a.json.gz").write_bytes(trained.pack(content))
+    old = content | {"task": "b", "environment": {"commit": digits[::-1]}, "cells": [{}]}
+    (tmp_path / "b.json.gz").write_bytes(trained.pack(old))
+    assert runs.read_runs(tmp_path) == [
+        runs.Run("a", 2, (digits,), 3.5, 2.5),
+        runs.Run("b", 1, (digits[::-1],), None, None),
+    ]
+    table = report.runs_table(runs.read_runs(tmp_path)).split("\n")
+    assert table[2:] == ["| a | 2 | 0123456 | 4 | 2.5 |", "| b | 1 | 9876543 | – | – |"]
+
+
+def test_the_default_tasks_are_those_of_the_committed_results():
+    folder = Path(report.__file__).parent
+    assert {run.task for run in runs.read_runs(folder)} == set(command.TASKS)
 
 
 def test_the_committed_page_is_of_the_committed_results():
     folder = Path(report.__file__).parent
     assert (folder / "README.md").read_text() == report.page(
-        comparing.read_rows(folder), report.read_ablations(folder)
+        comparing.read_rows(folder), runs.read_runs(folder), report.read_ablations(folder)
     )
 
 
