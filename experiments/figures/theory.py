@@ -3,7 +3,9 @@
 from fractions import Fraction as F
 from typing import Any
 
-from experiments.figures.words import at_most, fixed, listed, read, short, short_commit, supported
+from experiments.commits import short_commit
+from experiments.figures.words import at_most, fixed, listed, read, short, supported
+from experiments.theory import paired
 
 PATH = "experiments/theory/results.json"
 Numbers = dict[str, Any]
@@ -203,11 +205,27 @@ def fitted_experts(found: Numbers) -> str:
         f"{name} {listed((x[0]['error'], x[-1]['error']))} ({x[-1]['radius']:.1f})"
         for name, x in moved.items()
     )
-    ends = [x[-1] for x in moved.values()]
-    overlap = max(x["low"] for x in ends) < min(x["high"] for x in ends)
     wrong = min(lines["being wrong"][-1]["error"] for lines in errors.values())
+    lines, further = found["differences"].values()
+    radii = ", ".join(f"{line['radius']:g}" for line in lines)
+    pairs = "; ".join(
+        f"less {name} {', '.join(_thousandths(line['less'][name]) for line in lines)}"
+        for name in lines[0]["less"]
+    )
+    better, worse, of = paired.beyond(lines)
+    also = paired.beyond(further)
     return (
         "ECE at the source, and where S moves to where confidence errs (chi-square radius): "
-        f"{each}; {supported('the intervals overlap', overlap)}. "
+        f"{each}. In pairs, at radii {radii}, squared error of hard in thousandths, {pairs}: hard "
+        f"is better beyond the interval in {better} of {of} and worse in {worse} (with one "
+        f"temperature besides in {also[0]} and {also[1]}). "
         + supported("Favouring wrong examples breaks all alike: above .5", wrong > 0.5)
     )
+
+
+def _thousandths(less: dict[str, float]) -> str:
+    """A difference and its interval: `-2.4 [-7.2, +2.6]`."""
+    value, low, high = (
+        fixed(1000 * less[name], 1, sign=True) for name in ("difference", "low", "high")
+    )
+    return f"{value} [{low}, {high}]"
