@@ -8,7 +8,8 @@ soft-routed ones degrade past 15 %. Here the plain mixture of each task is train
 and hard routing (those of `experiments.our_study`, whose trainings are used if they are there), and
 scored on every corruption and severity as trained, with a temperature, and with every expert's
 temperature fitted on its view. cifar10c is this machine's size: features of a small frozen ResNet
-(see `experiments.features`). Beside each error stands how far the shift changes P(right | S), which
+(see `experiments.features`). Beside each error stands what it would be of calibrated predictions on
+as many examples (see `experiments.noise_floor`), and how far the shift changes P(right | S), which
 is what theory lets hard routing withstand or not (see `experiments.drift`).
 """
 
@@ -32,15 +33,17 @@ from calmoe_jax.data import Split
 from calmoe_jax.shift.repair import usable_temperature
 from calmoe_jax.study.evaluation import Outputs, predict
 from experiments.drift import Seen, measure_drift
+from experiments.hard_or_soft_page import draw, page, table
+from experiments.hard_or_soft_summary import CALIBRATORS, DIGITS, summarise, verdict
+from experiments.hard_or_soft_summary import KEPT as KEPT
+from experiments.hard_or_soft_summary import LOST as LOST
+from experiments.noise_floor import noise_floor
 from experiments.our_study.cells import Setting, trained_mixture
 from experiments.our_study.command import ROUTINGS, read, settings, study_parser
 from experiments.trained import write_json
 
 TASKS = ("cifar10c", "digits16", "fashion_c")
-CALIBRATORS = ("none", "temperature", "per_expert")
-KEPT, LOST = 0.05, 0.15
 FOLDER, RESULTS = Path(__file__).parent / "corruptions", "results.json.gz"
-_DIGITS = 4
 
 
 class _Fits(NamedTuple):
@@ -85,25 +88,12 @@ def render(folder: Path) -> None:
     write_whole(folder / "severity.png", draw(found))
 
 
-def page(found: dict[str, Any]) -> str:
-    """The page: words, picture, table.
+def rows_of(setting: Setting) -> list[dict[str, Any]]:
+    """A row for each routing, calibrator and split: errors, floors and drifts of every seed.
 
     Args:
-        found: the results.
+        setting: of the task.
     """
-    said = "\n".join(f"* {line}" for line in found["verdict"])
-    return (
-        "# Hard or soft routing under corruptions\n\n"
-        "Written by `python -m experiments.hard_or_soft --render` from the results beside it; "
-        f"{found['epochs']} epochs, means over {len(found['summary'])} tasks' shifts and the "
-        "seeds. cifar10c: features of a small frozen ResNet, pixels re-encoded as JPEG.\n\n"
-        f"{said}\n\n![Calibration error by severity](severity.png)\n\n"
-        f"{table(found['summary'])}\n"
-    )
-
-
-def rows_of(setting: Setting) -> list[dict[str, Any]]:
-    """A row for each routing, calibrator and split: errors and drifts of every seed."""
     rows = []
     for routing in (bar := tqdm(ROUTINGS, unit="routing", disable=None)):
         bar.set_description(f"{setting.task.name}, {routing}")
@@ -129,9 +119,10 @@ def _row(
 ) -> dict[str, Any]:
     drifts = [measure_drift(p, q) for p, q in zip(held_out, targets, strict=True)]
     bins = [calibration.reliability_bins(x.confidence, x.correct) for x in targets]
+    floors = [noise_floor(x.confidence) for x in targets]
 
     def rounded(values: Any) -> list[float]:
-        return np.round([float(x) for x in values], _DIGITS).tolist()
+        return np.round([float(x) for x in values], DIGITS).tolist()
 
     return {
         "routing": routing,
@@ -141,11 +132,14 @@ def _row(
         "series": split.series,
         "severity": split.position,
         "ece": rounded(calibration.calibration_error(b) for b in bins),
+        "floor": rounded(x.mean for x in floors),
+        "floor_high": rounded(x.high for x in floors),
         "accuracy": rounded(x.correct.mean() for x in targets),
-        "confidence_gap": rounded(x.confidence.mean() - x.correct.mean() for x in targets),
+        "gap_before": rounded(d.gap_before for d in drifts),
+        "gap": rounded(d.gap_after for d in drifts),
         **{
             name: rounded(getattr(d, name) for d in drifts)
-            for name in ("moved", "changed", "size", "unseen")
+            for name in ("moved", "changed", "remainder", "size", "unseen")
         },
     }
 
@@ -182,125 +176,6 @@ def _seen(outputs: Outputs, fits: _Fits, calibrator: str, labels: np.ndarray) ->
     found = _top(outputs, fits.aggregate[calibrator], fits.experts[calibrator])
     by_seed = zip(*(np.asarray(x) for x in found), strict=True)
     return [Seen(e, p, np.minimum(c, 1), p == labels) for e, p, c in by_seed]
-
-
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each routing and calibrator: means over shifts and seeds, and shares of shifts."""
-    found = []
-    for routing in ROUTINGS:
-        for calibrator in CALIBRATORS:
-            some = [r for r in rows if (r["routing"], r["calibrator"]) == (routing, calibrator)]
-            shifts = [r for r in some if r["kind"] == "shift"]
-            inside = [r for r in some if r["kind"] == "id"]
-            errors = np.array([r["ece"] for r in shifts])
-            found.append(
-                {
-                    "routing": routing,
-                    "calibrator": calibrator,
-                    "shifts": len(shifts),
-                    "id_ece": _mean(inside, "ece"),
-                    "ece": _mean(shifts, "ece"),
-                    "by_seed": np.round(errors.mean(axis=0), _DIGITS).tolist(),
-                    "accuracy": _mean(shifts, "accuracy"),
-                    "kept": round(float((errors.mean(axis=1) < KEPT).mean()), _DIGITS),
-                    "lost": round(float((errors.mean(axis=1) > LOST).mean()), _DIGITS),
-                    "gap": _mean(shifts, "confidence_gap"),
-                    "moved": _mean(shifts, "moved"),
-                    "changed": _mean(shifts, "changed"),
-                    "size": _mean(shifts, "size"),
-                    "id_size": _mean(inside, "size"),
-                }
-            )
-    return found
-
-
-def _mean(rows: list[dict[str, Any]], name: str) -> float:
-    return round(float(np.mean([r[name] for r in rows])), _DIGITS)
-
-
-def table(summary: dict[str, list[dict[str, Any]]]) -> str:
-    """The summary in Markdown."""
-    lines = [
-        "| task | routing | calibrator | ECE in distribution | ECE under shift | shifts under "
-        f"{KEPT:.2f} | over {LOST:.2f} | accuracy | gap | of it: S moves | P(right given S) "
-        "changes |",
-        "|---" * 11 + "|",
-    ]
-    for task, rows in summary.items():
-        for r in rows:
-            lines.append(
-                f"| {task} | {r['routing']} | {r['calibrator']} | {r['id_ece']:.3f} | "
-                f"{r['ece']:.3f} | {r['kept']:.0%} | {r['lost']:.0%} | {r['accuracy']:.3f} | "
-                f"{r['gap']:+.3f} | {r['moved']:+.3f} | {r['changed']:+.3f} |"
-            )
-    return "\n".join(lines)
-
-
-def verdict(summary: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """What the figures say of the prediction, in words, task by task."""
-    said = []
-    for task, rows in summary.items():
-        at = {(r["routing"], r["calibrator"]): r for r in rows}
-        hard, dense = at["hard", "per_expert"], at["dense", "per_expert"]
-        holds = hard["ece"] < KEPT and dense["ece"] > LOST
-        best = min(r["ece"] for r in rows)
-        said.append(
-            f"{task}: the prediction {'holds' if holds else 'does not hold'}. With calibrated "
-            f"experts the mean ECE over {hard['shifts']} shifts is {hard['ece']:.3f} with hard "
-            f"and {dense['ece']:.3f} with dense routing; hard routing stays under {KEPT:.0%} on "
-            f"{hard['kept']:.0%} of the shifts, dense on {dense['kept']:.0%}; with one temperature "
-            f"each, {at['hard', 'temperature']['ece']:.3f} and "
-            f"{at['dense', 'temperature']['ece']:.3f}; the least of all nine is {best:.3f}. Of "
-            f"hard routing's gap of {hard['gap']:+.3f}, {hard['moved']:+.3f} is because "
-            f"configurations move, which theory covers, and {hard['changed']:+.3f} because "
-            "P(right | S) changes, which it does not."
-        )
-    return said
-
-
-def draw(found: dict[str, Any]) -> bytes:
-    """Mean error by severity, a panel for each task; hollow: with calibrated experts."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from calmoe_jax.drawing.style import STYLE, legend_below, look, png
-
-    with matplotlib.rc_context(STYLE):
-        tasks = found["tasks"]
-        figure = Figure(figsize=(4.2 * len(tasks), 3.6))
-        axes = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
-        for ax, (task, rows) in zip(axes, tasks.items(), strict=True):
-            for i, routing in enumerate(ROUTINGS):
-                for calibrator, filled in (("none", True), ("per_expert", False)):
-                    xs, ys = _by_severity(rows, routing, calibrator)
-                    style = look(i + 1) | {"ls": "-" if filled else "--"}
-                    label = f"{routing.replace('_', '-')}, " + (
-                        "as trained" if filled else "experts calibrated"
-                    )
-                    ax.plot(xs, ys, **style, markerfacecolor=None if filled else "white",
-                            label=label)  # fmt: skip
-            ax.axhline(KEPT, color="#999999", lw=0.8)
-            ax.axhline(LOST, color="#999999", lw=0.8)
-            ax.set_title(task)
-            ax.set_xlabel("severity (0: no shift)")
-        axes[0].set_ylim(bottom=0)  # of all panels
-        axes[0].set_ylabel("top-label ECE, mean over corruptions")
-        figure.suptitle("Calibration under corruptions by routing", y=1.02)
-        legend_below(figure, axes)
-        return png(figure)
-
-
-def _by_severity(
-    rows: list[dict[str, Any]], routing: str, calibrator: str
-) -> tuple[list[float], list[float]]:
-    some = [r for r in rows if (r["routing"], r["calibrator"]) == (routing, calibrator)]
-    points: dict[float, list[float]] = {}
-    for row in some:
-        if row["kind"] == "id" or row["severity"] is not None:
-            severity = 0.0 if row["kind"] == "id" else row["severity"]
-            points.setdefault(severity, []).append(float(np.mean(row["ece"])))
-    xs = sorted(points)
-    return xs, [float(np.mean(points[x])) for x in xs]
 
 
 if __name__ == "__main__":
