@@ -1,9 +1,9 @@
 """`civil_comments`: whether most raters call a comment on news toxic; identities as shifts.
 
-CivilComments as WILDS splits it (Borkan et al. 2019; Koh et al. 2021). A comment is toxic if half
-of its raters or more say so. Hard: test comments that mention any identity, as in the paper
-(`identity_any`); the shifts are the test comments that mention one of eight, so they are parts of
-the test and overlap.
+CivilComments as WILDS splits it, by article (Borkan et al. 2019; Koh et al. 2021). A comment is
+toxic if half of its raters or more say so. Comments on one article are one cluster. Hard: test
+comments that mention any identity, as in the paper (`identity_any`); the shifts are the test
+comments that mention one of eight, so they are parts of the test and overlap.
 
 As in the paper's protocol 50,000 training comments are used, drawn by a hash of their number, and
 10,000 of the validation split for calibration; the test is whole.
@@ -89,7 +89,8 @@ def load_texts(data_dir: Path | None) -> Comments:
         data_dir: the data folder.
 
     Raises:
-        MissingDataError: if they are not there, with the command that brings them.
+        MissingDataError: if they are not there, or without their articles, with the command that
+            brings them.
         CorruptDataError: if they cannot be read.
     """
     from calmoe_jax.data.tfds.records import read_records
@@ -104,6 +105,11 @@ def load_texts(data_dir: Path | None) -> Comments:
             f"{how_to_get('wilds_civil_comments')}"
         )
     parts = {name: read_records(version, name) for name in ("train", "validation", "test")}
+    if "article_id" not in parts["test"]:
+        raise MissingDataError(
+            f"{version} lacks article_id, by which comments are clustered: an earlier release "
+            f"prepared it. Remove that folder. {how_to_get('wilds_civil_comments')}"
+        )
     train = _split(version, parts["train"], "train", "train", _MOST["train"])
     held_out = _split(
         version, parts["validation"], "calibration", "calibration", _MOST["validation"]
@@ -132,5 +138,6 @@ def _split(version: Path, rows: dict[str, list], name: str, kind: Kind, most: in
         kind=kind,
         inputs=texts[order],
         labels=(np.array(rows["toxicity"])[order] >= 0.5).astype(np.int32),
+        clusters=np.array(rows["article_id"])[order].astype(np.int32),
         description=f"{len(order):,} comments of WILDS's split {name}",
     )

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 
 from calmoe_jax import data
-from calmoe_jax.data import CorruptDataError
+from calmoe_jax.data import CorruptDataError, MissingDataError
+from calmoe_jax.data.errors import PreparationError
 from calmoe_jax.data.local import civil_comments
-from calmoe_jax.data.sets import SETS, _recipes, prepare
+from calmoe_jax.data.sets import SETS, prepare
+from calmoe_jax.data.tfds import records
 from calmoe_jax.data.tfds.records import read_records
 
-ROWS = archives.comments()
+ROWS = [
+    row | {"article_id": 70_000 + number // 3} for number, row in enumerate(archives.comments())
+]
 
 
 def write(folder, rows, form="csv", **options):
@@ -50,6 +54,8 @@ def test_texts_labels_and_identities_are_those_of_the_table(folder):
     for name, split in splits:
         assert split.inputs.tolist() == [row["comment_text"] for row in of(name)]
         assert split.labels.tolist() == [int(row["toxicity"] >= 0.5) for row in of(name)]
+        assert split.clusters.tolist() == [row["article_id"] for row in of(name)]
+        assert split.num_clusters <= len(split) / 3 + 2
     expected = [[row[i] >= 0.5 for i in civil_comments.SHIFTS] for row in of("test")]
     np.testing.assert_array_equal(found.identities, expected)
     np.testing.assert_array_equal(found.any_identity, np.any(expected, axis=1))
@@ -114,6 +120,40 @@ def test_every_form_of_the_table_gives_the_same(folder, tmp_path, form):
     np.testing.assert_array_equal(one.identities, two.identities)
 
 
+def test_articles_written_as_floats_are_the_same(folder, tmp_path):
+    rows = [row | {"article_id": float(row["article_id"])} for row in ROWS]
+    one, two = (civil_comments.load_texts(each) for each in (folder, write(tmp_path, rows)))
+    np.testing.assert_array_equal(one.test.clusters, two.test.clusters)
+
+
+def test_what_was_prepared_without_articles_must_be_prepared_again(folder, monkeypatch):
+    def earlier(version, split):
+        rows = read_records(version, split)
+        del rows["article_id"]
+        return rows
+
+    monkeypatch.setattr(records, "read_records", earlier)
+    message = r"1\.1\.0 lacks article_id, .* Remove that folder\. .*prepare wilds_civil_comments`"
+    with pytest.raises(MissingDataError, match=message):
+        data.load_task("civil_comments", folder)
+
+
+def test_the_archive_of_wilds_comes_from_its_server(server, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    content = archives.tar({"RELEASE_v1.0.txt": b"", "all_data_with_identities.csv": RAW})
+    name = "civilcomments_v1.0.tar.gz"
+    server.files[name] = content
+    server.cut[name] = len(content) // 10
+    with pytest.raises(PreparationError, match="the same command goes on"):
+        prepare("wilds_civil_comments", tmp_path, quiet=True)
+    del server.cut[name]
+    server.asked.clear()
+    assert prepare("wilds_civil_comments", tmp_path, quiet=True)
+    assert server.asked == [(name, f"bytes={4 * (len(content) // 10)}-")]
+    assert [p.name for p in tmp_path.iterdir()] == ["wilds_civil_comments"]
+    assert [len(s) for s in data.load_task("civil_comments", tmp_path).splits[:3]] == [260, 40, 60]
+
+
 def changed(number, **cells):
     rows = [dict(row) for row in ROWS]
     rows[number] |= cells
@@ -138,6 +178,11 @@ RAW = archives.comments_csv(ROWS)
         (changed(3, LGBTQ=""), r"LGBTQ must be a share in \[0, 1\], got ''"),
         (changed(3, male=-0.1), r"male must be a share"),
         (changed(300, white=1.5), r"white must be a share in \[0, 1\], got '1.5'"),
+        (changed(3, article_id=""), r"article_id must be a whole number, got ''"),
+        (changed(3, article_id=-1), r"article_id must be a whole number, got '-1'"),
+        (changed(300, article_id=0.5), r"article_id must be a whole number, got '0.5'"),
+        (changed(3, article_id="inf"), r"article_id must be a whole number, got 'inf'"),
+        (lacking("article_id"), "lacks the column article_id"),
         (lacking("muslim"), "lacks the column muslim"),
         (lacking("identity_any"), "lacks the column identity_any"),
         (lacking("comment_text"), "lacks the column comment_text"),
@@ -177,7 +222,7 @@ def prepare_small(folder):
         assert prepare("wilds_civil_comments", folder, quiet=True)
 
 
-def test_the_original_release(tmp_path, monkeypatch):
+def test_the_original_release(server, tmp_path):
     """In the splits and with the features of tensorflow-datasets."""
     pytest.importorskip("tensorflow_datasets")
     upstream = importlib.import_module("tensorflow_datasets.text.civil_comments")
@@ -191,15 +236,13 @@ def test_the_original_release(tmp_path, monkeypatch):
             | {"split": names[row["split"]]}
             | shares
         )
-    (tmp_path / "civil_comments_v1.2.zip").write_bytes(
-        archives.zipped({"civil_comments.csv": archives.comments_csv(rows)})
+    server.files["civil_comments_v1.2.zip"] = archives.zipped(
+        {"civil_comments.csv": archives.comments_csv(rows)}
     )
-    name = "civil_comments_identities"
-    monkeypatch.setitem(SETS, name, SETS[name]._replace(room=1))
-    (remote,) = _recipes.remotes(name)
-    monkeypatch.setattr(_recipes, "remotes", lambda _: (_recipes.Remote("", remote.name),))
-    assert prepare(name, tmp_path / "data", manual_dir=tmp_path, quiet=True)
-    (version,) = (tmp_path / "data" / "civil_comments").glob("CivilCommentsIdentities/1.*")
+    assert prepare("civil_comments_identities", tmp_path, quiet=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["civil_comments"]
+    assert SETS["civil_comments_identities"].is_here(tmp_path)
+    (version,) = (tmp_path / "civil_comments").glob("CivilCommentsIdentities/1.*")
     for ours, theirs in (
         ("train", "train"),
         ("validation", "test_public"),

@@ -10,6 +10,7 @@ import pytest
 from calmoe_jax import data
 from calmoe_jax.data import CorruptDataError
 from calmoe_jax.data._encoded import decode, read_encoded
+from calmoe_jax.data.errors import PreparationError
 from calmoe_jax.data.local import domains
 from calmoe_jax.data.sets import SETS, prepare
 
@@ -127,6 +128,29 @@ def test_domainnet_trains_on_photographs(net):
     for split in task.evaluation:
         images = tests["real" if split.name == "test" else split.name]
         assert {i.tobytes() for i in split.inputs} == {i.tobytes() for i in decode(images)}
+
+
+def test_domainnet_comes_domain_by_domain(server, tmp_path, monkeypatch):
+    """Each archive is gone once its domain is there; after a failure no other is asked for."""
+    pytest.importorskip("tensorflow_datasets")
+    upstream = importlib.import_module(
+        "tensorflow_datasets.image_classification.domainnet.domainnet"
+    )
+    monkeypatch.setattr(upstream, "_CLASS_NAMES", ["bat", "bee", "bus"])
+    (tmp_path / "served").mkdir()
+    write_net(tmp_path / "served")
+    server.files |= {file.name: file.read_bytes() for file in (tmp_path / "served").iterdir()}
+    server.states["sketch_train.txt"] = [404]
+    folder = tmp_path / "data"
+    with pytest.raises(PreparationError, match=r"sketch_train.txt could not be downloaded"):
+        prepare("domainnet", folder, quiet=True)
+    assert [p.name for p in (folder / ".downloads" / "domainnet").iterdir()] == ["sketch.zip"]
+    assert len(server.asked) == 17
+    assert prepare("domainnet", folder, quiet=True)
+    assert [name for name, _ in server.asked[17:]] == ["sketch_train.txt", "sketch_test.txt"]
+    assert [p.name for p in folder.iterdir()] == ["domainnet64"]
+    task = data.load_task("domainnet", folder)
+    assert [len(split) for split in task.splits] == [17, 1, *[18] * 6]
 
 
 def test_domainnet_can_leave_a_domain_out(net):

@@ -79,7 +79,7 @@ def test_votes_and_ratings_of_sentiment(server, tmp_path):
 
 
 def test_newsgroups_by_scikit_learn(server, tmp_path, monkeypatch):
-    server.files["news.tar.gz"] = archives.newsgroups()
+    server.files["news.tar.gz"] = archives.newsgroups(25, 8)
     remote = server.remote(_recipes.Remote("", "news.tar.gz"))
     module = importlib.import_module("sklearn.datasets._twenty_newsgroups")
     monkeypatch.setattr(
@@ -87,11 +87,13 @@ def test_newsgroups_by_scikit_learn(server, tmp_path, monkeypatch):
     )
     assert prepare("newsgroups", tmp_path)
     assert left(tmp_path) == ["newsgroups", *sorted(SETS["newsgroups"].files)]
-    for part, count in (("train", 3), ("test", 2)):
+    for part, count in (("train", 25), ("test", 8)):
         lines = gzip.decompress((tmp_path / f"newsgroups/{part}.tsv.gz").read_bytes()).decode()
         rows = [line.split("\t") for line in lines.splitlines()]
         assert sorted(group for group, _ in rows) == sorted(count * texts.GROUPS)
         assert all(f"Subject: {group}" in text and "haé" in text for group, text in rows)
+    task = data.load_task("newsgroups", tmp_path)
+    assert [len(split) for split in task.splits[:4]] == [203, 22, 72, 75]
     wrong = module.ARCHIVE._replace(checksum="0" * 64)
     monkeypatch.setattr(module, "ARCHIVE", wrong)
     with pytest.raises(CorruptDataError, match="what was downloaded of newsgroups"):
@@ -355,7 +357,7 @@ def test_votes_that_do_not_match_name_what_they_are_from(tfds, server, tmp_path)
 def test_pacs_by_hand(tfds, tmp_path, monkeypatch, form):
     monkeypatch.setitem(SETS, "pacs", SETS["pacs"]._replace(room=1))
     classes = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
-    content = archives.domains(catalogue.PACS_DOMAINS, classes, 2)
+    content = archives.domains(catalogue.PACS_DOMAINS, classes, 4)
     content |= {"__MACOSX/kfold/photo/dog/._pic.jpg": b"no image", "kfold/.DS_Store": b""}
     content["kfold/photo/dog/pic_001.jpg"] = archives.picture(1, (40, 40), "PNG")
     manual = tmp_path / "by hand"
@@ -372,14 +374,18 @@ def test_pacs_by_hand(tfds, tmp_path, monkeypatch, form):
     assert {name.split("/")[0] for name in left(tmp_path / "data")} == {"pacs"}
     for domain in catalogue.PACS_DOMAINS:
         found = read_encoded(tmp_path / "data", "pacs", domain)
-        assert found.labels.tolist() == [label for label in range(7) for _ in range(2)]
+        assert found.labels.tolist() == [label for label in range(7) for _ in range(4)]
         assert found.keys[1] == f"{domain}/dog/pic_001.jpg"
         raw = content[f"kfold/{domain}/elephant/pic_000.jpg"]
         small = Image.open(io.BytesIO(raw)).convert("RGB").resize((64, 64), Image.LANCZOS)
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=95)
-        assert list(found)[2] == buffer.getvalue()
-        assert decode(found).shape == (14, 64, 64, 3)
+        assert list(found)[4] == buffer.getvalue()
+        assert decode(found).shape == (28, 64, 64, 3)
+    task = data.load_task("pacs_photo", tmp_path / "data")
+    assert [len(split) for split in task.splits[:4]] == [60, 6, 18, 28]
+    photos = decode(read_encoded(tmp_path / "data", "pacs", "photo"))
+    assert {i.tobytes() for i in task.evaluation[1].inputs} == {i.tobytes() for i in photos}
 
 
 def without(content, part):

@@ -20,6 +20,7 @@ IDENTITIES = (
 )  # fmt: skip
 _TABLE = "all_data_with_identities.csv"
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
+_ARTICLE = "article_id"
 _NUMBERS = ("toxicity", "identity_any", *IDENTITIES)
 _ARCHIVE = "civil_comments_v1.2.zip"
 
@@ -30,16 +31,17 @@ class WildsCivilComments(tfds.core.GeneratorBasedBuilder, skip_registration=True
     """CivilComments as WILDS splits it (Koh et al. 2021); splits train, validation, test.
 
     Reads `all_data_with_identities.csv`, alone, in a folder or in WILDS's archive. `toxicity` and
-    the identities are the shares of raters who saw them.
+    the identities are the shares of raters who saw them; `article_id` is what was commented on.
     """
 
     name = "wilds_civil_comments"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"civilcomments_v1.0.tar.gz, or {_TABLE}."
 
     def _info(self) -> Any:
         features = {
             "text": tfds.features.Text(),
+            "article_id": tfds.features.Scalar(dtype=np.int64),
             "toxicity": tfds.features.Scalar(dtype=np.float32),
             "identity_any": tfds.features.Scalar(dtype=np.float32),
             "identities": tfds.features.Tensor(shape=(len(IDENTITIES),), dtype=np.float32),
@@ -71,6 +73,7 @@ class WildsCivilComments(tfds.core.GeneratorBasedBuilder, skip_registration=True
                 count,
                 {
                     "text": row["comment_text"],
+                    "article_id": _number(where, _ARTICLE, row[_ARTICLE]),
                     "toxicity": shares["toxicity"],
                     "identity_any": shares["identity_any"],
                     "identities": identities,
@@ -113,7 +116,9 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     with _table(path) as raw, named(path):
         reader = csv.DictReader(text_lines(raw))
         try:
-            lacking = sorted({"comment_text", "split", *_NUMBERS} - set(reader.fieldnames or ()))
+            lacking = sorted(
+                {"comment_text", "split", _ARTICLE, *_NUMBERS} - set(reader.fieldnames or ())
+            )
             if lacking:
                 raise CorruptDataError(f"{path}: {_TABLE} lacks the column {', '.join(lacking)}.")
             for row in reader:
@@ -151,3 +156,13 @@ def _share(where: str, name: str, value: str) -> float:
     if not 0 <= share <= 1:
         raise CorruptDataError(f"{where}: {name} must be a share in [0, 1], got {value!r}.")
     return share
+
+
+def _number(where: str, name: str, value: str) -> int:
+    try:
+        number = float(value)  # a table of floats is as good
+    except ValueError:
+        number = float("nan")
+    if not (number.is_integer() and 0 <= number < 2**31):
+        raise CorruptDataError(f"{where}: {name} must be a whole number, got {value!r}.")
+    return int(number)
