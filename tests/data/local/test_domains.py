@@ -6,6 +6,7 @@ import importlib
 import archives
 import numpy as np
 import pytest
+from mixing import assert_each_half_is_mixed
 
 from calmoe_jax import data
 from calmoe_jax.data import CorruptDataError
@@ -70,6 +71,20 @@ def test_one_domain_is_left_out(office, held_out):
             assert label == expected
             seen.add(image.tobytes())
     assert len(seen) == 240
+
+
+@pytest.mark.parametrize("held_out", NAMES)
+def test_training_images_of_the_domains_are_mixed(office, held_out):
+    train = data.load_task(f"office_home_{held_out}", office).train
+    known = {
+        image.tobytes(): name
+        for name in NAMES
+        for image in decode(read_encoded(office, "office_home", name))
+    }
+    found = [known[image.tobytes()] for image in train.inputs]
+    assert set(found) == set(NAMES) - {held_out}
+    assert_each_half_is_mixed(found)
+    assert_each_half_is_mixed(train.labels)
 
 
 def test_splits_of_a_domain_are_the_same_in_every_task(office):
@@ -158,6 +173,12 @@ def test_domainnet_can_leave_a_domain_out(net):
     task = data.check_task(domains.load_domainnet(net, trained_on=others))
     assert [s.name for s in task.evaluation] == ["test", "sketch"]
     assert [len(s) for s in task.splits] == [85, 5, 90, 18]
+    known = {
+        image.tobytes(): domain
+        for domain in others
+        for image in decode(read_encoded(net, "domainnet", "train", record=f"domainnet64/{domain}"))
+    }
+    assert_each_half_is_mixed([known[image.tobytes()] for image in task.train.inputs])
     for wrong in ((), ("reel",)):
         with pytest.raises(ValueError, match="trained_on must be some of real, clipart"):
             domains.load_domainnet(net, trained_on=wrong)

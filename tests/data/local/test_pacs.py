@@ -3,8 +3,10 @@
 import numpy as np
 import pictures
 import pytest
+from mixing import assert_each_half_is_mixed
 
 from calmoe_jax import data
+from calmoe_jax.data._encoded import read_images
 from calmoe_jax.data.local import pacs
 
 
@@ -59,6 +61,25 @@ def test_labels_stay_with_their_images(tasks, folder):
     assert [wanted[image.tobytes()] for image in shift.inputs] == shift.labels.tolist()
 
 
+def domains_of(images, folder):
+    """The domain that each image is from, by comparison with all images of the files."""
+    known = {
+        image.tobytes(): domain
+        for domain in pacs.DOMAINS
+        for image in read_images(folder, "pacs", domain, 64)[0]
+    }
+    return [known[image.tobytes()] for image in images]
+
+
+@pytest.mark.parametrize("left_out", pacs.DOMAINS)
+def test_training_images_of_the_domains_are_mixed(tasks, folder, left_out):
+    train = tasks[left_out].train
+    found = domains_of(train.inputs, folder)
+    assert set(found) == set(pacs.DOMAINS) - {left_out}
+    assert_each_half_is_mixed(found)
+    assert_each_half_is_mixed(train.labels)
+
+
 def test_a_missing_domain(tmp_path):
     pictures.write_pacs(tmp_path, 10)
     (tmp_path / "pacs" / "cartoon.npz").unlink()
@@ -92,4 +113,8 @@ def test_the_real_pacs(shared_data):
         sizes[domain] = len(shift)
         white = (shift.inputs > 250).all(axis=-1).mean()
         assert (white > 0.6) == (domain == "sketch")  # black lines on white paper
+        found = domains_of(task.train.inputs, shared_data)
+        assert set(found) == set(pacs.DOMAINS) - {domain}
+        assert_each_half_is_mixed(found)
+        assert_each_half_is_mixed(task.train.labels)
     assert sizes == {"art_painting": 2048, "cartoon": 2344, "photo": 1670, "sketch": 3929}
