@@ -106,20 +106,37 @@ def paper(name: str, methods: Sequence[str] = ("vanilla", "robust", "robust_filt
     found = read(PAPER.format(name))
     target = paper_study.target_of(found)
     at = {(r["method"], r["calibrator"]): r for r in found["rows"] if r["split"] == target}
+    published = paper_study.published(found["dataset"], [method for method, _ in at])
     parts = []
     for method in methods:
         errors = [_mean(at[method, c], "ece") for c in ("none", "temperature", "safe")]
         gap = _mean(at[method, "none"], "confidence_gap")
         parts.append(
-            f"{method} {listed(errors)} (gap {fixed(gap, sign=True)}, accuracy "
-            f"{fixed(_mean(at[method, 'none'], 'accuracy'))})"
+            f"{method} {listed(errors)} (published {fixed(published[method])}, gap "
+            f"{fixed(gap, sign=True)}, accuracy {fixed(_mean(at[method, 'none'], 'accuracy'))})"
         )
+    ends = {
+        c["calibrator"]: (c["low"], c["high"])
+        for c in found["intervals"]
+        if (c["method"], c["split"]) == ("robust", target)
+    }
+    supported("the robust objectives cut the error", ends["none"][1] < 0)
+    low, high = ends["temperature"]
+    supported("one temperature undoes the difference", low < 0 < high)
+    inside = next(n for n, x in found["splits"].items() if x["kind"] == "id")
+    errors = {
+        r["method"]: _mean(r, "ece")
+        for r in found["rows"]
+        if (r["split"], r["calibrator"]) == (inside, "none")
+    }
+    supported("in distribution they are far less", errors["robust"] > 3 * errors["vanilla"])
     size = found["size"]
     return (
         f"{found['dataset']}, `{target}` ({found['splits'][target]['n']:,} examples), "
         f"{size['images']:,} training images, width {size['width']}, {size['epochs']} epochs, "
         f"{size['seeds']} seeds; ECE as trained, with a temperature, repaired (safe): "
-        f"{'; '.join(parts)}"
+        f"{'; '.join(parts)}; robust less vanilla, both repaired: "
+        f"{' to '.join(fixed(x, sign=True) for x in ends['safe'])}"
     )
 
 

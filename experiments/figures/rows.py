@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import partial
 
 from calmoe_jax.study.report import Summary
-from experiments.figures import evidence, first_run, repair, rules, theory, words
+from experiments.figures import evidence, first_run, repair, rules, study, theory, words
+from experiments.our_study.comparing import read_rows
 from experiments.repair_protocol import markdown
 
 _THEORY: dict[str, tuple[str, Callable[[theory.Numbers], str]]] = {
@@ -88,6 +89,9 @@ PASSAGES: dict[str, Callable[[], str]] = {
     "first-run": first_run.printed,
     "first-run-portal": partial(_of_run, first_run.portal_in_words),
     "first-run-digits": partial(_of_run, first_run.digits_in_words, "digits"),
+    "our-study": lambda: study.in_words(
+        read_rows(words.ROOT / "experiments" / "our_study"), first_run.summary("digits")
+    ),
     "repair-table": partial(_of_repair, markdown),
     "repair-bounds": partial(_of_repair, repair.bounds_in_words),
     "repair-images": _colour_images,

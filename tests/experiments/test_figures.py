@@ -102,7 +102,7 @@ def test_keys_and_commits():
     one = r"[0-9a-f]{7}"
     several = rf"{one} \([a-z0-9_, ]+\)(, {one} \([a-z0-9_, ]+\))+"
     assert all(re.fullmatch(f"{one}|{several}", make()) for make in COMMITS.values())
-    assert len(PASSAGES) == 6
+    assert len(PASSAGES) == 7
     assert short_commit("0123456789" * 4) == "0123456"
     for bad in (None, "0123456789" * 4 + "+", "0123456"):
         with pytest.raises(ValueError, match="without changes"):

@@ -12,6 +12,7 @@ from small import small_images, split
 
 from calmoe_jax.data.local.civil_comments import Comments
 from calmoe_jax.study.config import PAPER_METHODS
+from calmoe_jax.study.methods import METHODS
 from experiments import paper
 
 pytestmark = pytest.mark.exhaustive
@@ -25,7 +26,7 @@ def test_a_small_run(tmp_path, monkeypatch, capsys):
         return tiny_task()
 
     monkeypatch.setattr(paper, "resolve_task", resolve)
-    monkeypatch.setattr(paper, "PAPER_METHODS", ("vanilla", "robust"))
+    monkeypatch.setattr(paper, "RUN_METHODS", ("vanilla", "robust", "robust_released"))
     monkeypatch.setattr(paper, "ModelConfig", lambda **options: trainings.MODEL)
     small = paper.QUICK._replace(epochs=2, warmup=1, images=60)
     monkeypatch.setattr(paper, "QUICK", small)
@@ -36,10 +37,13 @@ def test_a_small_run(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert asked == ["pacs_sketch"]
     assert "pacs_sketch, quick size: 60 training examples" in printed
-    assert "| robust | 0.033 |" in printed
+    assert "| robust | – |" in printed
+    assert "| robust_released | 0.033 |" in printed
     found = json.loads((out / "pacs_sketch-quick.json").read_text())
     assert found["size"]["seeds"] == 2
-    assert {r["method"] for r in found["rows"]} == {"vanilla", "robust"}
+    assert {r["method"] for r in found["rows"]} == {"vanilla", "robust", "robust_released"}
+    assert all(0 < row["floor"] < 0.3 for row in found["rows"])
+    assert found["environment"]["peak_gb"] > 0
     assert {r["calibrator"] for r in found["rows"]} == set(paper.CALIBRATORS)
     assert paper.table(found) in printed
     assert paper.table(found) in (out / "README.md").read_text()
@@ -48,8 +52,9 @@ def test_a_small_run(tmp_path, monkeypatch, capsys):
 
 def test_published_figures_are_of_the_methods():
     for published in paper.PUBLISHED.values():
-        assert set(published) <= set(PAPER_METHODS)
-        assert set(published) >= {"single", "vanilla", "robust"}
+        assert set(published) <= {*PAPER_METHODS[:4], *paper.RELEASED}
+        assert set(published) >= {"single", "vanilla", "robust_released"}
+        assert set(paper.RUN_METHODS) == {*PAPER_METHODS, *paper.RELEASED} <= set(METHODS)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +67,12 @@ def test_published_figures_are_of_the_methods():
     ],
 )
 def test_the_backbone_is_the_papers(dataset, size, expected):
-    model = paper.ModelConfig(**paper._model_of(small_images(), dataset, size))
+    model = paper.ModelConfig(**paper._model_of(small_images(), dataset, size, None))
     assert (model.backbone, model.stem, model.width) == expected
-    assert paper._model_of(tiny_task(), "civil_comments", size)["backbone"] == "mlp"
+    assert paper._model_of(tiny_task(), "civil_comments", size, None)["backbone"] == "mlp"
+    vit = paper.ModelConfig(**paper._model_of(small_images(), dataset, size, "vit"))
+    large = size == paper.PAPER
+    assert (vit.vit_size, vit.image_size) == (("B/16", 224) if large else ("tiny", None))
 
 
 def test_texts_become_tokens(tmp_path, monkeypatch):
@@ -84,7 +92,20 @@ def test_texts_become_tokens(tmp_path, monkeypatch):
     task = paper._tokens(tmp_path, tmp_path / "vocab.txt")
     assert task.train.inputs["ids"][1, :4].tolist() == [2, 5, 4, 3]
     assert [s.kind for s in task.evaluation][-1] == "hard"
-    assert paper._model_of(task, "civil_comments", paper.PAPER) == {"backbone": "distilbert"}
+    model = paper.ModelConfig(**paper._model_of(task, "civil_comments", paper.PAPER, None))
+    assert (model.backbone, model.text_size, model.dropout) == ("distilbert", "base", 0.1)
+    quick = paper.ModelConfig(**paper._model_of(task, "civil_comments", paper.QUICK, None))
+    assert (quick.text_size, quick.dropout) == ("tiny", 0)
+
+
+def test_another_backbone_has_a_name_of_its_own():
+    names = {paper.name_of("pacs_sketch", paper.QUICK, x) for x in (None, "vit", "mlp")}
+    assert names == {"pacs_sketch-quick", "pacs_sketch-vit-quick", "pacs_sketch-mlp-quick"}
+    model = {"backbone": "vit", "vit_size": "B/16", "width": 64}
+    assert paper._backbone_in_words(model) == "vit B/16, not pretrained"
+    given = {"backbone": "resnet18", "width": 8, "pretrained": "a.safetensors sha256:01"}
+    said = "resnet18 of width 8, from a.safetensors sha256:01"
+    assert paper._backbone_in_words(given) == said
 
 
 def test_the_committed_page_is_of_the_committed_results():
@@ -92,26 +113,29 @@ def test_the_committed_page_is_of_the_committed_results():
     assert (folder / "README.md").read_text() == paper.page(folder)
 
 
+@pytest.mark.parametrize("robust", ["robust", "robust_released"])
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(-0.2, -0.1, "smaller"), (-0.1, 0.1, "not clearly"), (0.1, 0.2, "larger")],
+    [(-0.2, -0.1, "smaller"), (-0.1, 0.1, "not clearly different"), (0.1, 0.2, "larger")],
 )
-def test_words_follow_the_interval(tmp_path, low, high, words):
-    rows = [
-        {"method": m, "split": "hard", "calibrator": c, "ece": [e], "confidence_gap": [0.2]}
-        for m, c, e in (
-            ("vanilla", "none", 0.3), ("robust", "none", 0.2),
-            ("vanilla", "temperature", 0.11), ("robust", "temperature", 0.12),
-        )
-    ]  # fmt: skip
-    interval = {
-        "method": "robust", "calibrator": "none", "split": "hard", "difference": -0.1,
-        "low": low, "high": high,
-    }  # fmt: skip
+def test_words_follow_the_interval(tmp_path, low, high, words, robust):
+    rows, intervals = [], []
+    for calibrator, plain, ours in (
+        ("none", 0.3, 0.2), ("temperature", 0.11, 0.12), ("safe", 0.08, 0.07),
+    ):  # fmt: skip
+        for method, error in (("vanilla", plain), (robust, ours)):
+            rows.append(
+                {"method": method, "split": "hard", "calibrator": calibrator, "ece": [error],
+                 "confidence_gap": [0.2]}
+            )  # fmt: skip
+        interval = {"difference": ours - plain, "low": low, "high": high}
+        where = {"method": robust, "calibrator": calibrator, "split": "hard"}
+        intervals.append(interval | where)
     splits = {"test": {"kind": "id", "n": 5}, "hard": {"kind": "hard", "n": 5}}
     path = tmp_path / "x.json"
-    path.write_text(json.dumps({"rows": rows, "intervals": [interval], "splits": splits}))
+    path.write_text(json.dumps({"rows": rows, "intervals": intervals, "splits": splits}))
     said = paper.in_words(path)
     assert "over-confident there (gap +0.200)" in said
-    assert f"Robust MoE is {words}" in said
-    assert said.endswith("0.120 against 0.110.")
+    assert f"The error of {robust} is, as trained, {words} (0.200 against 0.300; -0.100" in said
+    assert f"after one temperature each {words} (0.120 against 0.110" in said
+    assert said.endswith(f"each {words} (0.070 against 0.080; -0.010, {low:+.3f} to {high:+.3f}).")
