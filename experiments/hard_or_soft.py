@@ -22,7 +22,6 @@ import numpy as np
 from tqdm import tqdm
 
 from calmoe_jax import calibration, mixture
-from calmoe_jax._environment import describe_environment
 from calmoe_jax._files import write_whole
 from calmoe_jax.calibration.calibrators import (
     fit_expert_temperatures,
@@ -40,7 +39,7 @@ from experiments.hard_or_soft_summary import LOST as LOST
 from experiments.noise_floor import noise_floor
 from experiments.our_study.cells import Setting, trained_mixture
 from experiments.our_study.command import ROUTINGS, read, settings, study_parser
-from experiments.trained import write_json
+from experiments.trained import write_results
 
 TASKS = ("cifar10c", "digits16", "fashion_c")
 FOLDER, RESULTS = Path(__file__).parent / "corruptions", "results.json.gz"
@@ -62,7 +61,6 @@ def main() -> None:
         render(arguments.out or FOLDER)
         return
     found: dict[str, Any] = {
-        "made_with": describe_environment(),
         "epochs": arguments.epochs,
         "tasks": {},
     }
@@ -73,7 +71,7 @@ def main() -> None:
     print(table(found["summary"]))
     print("\n" + "\n".join(found["verdict"]))
     if arguments.out:
-        write_json(arguments.out / RESULTS, found)
+        write_results(arguments.out / RESULTS, **found)
         render(arguments.out)
 
 

@@ -36,6 +36,7 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
+from calmoe_jax._files import write_whole
 from calmoe_jax.shift.few_labels import (
     GapPrior,
     confidence_gap_sequence,
@@ -333,32 +334,47 @@ def main() -> None:
     if arguments.out:
         write_results(arguments.out, **found)
     if arguments.picture:
-        draw_frontier(found, arguments.picture)
+        arguments.picture.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(arguments.picture, draw(found))
 
 
-def draw_frontier(found: dict[str, Any], out: Path) -> None:
-    """Draws share closed against greatest harm, for every number of labels."""
+def draw(found: dict[str, Any]) -> bytes:
+    """Draws share closed against greatest harm, for every number of labels.
+
+    Args:
+        found: the results.
+    """
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for rule, marker in (("certified", "o"), ("combined", "s")):
-        rows = [found["rows"][f"{rule} {number}"] for number in NUMBERS]
-        harm, closed = ([row[x] for row in rows] for x in ("harm", "closed"))
-        axes.plot(harm, closed, marker=marker, label=f"{rule}, with labels")
-        for number, x, y in zip(NUMBERS, harm, closed, strict=True):
-            axes.annotate(str(number), (x, y), textcoords="offset points", xytext=(5, -10))
-    for rule, marker in (("safe", "^"), ("bold", "v")):
-        row = found["rows"][f"{rule} 0"]
-        axes.plot(row["harm"], row["closed"], marker, label=f"{rule}, no label")
-    axes.set_xscale("symlog", linthresh=0.01)
-    axes.set_xlabel("greatest harm on a split (ECE above that of the temperature in distribution)")
-    axes.set_ylabel("share of the gap closed")
-    axes.set_ylim(0, 1)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
+    from calmoe_jax.drawing.style import STYLE, look, png
+
+    # where the numbers of labels stand beside each line, in points
+    places = {"certified": (-7, 7, "right"), "combined": (7, -13, "left")}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.8, 4.6), layout="constrained")
+        axes = figure.subplots()
+        for i, (rule, (right, up, side)) in enumerate(places.items()):
+            rows = [found["rows"][f"{rule} {number}"] for number in NUMBERS]
+            harm, closed = ([row[x] for row in rows] for x in ("harm", "closed"))
+            style = look(i + 1)
+            axes.plot(harm, closed, label=f"{rule}, with as many labels", **style)
+            for number, x, y in zip(NUMBERS, harm, closed, strict=True):
+                axes.annotate(
+                    str(number), (x, y), textcoords="offset points", xytext=(right, up),
+                    ha=side, color=style["color"], fontsize=9,
+                )  # fmt: skip
+        for i, rule in enumerate(("safe", "bold")):
+            row = found["rows"][f"{rule} 0"]
+            style = look(i + 3) | {"ls": "", "ms": 9}
+            axes.plot(row["harm"], row["closed"], label=f"{rule}, no label", **style)
+        axes.set_xscale("symlog", linthresh=0.01)
+        axes.set_xlabel("greatest harm of a split (ECE above the temperature's in distribution)")
+        axes.set_ylabel("share of the gap closed")
+        axes.set_ylim(0, 1)
+        axes.set_title("Numbers are labels of the target that were asked for")
+        axes.legend(loc="lower right")
+        return png(figure)
 
 
 if __name__ == "__main__":

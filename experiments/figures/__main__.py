@@ -1,11 +1,13 @@
-"""Writes the figures of both READMEs."""
+"""Writes the figures of both READMEs, and draws the pictures whose results have changed."""
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from calmoe_jax._files import write_whole
+from experiments.figures import pictures
 from experiments.figures.rows import COMMITS, PASSAGES, ROWS
 from experiments.figures.words import ROOT
 
@@ -77,14 +79,31 @@ def written() -> dict[Path, str]:
     return {TABLE: with_rows(TABLE.read_text()), MAIN: with_passages(MAIN.read_text())}
 
 
+def draw() -> list[str]:
+    """Draws the pictures that are not of their results, and returns their paths."""
+    stamps = pictures.kept()
+    changed = pictures.stale(stamps)
+    for path in changed:
+        picture = pictures.PICTURES[path]
+        content = picture.draw()
+        write_whole(ROOT / path, content)
+        stamps[path] = pictures.stamp(picture.source(), content)
+    if changed:
+        ordered = {path: stamps[path] for path in pictures.PICTURES}
+        write_whole(pictures.STAMPS, json.dumps(ordered, indent=1) + "\n")
+    return changed
+
+
 def main() -> None:
-    """Writes both files, and says which have changed."""
+    """Writes both files and the pictures, and says which have changed."""
     argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__).parse_args()
     for path, text in written().items():
         changed = text != path.read_text()
         if changed:
             write_whole(path, text)
         print(f"{path.relative_to(ROOT)}: {'written' if changed else 'as it was'}")
+    for drawn in draw():
+        print(f"{drawn}: drawn")
 
 
 if __name__ == "__main__":

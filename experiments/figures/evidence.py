@@ -8,13 +8,14 @@ import numpy as np
 from experiments import paper as paper_study
 from experiments.commits import short_commit
 from experiments.figures.words import ROOT, fixed, listed, read, supported
-from experiments.hard_or_soft import KEPT, LOST
+from experiments.hard_or_soft_summary import KEPT, LOST, difference, interval
 from experiments.our_study.command import ROUTINGS
 from experiments.our_study.comparing import compare, on_hard, read_rows
 from experiments.our_study.runs import read_runs
 
 CORRUPTIONS = "experiments/corruptions/results.json.gz"
 PAPER = "experiments/paper_study/{}-quick.json"
+_PARTS = ("moved", "changed", "remainder")
 _CALIBRATORS = {
     "none": "as trained",
     "per_expert": "experts calibrated",
@@ -35,27 +36,31 @@ def hard_or_soft() -> str:
             for name, words in _CALIBRATORS.items()
         )
         kept = listed((at[r, "temperature"]["kept"] for r in ROUTINGS), 2)
+        within = listed((at[r, "temperature"]["within_floor"] for r in ROUTINGS), 2)
         parts.append(
-            f"{task} ({rows[0]['shifts']} shifts): {errors}; under .05 with one temperature on a "
-            f"share of {kept}"
+            f"{task} ({rows[0]['shifts']} shifts): {errors}; hard less dense with one temperature "
+            f"{interval(difference(rows, 'temperature'))}; under .05 with one temperature "
+            f"on a share of {kept}, within the noise floor (mean "
+            f"{fixed(at['hard', 'temperature']['floor'])}) on {within}"
         )
     return f"mean ECE under shift of dense, top-2, hard routing. {'. '.join(parts)}"
 
 
 def drift() -> str:
-    """What of hard routing's gap is because configurations move, and what because P(right | S)."""
+    """What of the change of hard routing's gap is because configurations move, and what because P(right | S)."""
     found = read(CORRUPTIONS)["summary"]
     parts = []
     for task, rows in found.items():
         hard = next(r for r in rows if (r["routing"], r["calibrator"]) == ("hard", "per_expert"))
         supported("these shifts change P(right given S)", hard["changed"] > 5 * abs(hard["moved"]))
         parts.append(
-            f"{task} {fixed(hard['gap'], sign=True)}, of it {fixed(hard['moved'], sign=True)} and "
-            f"{fixed(hard['changed'], sign=True)}"
+            f"{task} {fixed(hard['gap_before'], sign=True)} to {fixed(hard['gap'], sign=True)}, "
+            f"of the change {listed((hard[x] for x in _PARTS), sign=True)}"
         )
     return (
-        "mean gap of hard routing with calibrated experts; because configurations move; because "
-        f"the gap given the configuration changes: {'; '.join(parts)}"
+        "mean gap of hard routing with calibrated experts, in distribution and under shift; of the "
+        "change because configurations move; because the gap given the configuration changes; in "
+        f"configurations not seen before: {'; '.join(parts)}"
     )
 
 
