@@ -1,4 +1,4 @@
-"""DomainNet at 64x64, by the builder of tensorflow-datasets."""
+"""DomainNet at 64x64, with the classes and the addresses of tensorflow-datasets' builder."""
 
 from collections.abc import Iterator
 from pathlib import Path
