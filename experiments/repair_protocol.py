@@ -335,10 +335,10 @@ def main() -> None:
         write_results(arguments.out, **found)
     if arguments.picture:
         arguments.picture.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.picture, draw(found))
+        write_whole(arguments.picture, draw_frontier(found))
 
 
-def draw(found: dict[str, Any]) -> bytes:
+def draw_frontier(found: dict[str, Any]) -> bytes:
     """Draws share closed against greatest harm, for every number of labels.
 
     Args:
@@ -350,7 +350,7 @@ def draw(found: dict[str, Any]) -> bytes:
     from calmoe_jax.drawing.style import STYLE, look, png
 
     # where the numbers of labels stand beside each line, in points
-    places = {"certified": (-7, 7, "right"), "combined": (7, -13, "left")}
+    places = {"certified": (-9, -4, "right"), "combined": (5, 6, "left")}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.8, 4.6), layout="constrained")
         axes = figure.subplots()
@@ -371,6 +371,7 @@ def draw(found: dict[str, Any]) -> bytes:
         axes.set_xscale("symlog", linthresh=0.01)
         axes.set_xlabel("greatest harm of a split (ECE above the temperature's in distribution)")
         axes.set_ylabel("share of the gap closed")
+        axes.set_xlim(left=-0.0015)
         axes.set_ylim(0, 1)
         axes.set_title("Numbers are labels of the target that were asked for")
         axes.legend(loc="lower right")

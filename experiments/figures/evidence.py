@@ -47,7 +47,7 @@ def hard_or_soft() -> str:
 
 
 def drift() -> str:
-    """What of the change of hard routing's gap is because configurations move, and what because P(right | S)."""
+    """Parts of the change of hard routing's gap: configurations move, or P(right | S) changes."""
     found = read(CORRUPTIONS)["summary"]
     parts = []
     for task, rows in found.items():

@@ -72,7 +72,8 @@ PICTURES: dict[str, Picture] = {
         partial(_file, "experiments/first_results/portal.json.gz"), _reliability
     ),
     "experiments/repair/frontier.png": Picture(
-        partial(_file, repair.PATH), lambda: repair_protocol.draw(repair.found(repair.PATH))
+        partial(_file, repair.PATH),
+        lambda: repair_protocol.draw_frontier(repair.found(repair.PATH)),
     ),
     **{
         f"experiments/theory/{letter}.png": Picture(
