@@ -40,6 +40,7 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
     assert len(commands) == 2
     for command in commands:
         assert cli.main(command.split()) == 0
+    assert cli.main(["audit", "ensemble.npz"]) == 0
     capsys.readouterr()
     of_file, of_function = (read_results(Path("runs") / n) for n in ("my_task", "make_task"))
     vanilla = tuple(r for r in of_file.records if r.method == "vanilla")

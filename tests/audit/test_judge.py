@@ -33,6 +33,30 @@ def found(folder):
     return arrays, judged, judged.to_json()
 
 
+def test_a_deep_ensemble_is_a_mixture_of_equal_weights(folder):
+    """Its members' probabilities, as arrays: scores and temperature are those of their mean."""
+    arrays = make(sharper=3.0, seed=1)
+    members = arrays["expert_probs"]
+    equal = np.full(members.shape[:2], 1 / EXPERTS, np.float32)
+    path = write(folder, arrays | {"routing_weights": equal}, "ensemble.npz")
+    result = audit(read_logs(path)).to_json()
+    mean, labels = members.mean(axis=1), arrays["labels"]
+    for rows, scores in (
+        (slice(None, SIZE), result["held_out"]),
+        (slice(SIZE, None), result["targets_scored"]["none"]),
+    ):
+        top = mean[rows].argmax(axis=1)
+        accuracy = (top == labels[rows]).mean()
+        of_labels = np.take_along_axis(mean[rows], labels[rows][:, None], axis=1)
+        gap = mean[rows].max(axis=1).mean() - accuracy
+        for name, expected in (
+            ("accuracy", accuracy),
+            ("negative_log_likelihood", -np.log(of_labels).mean()),
+            ("confidence_gap", gap),
+        ):
+            np.testing.assert_allclose(scores[name]["value"], expected, atol=1e-5)
+
+
 @pytest.mark.exhaustive
 def test_scores_are_those_of_the_library(found):
     arrays, _, result = found
