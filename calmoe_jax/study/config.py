@@ -54,6 +54,9 @@ class ModelConfig:
         vit_size: size of the vision transformer; its patches (16, 32, tiny: 4 pixels) must divide
             the images, or image_size.
         text_size: size of the DistilBERT: base, or tiny (for tests).
+        dropout: share of the numbers of DistilBERT's embeddings and of its MLPs' outputs that is
+            dropped in training; .1 in the published model's.
+        attention_dropout: share of its attention's weights that is; .1 there too.
         pretrained: safetensors file with the backbone's weights, as timm, torchvision or
             transformers name them; its sizes must be the published ones, for a vision transformer
             image_size too (mostly 224).
@@ -76,6 +79,8 @@ class ModelConfig:
     stem: Stem = "cifar"
     vit_size: ViTSize = "S/16"
     text_size: TextSize = "base"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
     pretrained: str | None = None
     image_size: int | None = None
     pixels: Pixels | None = None
@@ -101,6 +106,14 @@ class ModelConfig:
             check_at_least("image_size", self.image_size, 1)
         if self.routing == "top_k" and self.k > self.experts:
             raise ValueError(f"k must be in [1, experts={self.experts}], got k={self.k}.")
+        for name in ("dropout", "attention_dropout"):
+            rate = getattr(self, name)
+            check_range(name, rate, 0, 1 - 1e-6)
+            if rate and self.backbone != "distilbert":
+                raise ValueError(
+                    f"{name} must be 0 for a backbone other than distilbert, got {name}={rate} and "
+                    f"backbone={self.backbone!r}."
+                )
         images = self.backbone in ("resnet18", "vit")
         if self.pretrained is not None and self.backbone == "mlp":
             raise ValueError(

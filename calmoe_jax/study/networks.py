@@ -159,7 +159,12 @@ def _backbone(
     elif config.backbone == "vit":
         backbone = ViT.of_size(config.vit_size, image_shape, rngs=rngs)
     else:
-        backbone = DistilBERT.of_size(config.text_size, rngs=rngs)
+        backbone = DistilBERT.of_size(
+            config.text_size,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            rngs=rngs,
+        )
     scale = None if weights is None else load_pretrained(backbone, weights).pixels
     if config.pixels is not None:
         scale = {"unit": None, "imagenet": IMAGENET_PIXELS, "symmetric": SYMMETRIC_PIXELS}[

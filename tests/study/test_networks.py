@@ -18,7 +18,9 @@ from calmoe_jax.study.networks import build_network
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (4, 16, 16, 3)).astype(np.uint8)
 RESNET = ModelConfig("resnet18", width=4, stages=2, stem="imagenet", experts=2)
-NEW = ("stem", "text_size", "pretrained", "image_size", "pixels")
+NEW = (
+    "stem", "text_size", "dropout", "attention_dropout", "pretrained", "image_size", "pixels",
+)  # fmt: skip
 BERT = ModelConfig("distilbert", text_size="tiny", experts=2)
 
 
@@ -115,6 +117,22 @@ def test_tokens_of_text():
     assert built is network(BERT, texts(9, seed=1))  # compiled once for a length
 
 
+def test_dropout_of_texts_is_in_training_only():
+    """Each share alone, and none without both."""
+    inputs = jax.tree.map(jnp.asarray, texts(4))
+    plain = network(BERT, inputs, single=True)
+    params, state = plain.init(jax.random.key(0))
+    assert jax.tree.leaves(state) == []
+    want, _ = plain.apply(params, {}, inputs, train=False)
+    for name in ("dropout", "attention_dropout"):
+        built = network(dataclasses.replace(BERT, **{name: 0.5}), inputs, single=True)
+        params, state = built.init(jax.random.key(0))
+        found, _ = built.apply(params, state, inputs, train=False)
+        np.testing.assert_array_equal(found.log_probs, want.log_probs)
+        found, _ = built.apply(params, state, inputs, train=True)
+        assert float(jnp.abs(found.log_probs - want.log_probs).max()) > 1e-3
+
+
 def test_inputs_that_do_not_fit():
     with pytest.raises(ValueError, match=r"backbone='distilbert' and inputs that are one array"):
         network(BERT, IMAGES)
@@ -151,6 +169,11 @@ def test_stages_follow_the_stem():
         ({"pretrained": "net"}, "pretrained must be for a backbone with published weights"),
         ({"pixels": "unit"}, "pixels must be for a backbone for images, got pixels='unit'"),
         ({"backbone": "distilbert", "pixels": "unit"}, "backbone='distilbert'"),
+        (
+            {"dropout": 0.1},
+            "dropout must be 0 for a backbone other than distilbert, got dropout=0.1",
+        ),
+        ({"backbone": "distilbert", "attention_dropout": 1.0}, "attention_dropout must be in"),
         ({"image_size": 32}, "image_size must be for a backbone for images, got image_size=32"),
         ({"backbone": "vit", "image_size": 0}, "image_size must be at least 1, got image_size=0"),
         ({"backbone": "vit", "pixels": "raw"}, "pixels must be one of unit, imagenet, symmetric"),
@@ -198,7 +221,7 @@ def test_runs_from_before_these_settings_go_on(tmp_path):
         claim_folder(tmp_path / "resized", plain, {}, print, defaults=now)
 
 
-def test_the_size_of_images_is_an_option(monkeypatch, tmp_path, capsys):
+def test_sizes_of_images_and_dropout_are_options(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     given = ["run", "digits", "--backbone", "vit", "--vit-size", "B/16", "--image-size"]
     assert cli.main([*given, "40"]) == 2
@@ -215,7 +238,12 @@ def test_the_size_of_images_is_an_option(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(study.runner, "run", refuse)
     assert cli.main([*given, "224"]) != 0
-    assert models == [ModelConfig("vit", vit_size="B/16", image_size=224)]
+    texts = ["--backbone", "distilbert", "--dropout", "0.1", "--attention-dropout", "0.2"]
+    assert cli.main(["run", "digits", *texts]) != 0
+    assert models == [
+        ModelConfig("vit", vit_size="B/16", image_size=224),
+        ModelConfig("distilbert", dropout=0.1, attention_dropout=0.2),
+    ]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -235,7 +263,8 @@ def test_texts_are_trained_by_name(tmp_path):
         )
     )
     results = study.run(
-        task, ("single", "robust"), out=tmp_path / "out", model=BERT, seeds=1,
+        task, ("single", "robust"), out=tmp_path / "out", seeds=1,
+        model=dataclasses.replace(BERT, dropout=0.1, attention_dropout=0.1),
         train=TrainConfig(epochs=2, batch_size=32), say=lambda line: None,
     )  # fmt: skip
     assert {record.method for record in results.records} == {"single", "robust"}

@@ -21,6 +21,8 @@ from calmoe_jax._checks import (
 )
 from calmoe_jax.moe import LayerStatistics, layer_statistics
 from calmoe_jax.moe.activations import function_of
+from calmoe_jax.nn.backbones._attention import Attention
+from calmoe_jax.nn.backbones._dropout import DropoutRates, dropped
 from calmoe_jax.nn.moe_layer import MoELayer
 from calmoe_kernels.varying import varying_axes
 
@@ -62,27 +64,19 @@ class MoEBlocks(NamedTuple):
     exchange: str = "all_to_all"
 
 
-class _Attention(nnx.Module):
-    """Self-attention with several heads and biases; its softmax is in float32."""
+class _Keys(NamedTuple):
+    """Keys of what a block draws in training; `None` where it draws nothing."""
 
-    def __init__(self, width: int, heads: int, dtypes: dict[str, _DType], rngs: nnx.Rngs) -> None:
-        self.heads = heads
-        self.inputs = nnx.Linear(width, 3 * width, **dtypes, rngs=rngs)
-        self.output = nnx.Linear(width, width, **dtypes, rngs=rngs)
+    noise: jax.Array | None
+    dropout: jax.Array | None
 
-    def __call__(
-        self,
-        x: Float[Array, "examples tokens width"],
-        mask: Bool[Array, "examples tokens"] | None,
-    ) -> Float[Array, "examples tokens width"]:
-        examples, tokens, width = x.shape
-        parts = self.inputs(x).reshape(examples, tokens, 3, self.heads, width // self.heads)
-        seen = None if mask is None else mask[:, None, None, :]
-        mixed = jax.nn.dot_product_attention(
-            parts[:, :, 0], parts[:, :, 1], parts[:, :, 2], mask=seen
-        )
-        result: jax.Array = self.output(mixed.reshape(x.shape))
-        return result
+
+def _two(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+    """Two keys of one."""
+    if key is None:
+        return None, None
+    first, second = jax.random.split(key)
+    return first, second
 
 
 class _MLP(nnx.Module):
@@ -113,13 +107,14 @@ class _Block(nnx.Module):
         moe: MoEBlocks | None,
         norms: NormOrder,
         epsilon: float,
+        dropout: DropoutRates,
         dtypes: dict[str, _DType],
         rngs: nnx.Rngs,
     ) -> None:
         self.norm1 = layer_norm(width, epsilon, dtypes["param_dtype"], rngs)
         self.norm2 = layer_norm(width, epsilon, dtypes["param_dtype"], rngs)
-        self.norms = norms
-        self.attention = _Attention(width, heads, dtypes, rngs)
+        self.norms, self.dropout = norms, dropout.outputs
+        self.attention = Attention(width, heads, dropout.attention, dtypes, rngs)
         self.moe = moe
         if moe is None:
             self.mlp = _MLP(width, mlp_width, dtypes, rngs)
@@ -135,16 +130,18 @@ class _Block(nnx.Module):
         self,
         x: Float[Array, "examples tokens width"],
         mask: Bool[Array, "examples tokens"] | None,
-        key: jax.Array | None,
+        keys: _Keys,
     ) -> tuple[Float[Array, "examples tokens width"], LayerStatistics | None]:
-        """The block's output, and the statistics of its sparse layer; a key draws its noise."""
+        """The block's output, and the statistics of its sparse layer."""
+        to_attention, to_output = _two(keys.dropout)
         if self.norms == "before":
-            x = x + self.attention(self.norm1(x), mask)
-            output, layer = self._after_attention(self.norm2(x), mask, key)
-            return x + output.astype(x.dtype), layer
-        x = self.norm1(x + self.attention(x, mask)).astype(x.dtype)
-        output, layer = self._after_attention(x, mask, key)
-        return self.norm2(x + output.astype(x.dtype)).astype(x.dtype), layer
+            x = x + self.attention(self.norm1(x), mask, to_attention)
+            output, layer = self._after_attention(self.norm2(x), mask, keys.noise)
+            return x + dropped(output.astype(x.dtype), self.dropout, to_output), layer
+        x = self.norm1(x + self.attention(x, mask, to_attention)).astype(x.dtype)
+        output, layer = self._after_attention(x, mask, keys.noise)
+        output = dropped(output.astype(x.dtype), self.dropout, to_output)
+        return self.norm2(x + output).astype(x.dtype), layer
 
     def _after_attention(
         self,
@@ -191,10 +188,11 @@ class _Pair(nnx.Module):
         self,
         x: Float[Array, "examples tokens width"],
         mask: Bool[Array, "examples tokens"] | None,
-        key: jax.Array | None,
+        keys: _Keys,
     ) -> tuple[Float[Array, "examples tokens width"], LayerStatistics | None]:
-        x, _ = self.dense(x, mask, None)
-        return self.sparse(x, mask, key)
+        to_dense, to_sparse = _two(keys.dropout)
+        x, _ = self.dense(x, mask, _Keys(None, to_dense))
+        return self.sparse(x, mask, _Keys(keys.noise, to_sparse))
 
 
 class Transformer(nnx.Module):
@@ -219,6 +217,8 @@ class Transformer(nnx.Module):
         remat: Remat,
         norms: NormOrder = "before",
         epsilon: float = EPSILON,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         dtype: jnp.dtype | type,
         param_dtype: jnp.dtype | type,
         rngs: nnx.Rngs,
@@ -226,8 +226,8 @@ class Transformer(nnx.Module):
         """Builds the stacked blocks; `ViT` and `TextEncoder` document the arguments.
 
         Raises:
-            ValueError: if a size is less than 1, the heads do not divide the width, or the depth
-                is odd with sparse layers.
+            ValueError: if a size is less than 1, the heads do not divide the width, the depth is
+                odd with sparse layers, or a share is not in [0, 1).
         """
         sizes = ("width", width), ("depth", depth), ("heads", heads), ("mlp_width", mlp_width)
         for name, size in sizes:
@@ -237,10 +237,13 @@ class Transformer(nnx.Module):
         check_choice("remat", remat, get_args(Remat))
         check_choice("norms", norms, get_args(NormOrder))
         check_positive("epsilon", epsilon)
+        for name, rate in (("dropout", dropout), ("attention_dropout", attention_dropout)):
+            check_range(name, rate, 0, 1 - 1e-6)
+        rates = DropoutRates(dropout, attention_dropout)
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
 
         def block(rngs: nnx.Rngs, moe: MoEBlocks | None = None) -> _Block:
-            return _Block(width, heads, mlp_width, moe, norms, epsilon, dtypes, rngs)
+            return _Block(width, heads, mlp_width, moe, norms, epsilon, rates, dtypes, rngs)
 
         def pair(rngs: nnx.Rngs) -> _Pair:
             return _Pair(block(rngs), block(rngs, moe))
@@ -253,7 +256,8 @@ class Transformer(nnx.Module):
         self.norm = layer_norm(width, epsilon, param_dtype, rngs) if ends else None
         noisy = moe is not None and moe.noise > 0
         self.noise_keys = nnx.data(rngs["noise"].fork() if noisy else None)
-        self.remat, self.dtype = remat, dtype
+        self.dropout_keys = nnx.data(rngs["dropout"].fork() if any(rates) else None)
+        self.remat, self.dtype, self.dropout = remat, dtype, dropout
 
     def __call__(
         self,
@@ -268,25 +272,28 @@ class Transformer(nnx.Module):
             x: tokens of each example.
             mask: tokens that count; all by default. The others (padding) must be finite; no token
                 attends to them, and they are not routed.
-            train: whether the router's noise is drawn.
+            train: whether the router's noise and dropout are drawn.
         """
-        keys = None
+        x, noise, dropout = x.astype(self.dtype), None, None
         if train and self.noise_keys is not None:
-            keys = jax.random.split(_own_key(self.noise_keys(), x), self.number)
+            noise = jax.random.split(_own_key(self.noise_keys(), x), self.number)
+        if train and self.dropout_keys is not None:
+            drawn = jax.random.split(_own_key(self.dropout_keys(), x), 1 + self.number)
+            x, dropout = dropped(x, self.dropout, drawn[0]), drawn[1:]
         graph, stacked = nnx.split(self.blocks)
 
         def one(
-            x: Float[Array, "examples tokens width"], layer: tuple[PyTree, jax.Array | None]
+            x: Float[Array, "examples tokens width"], layer: tuple[PyTree, _Keys]
         ) -> tuple[Float[Array, "examples tokens width"], LayerStatistics | None]:
-            state, key = layer
+            state, keys = layer
             block: Any = nnx.merge(graph, state)
-            result: tuple[jax.Array, LayerStatistics | None] = block(x, mask, key)
+            result: tuple[jax.Array, LayerStatistics | None] = block(x, mask, keys)
             return result
 
         if self.remat == "block":
             # a loop's iterations are not merged with those of its derivative
             one = jax.checkpoint(one, prevent_cse=False)
-        x, layers = jax.lax.scan(one, x.astype(self.dtype), (stacked, keys))
+        x, layers = jax.lax.scan(one, x, (stacked, _Keys(noise, dropout)))
         return x.astype(jnp.float32) if self.norm is None else self.norm(x), layers
 
 

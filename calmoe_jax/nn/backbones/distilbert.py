@@ -37,9 +37,10 @@ class DistilBERT(TextEncoder):
     """A `TextEncoder` in BERT's order: its features are the last state of the first token, [CLS].
 
     Embeddings of tokens and positions are added and normalised; each block normalises after
-    attention and after the MLP (exact GELU), on the sum with the shortcut. It is deterministic: the
-    dropout of the published training is not there. Parameters of `base`: 66,362,880.
-    Initialisation: as `TextEncoder`; `calmoe_jax.nn.load_pretrained` reads the published weights.
+    attention and after the MLP (exact GELU), on the sum with the shortcut. The published training
+    has `dropout` and `attention_dropout` of .1; here they are 0 unless given. Parameters of `base`:
+    66,362,880. Initialisation: as `TextEncoder`; `calmoe_jax.nn.load_pretrained` reads the
+    published weights.
 
     Example:
         >>> bert = DistilBERT.of_size("tiny", vocab_size=100, rngs=nnx.Rngs(0))
@@ -63,17 +64,20 @@ class DistilBERT(TextEncoder):
         dtype: jnp.dtype | type = jnp.float32,
         param_dtype: jnp.dtype | type = jnp.float32,
         remat: Remat = "none",
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         rngs: nnx.Rngs,
     ) -> None:
         """Builds embeddings and blocks; the arguments are those of `TextEncoder`.
 
         Raises:
-            ValueError: if a size is out of range, or does not divide what it has to.
+            ValueError: if a size or share is out of range, or a size does not divide what it has
+                to.
         """
         super().__init__(
             vocab_size, max_length, width=width, depth=depth, heads=heads, mlp_width=mlp_width,
             dtype=dtype, param_dtype=param_dtype, remat=remat, norms="after", epsilon=_EPSILON,
-            rngs=rngs,
+            dropout=dropout, attention_dropout=attention_dropout, rngs=rngs,
         )  # fmt: skip
 
     @classmethod

@@ -67,6 +67,8 @@ class TextEncoder(nnx.Module):
         remat: Remat = "none",
         norms: NormOrder = "before",
         epsilon: float = EPSILON,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         rngs: nnx.Rngs,
     ) -> None:
         """Builds embeddings and blocks.
@@ -86,16 +88,22 @@ class TextEncoder(nnx.Module):
             norms: `"before"`: blocks normalise what attention and MLP get, and the last output is
                 normalised; `"after"`: embeddings, and each sum with a shortcut.
             epsilon: what normalisation adds to the variance, positive.
-            rngs: as in `ViT`.
+            dropout: share in [0, 1) of the numbers of the embeddings (after their normalisation)
+                and of the outputs of MLPs and sparse layers that is zero in training, another at
+                each call and in each layer; the others are divided by what is kept.
+            attention_dropout: the same for the weights of attention.
+            rngs: as in `ViT`, and of what is dropped (`dropout`).
 
         Raises:
-            ValueError: if a size is out of range, or does not divide what it has to.
+            ValueError: if a size or share is out of range, or a size does not divide what it has
+                to.
         """
         check_at_least("vocab_size", vocab_size, 1)
         check_at_least("max_length", max_length, 1)
         self.transformer = Transformer(
             width, depth=depth, heads=heads, mlp_width=mlp_width, moe=moe, remat=remat,
-            norms=norms, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
+            norms=norms, epsilon=epsilon, dropout=dropout, attention_dropout=attention_dropout,
+            dtype=dtype, param_dtype=param_dtype, rngs=rngs,
         )  # fmt: skip
 
         def embeddings(number: int) -> nnx.Param:
@@ -112,7 +120,7 @@ class TextEncoder(nnx.Module):
 
         Args:
             x: `{"ids": ..., "mask": ...}`, or the pair of both; see `Text`.
-            train: whether the router's noise is drawn.
+            train: whether the router's noise and dropout are drawn.
 
         Returns:
             `Features` in float32; NaN for a text with an id outside the vocabulary where its mask
