@@ -132,8 +132,9 @@ def test_flax_is_seen_by_nn_and_training_models_only():
     assert users == {
         "nn/backbones/_attention.py", "nn/backbones/_transformer.py", "nn/backbones/distilbert.py",
         "nn/backbones/mlp.py", "nn/backbones/resized.py", "nn/backbones/resnet.py",
-        "nn/backbones/standardized.py", "nn/backbones/text.py", "nn/backbones/vit.py", "nn/calibration_metric.py", "nn/classifiers.py", "nn/moe_layer.py",
-        "nn/network.py", "nn/pretrained/layouts.py", "nn/pretrained/load.py", "study/networks.py",
+        "nn/backbones/standardized.py", "nn/backbones/text.py", "nn/backbones/vit.py",
+        "nn/calibration_metric.py", "nn/classifiers.py", "nn/moe_layer.py", "nn/network.py",
+        "nn/pretrained/layouts.py", "nn/pretrained/load.py", "study/networks.py",
     }  # fmt: skip
 
 
