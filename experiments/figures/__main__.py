@@ -8,7 +8,7 @@ from pathlib import Path
 
 from calmoe_jax._files import write_whole
 from experiments.figures import pictures
-from experiments.figures.rows import COMMITS, PASSAGES, ROWS
+from experiments.figures.rows import COMMITS, PASSAGES, PASSAGES_OF_TABLE, ROWS
 from experiments.figures.words import ROOT
 
 TABLE, MAIN = ROOT / "experiments" / "README.md", ROOT / "README.md"
@@ -76,7 +76,8 @@ def with_passages(text: str, passages: Makers = PASSAGES) -> str:
 
 def written() -> dict[Path, str]:
     """Both READMEs as the results would have them."""
-    return {TABLE: with_rows(TABLE.read_text()), MAIN: with_passages(MAIN.read_text())}
+    table = with_passages(with_rows(TABLE.read_text()), PASSAGES_OF_TABLE)
+    return {TABLE: table, MAIN: with_passages(MAIN.read_text())}
 
 
 def draw() -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments import paper as paper_study
 from experiments.commits import short_commit
+from experiments.figures import repair
 from experiments.figures.words import ROOT, fixed, listed, read, supported
 from experiments.hard_or_soft_summary import KEPT, LOST, difference, interval
 from experiments.our_study.command import ROUTINGS
@@ -15,6 +16,7 @@ from experiments.our_study.runs import read_runs
 
 CORRUPTIONS = "experiments/corruptions/results.json.gz"
 PAPER = "experiments/paper_study/{}-quick.json"
+_MOST_GB = 12
 _PARTS = ("moved", "changed", "remainder")
 _CALIBRATORS = {
     "none": "as trained",
@@ -147,3 +149,32 @@ def paper(name: str, methods: Sequence[str] = ("vanilla", "robust", "robust_filt
 
 def _mean(row: dict[str, Any], metric: str) -> float:
     return float(np.mean(row[metric]))
+
+
+def memory() -> str:
+    """The most memory that each study held, of those whose results say so."""
+    files = {
+        "our study": [run.peak_gb for run in read_runs(ROOT / "experiments" / "our_study")],
+        **{
+            name: [_made(path).get("peak_gb")]
+            for name, path in (
+                ("hard or soft", CORRUPTIONS),
+                ("repair on features of images", repair.IMAGES),
+                ("repair end to end", repair.END_TO_END),
+                ("the paper's study, cifar10h", PAPER.format("cifar10h")),
+                ("the paper's study, pacs", PAPER.format("pacs_sketch")),
+            )
+        },
+    }
+    most = {name: max(said) for name, peaks in files.items() if (said := [x for x in peaks if x])}
+    supported("every study keeps below the limit", max(most.values()) < _MOST_GB)
+    return (
+        f"Most memory of a process, where its results say so (limit {_MOST_GB} GB): "
+        f"{', '.join(f'{name} {peak:.1f} GB' for name, peak in most.items())}."
+    )
+
+
+def _made(path: str) -> dict[str, Any]:
+    found: dict[str, Any] = read(path)
+    made: dict[str, Any] = found["made_with" if "made_with" in found else "environment"]
+    return made

@@ -84,7 +84,8 @@ COMMITS: dict[str, Callable[[], str]] = {
     "paper-pacs": partial(words.commit_of, evidence.PAPER.format("pacs_sketch")),
     "our-study": evidence.our_study_commit,
 }
-# Whole lines of the main README, by the passage's key.
+# Whole lines of the page with the table, by the passage's key, and of the main README.
+PASSAGES_OF_TABLE: dict[str, Callable[[], str]] = {"memory": evidence.memory}
 PASSAGES: dict[str, Callable[[], str]] = {
     "first-run": first_run.printed,
     "first-run-portal": partial(_of_run, first_run.portal_in_words),

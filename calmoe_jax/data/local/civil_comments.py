@@ -5,8 +5,9 @@ toxic if half of its raters or more say so. Comments on one article are one clus
 comments that mention any identity, as in the paper (`identity_any`); the shifts are the test
 comments that mention one of eight, so they are parts of the test and overlap.
 
-As in the paper's protocol 50,000 training comments are used, drawn by a hash of their number, and
-10,000 of the validation split for calibration; the test is whole.
+As in the paper's protocol 50,000 training comments are used, drawn by a hash of their number; for
+calibration 10,000 of WILDS's validation split are, so that they are of other articles (the paper
+takes the last tenth of its training comments). The test is whole.
 """
 
 import dataclasses
