@@ -238,9 +238,11 @@ REPAIR = [
 
 
 REPAIR_OF_IMAGES = [
-    (repair.images, ("rows", "certified 50", "closed"), 0.9, ".356, .900,"),
-    (repair.images, ("rows", "safe 0", "simulated_harm"), 0.9, "simulated shift: safe +.900 ("),
-    (repair.images, ("rows", "safe 0", "simulated_harmed"), "cifar10h/none", None),
+    (repair.images, ("rows", "certified 50", "closed"), 0.9, ".541, .900,"),
+    (repair.images, ("rows", "safe 0", "simulated_harm"), 0.0089, "simulated shift: safe +.009 ("),
+    (repair.images, ("rows", "safe 0", "simulated_harm"), 0.9, None),
+    (repair.images, ("rows", "safe 0", "closed"), 0.9, None),
+    (repair.images, ("rows", "safe 0", "simulated_harmed"), "a/none (1)", "safe +.005 (a, none)"),
     (repair.images, ("rows", "safe 0", "by_task"), {"cifar10h": 0.1}, None),
 ]
 
@@ -271,7 +273,7 @@ def test_the_sentences_on_images_follow_both_results():
     both = [repair.found(path) for path in (repair.IMAGES, repair.END_TO_END)]
     for place, (path, value, said) in enumerate(
         (
-            (("rows", "safe 0", "closed"), 0.97, "safe closed 97 % and harmed"),
+            (("rows", "safe 0", "closed"), 0.47, "safe closed less, 47 %, and harmed"),
             (("rows", "safe 0", "simulated_harm"), 0.19, "no simulated shift by more than +.1900"),
         )
     ):
