@@ -33,6 +33,8 @@ def hard_or_soft() -> str:
         at = {(r["routing"], r["calibrator"]): r for r in rows}
         hard, dense = at["hard", "per_expert"], at["dense", "per_expert"]
         supported("the prediction does not hold", not (hard["ece"] < KEPT and dense["ece"] > LOST))
+        pairs = [difference(rows, c, r) for c in _CALIBRATORS for r in ROUTINGS if r != "hard"]
+        supported("hard is nowhere better beyond the interval", all(p.high >= 0 for p in pairs))
         errors = "; ".join(
             f"{words} {listed(at[routing, name]['ece'] for routing in ROUTINGS)}"
             for name, words in _CALIBRATORS.items()

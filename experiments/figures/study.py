@@ -53,13 +53,13 @@ def _objectives(rows: list[Row], digits: Summary) -> str:
 
 def _experts(rows: list[Row]) -> str:
     (found,) = compare(rows, lambda c: c == ("dense", "vanilla", "per_expert"), _PLAIN)
-    supported("they help on average", found.high < 0)
+    supported("they help on average", found.difference < 0)
     supported("they harm in distribution and somewhere", found.id_ece > 0 and found.worst[0] > 0)
     return _bullet(
         "**Calibrated experts make a soft mixture less sure**, as theory says. Against one "
         f"temperature that is ECE {fixed(found.difference, sign=True)} "
-        f"({fixed(found.low, sign=True)} to {fixed(found.high, sign=True)}) under shift, where "
-        f"most of these mixtures are too sure, {fixed(found.worst[0], sign=True)} on "
+        f"({fixed(found.low, sign=True)} to {fixed(found.high, sign=True)} over tasks) under "
+        f"shift, where most of these mixtures are too sure, {fixed(found.worst[0], sign=True)} on "
         f"`{found.worst[1]}`, where they are not, and {fixed(found.id_ece, sign=True)} in "
         "distribution."
     )
