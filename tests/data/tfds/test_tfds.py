@@ -174,8 +174,12 @@ def test_a_data_set_that_is_not_prepared(tfds, tiny, tmp_path):
     ],
 )
 def test_a_data_set_of_ours_is_prepared_by_our_command(tmp_path, name, ours_of_it):
+    of_texts = name.startswith("civil_comments")
+    inputs, label = ("text", "toxicity") if of_texts else ("image", "label")
     with pytest.raises(MissingDataError) as error:
-        ours.from_tfds(name, split="train", kind="train", data_dir=tmp_path)
+        ours.from_tfds(
+            name, split="train", kind="train", data_dir=tmp_path, inputs=inputs, label=label
+        )
     said = str(error.value)
     assert f"the data set {name} is not prepared" in said
     assert str(tmp_path) in said
