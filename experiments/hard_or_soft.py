@@ -34,8 +34,6 @@ from calmoe_jax.study.evaluation import Outputs, predict
 from experiments.drift import Seen, measure_drift
 from experiments.hard_or_soft_page import draw, page, table
 from experiments.hard_or_soft_summary import CALIBRATORS, DIGITS, summarise, verdict
-from experiments.hard_or_soft_summary import KEPT as KEPT
-from experiments.hard_or_soft_summary import LOST as LOST
 from experiments.noise_floor import noise_floor
 from experiments.our_study.cells import Setting, trained_mixture
 from experiments.our_study.command import ROUTINGS, read, settings, study_parser
@@ -60,10 +58,7 @@ def main() -> None:
     if arguments.render:
         render(arguments.out or FOLDER)
         return
-    found: dict[str, Any] = {
-        "epochs": arguments.epochs,
-        "tasks": {},
-    }
+    found: dict[str, Any] = {"epochs": arguments.epochs, "tasks": {}}
     for setting in settings(arguments):
         found["tasks"][setting.task.name] = rows_of(setting)
     found["summary"] = {name: summarise(rows) for name, rows in found["tasks"].items()}

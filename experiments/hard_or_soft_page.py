@@ -1,5 +1,6 @@
 """The page of `experiments.hard_or_soft`: words, tables, a picture by severity."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,25 +64,38 @@ def _markdown(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def _by_combination(
+    head: list[str],
+    summary: dict[str, list[dict[str, Any]]],
+    cells: Callable[[dict[str, Any]], list[str]],
+) -> str:
+    """A table with a line for each task, routing and calibrator."""
+    lines = [
+        [task, r["routing"], r["calibrator"], *cells(r)]
+        for task, rows in summary.items()
+        for r in rows
+    ]
+    return _markdown(["task", "routing", "calibrator", *head], lines)
+
+
 def table(summary: dict[str, list[dict[str, Any]]]) -> str:
     """Errors and shares of shifts.
 
     Args:
         summary: by task.
     """
-    head = ["task", "routing", "calibrator", "ECE in distribution", "its noise floor"]
+    head = ["ECE in distribution", "its noise floor"]
     head += ["ECE under shift", "its noise floor", f"shifts under {KEPT:.2f}"]
     head += [f"over {LOST:.2f}", "accuracy", "within the noise floor"]
-    lines = [
-        [
-            task, r["routing"], r["calibrator"], f"{r['id_ece']:.3f}", f"{r['id_floor']:.3f}",
-            f"{r['ece']:.3f}", f"{r['floor']:.3f}", f"{r['kept']:.0%}", f"{r['lost']:.0%}",
-            f"{r['accuracy']:.3f}", f"{r['within_floor']:.0%}",
-        ]
-        for task, rows in summary.items()
-        for r in rows
-    ]  # fmt: skip
-    return _markdown(head, lines)
+    return _by_combination(
+        head,
+        summary,
+        lambda r: [
+            f"{r['id_ece']:.3f}", f"{r['id_floor']:.3f}", f"{r['ece']:.3f}", f"{r['floor']:.3f}",
+            f"{r['kept']:.0%}", f"{r['lost']:.0%}", f"{r['accuracy']:.3f}",
+            f"{r['within_floor']:.0%}",
+        ],
+    )  # fmt: skip
 
 
 def changes(summary: dict[str, list[dict[str, Any]]]) -> str:
@@ -91,15 +105,11 @@ def changes(summary: dict[str, list[dict[str, Any]]]) -> str:
         summary: by task.
     """
     names = ("gap_before", "gap", "moved", "changed", "remainder")
-    head = ["task", "routing", "calibrator", "gap in distribution", "under shift"]
+    head = ["gap in distribution", "under shift"]
     head += ["of the change: S moves", "gap given S changes", "S unseen", "unseen"]
-    lines = [
-        [task, r["routing"], r["calibrator"], *(f"{r[x]:+.3f}" for x in names),
-         f"{r['unseen']:.1%}"]
-        for task, rows in summary.items()
-        for r in rows
-    ]  # fmt: skip
-    return _markdown(head, lines)
+    return _by_combination(
+        head, summary, lambda r: [*(f"{r[x]:+.3f}" for x in names), f"{r['unseen']:.1%}"]
+    )
 
 
 def pairs(summary: dict[str, list[dict[str, Any]]]) -> str:

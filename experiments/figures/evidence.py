@@ -8,7 +8,8 @@ import numpy as np
 from experiments import paper as paper_study
 from experiments.commits import short_commit
 from experiments.figures import repair
-from experiments.figures.words import ROOT, fixed, listed, read, supported
+from experiments.figures.words import ROOT, fixed, listed, made_with, read, supported
+from experiments.hard_or_soft_page import WORDS
 from experiments.hard_or_soft_summary import KEPT, LOST, difference, interval
 from experiments.our_study.command import ROUTINGS
 from experiments.our_study.comparing import compare, on_hard, read_rows
@@ -18,11 +19,6 @@ CORRUPTIONS = "experiments/corruptions/results.json.gz"
 PAPER = "experiments/paper_study/{}-quick.json"
 _MOST_GB = 12
 _PARTS = ("moved", "changed", "remainder")
-_CALIBRATORS = {
-    "none": "as trained",
-    "per_expert": "experts calibrated",
-    "temperature": "one temperature",
-}
 
 
 def hard_or_soft() -> str:
@@ -33,11 +29,11 @@ def hard_or_soft() -> str:
         at = {(r["routing"], r["calibrator"]): r for r in rows}
         hard, dense = at["hard", "per_expert"], at["dense", "per_expert"]
         supported("the prediction does not hold", not (hard["ece"] < KEPT and dense["ece"] > LOST))
-        pairs = [difference(rows, c, r) for c in _CALIBRATORS for r in ROUTINGS if r != "hard"]
+        pairs = [difference(rows, c, r) for c in WORDS for r in ROUTINGS if r != "hard"]
         supported("hard is nowhere better beyond the interval", all(p.high >= 0 for p in pairs))
         errors = "; ".join(
             f"{words} {listed(at[routing, name]['ece'] for routing in ROUTINGS)}"
-            for name, words in _CALIBRATORS.items()
+            for name, words in WORDS.items()
         )
         kept = listed((at[r, "temperature"]["kept"] for r in ROUTINGS), 2)
         within = listed((at[r, "temperature"]["within_floor"] for r in ROUTINGS), 2)
@@ -158,7 +154,7 @@ def memory() -> str:
     files = {
         "our study": [run.peak_gb for run in read_runs(ROOT / "experiments" / "our_study")],
         **{
-            name: [_made(path).get("peak_gb")]
+            name: [made_with(path).get("peak_gb")]
             for name, path in (
                 ("hard or soft", CORRUPTIONS),
                 ("repair on features of images", repair.IMAGES),
@@ -174,9 +170,3 @@ def memory() -> str:
         f"Most memory of a process, where its results say so (limit {_MOST_GB} GB): "
         f"{', '.join(f'{name} {peak:.1f} GB' for name, peak in most.items())}."
     )
-
-
-def _made(path: str) -> dict[str, Any]:
-    found: dict[str, Any] = read(path)
-    made: dict[str, Any] = found["made_with" if "made_with" in found else "environment"]
-    return made

@@ -9,10 +9,10 @@ from calmoe_jax._run_command import FIRST_TASKS
 from calmoe_jax.study.records import SHIFT_MEAN, read_results
 from calmoe_jax.study.report import Summary, in_words
 from experiments.commits import short_commit
-from experiments.figures.words import fixed, supported
+from experiments.figures.words import WIDTH, bullet, fixed, supported
 from experiments.first_run import unpack
 
-_WIDTH, _PRINTED = 104, 96
+_PRINTED = 96
 _ROBUST = ("robust", "robust_filtered", "fgr_robust")
 
 
@@ -112,12 +112,6 @@ def calibrated_experts(found: Summary) -> str:
     )
 
 
-def _bullet(text: str) -> str:
-    return textwrap.fill(
-        text, _WIDTH, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False
-    )
-
-
 def portal_in_words(found: Summary) -> str:
     """The main README's conclusions on the first task.
 
@@ -146,7 +140,7 @@ def portal_in_words(found: Summary) -> str:
     )
     far = supported("far worse", _value(found, "mocae", "none") > 5 * experts[1])
     return "\n".join(
-        _bullet(text)
+        bullet(text)
         for text in (
             f"Accuracy falls by {100 * fall:.0f} points over the years, and the plain mixture's "
             f"confidence follows: its ECE grows from {fixed(inside)} to only {fixed(shifted)}. "
@@ -184,7 +178,7 @@ def digits_in_words(found: Summary) -> str:
         f"({fixed(scaled)}); networks that differ in their seed disagree on corrupted digits, and "
         f"`safe` lowers the confidence by that, without a label: {fixed(safe)}."
     )
-    return textwrap.fill(sentence, _WIDTH, break_on_hyphens=False)
+    return textwrap.fill(sentence, WIDTH, break_on_hyphens=False)
 
 
 ROWS = {

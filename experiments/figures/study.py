@@ -1,13 +1,10 @@
 """What the main README says of our study."""
 
-import textwrap
-
 from calmoe_jax.study.records import SHIFT_MEAN
 from calmoe_jax.study.report import Summary
-from experiments.figures.words import fixed, supported
+from experiments.figures.words import bullet, fixed, supported
 from experiments.our_study.comparing import Row, compare, mean_of
 
-_WIDTH = 104
 _PLAIN = ("dense", "vanilla", "temperature")
 # A mean gap of the plain mixture under shift above which it is called over-confident.
 _SURE = 0.05
@@ -40,7 +37,7 @@ def _objectives(rows: list[Row], digits: Summary) -> str:
     after = compare(rows, lambda c: c[2] == "temperature" and c != _PLAIN, _PLAIN)
     supported("no objective or routing is better", not any(c.high < 0 for c in after))
     harmed = ", ".join(f"{fixed(x, sign=True)} on `{task}`" for task, x in others.items())
-    return _bullet(
+    return bullet(
         f"**The robust objectives lower confidence.** As trained, that helps on all {len(helped)} "
         f"tasks of [our study](experiments/our_study/README.md) whose plain mixture is "
         f"over-confident under shift (ECE of Robust MoE {fixed(max(helped), sign=True)} to "
@@ -54,8 +51,10 @@ def _objectives(rows: list[Row], digits: Summary) -> str:
 def _experts(rows: list[Row]) -> str:
     (found,) = compare(rows, lambda c: c == ("dense", "vanilla", "per_expert"), _PLAIN)
     supported("they help on average", found.difference < 0)
+    less_sure = [_mean_gap(rows, calibrator, "id") for calibrator in ("per_expert", "temperature")]
+    supported("calibrated experts make a mixture less sure", less_sure[0] < less_sure[1])
     supported("they harm in distribution and somewhere", found.id_ece > 0 and found.worst[0] > 0)
-    return _bullet(
+    return bullet(
         "**Calibrated experts make a soft mixture less sure**, as theory says. Against one "
         f"temperature that is ECE {fixed(found.difference, sign=True)} "
         f"({fixed(found.low, sign=True)} to {fixed(found.high, sign=True)} over tasks) under "
@@ -65,11 +64,12 @@ def _experts(rows: list[Row]) -> str:
     )
 
 
+def _mean_gap(rows: list[Row], calibrator: str, kind: str) -> float:
+    """The plain dense mixture's confidence less its accuracy, mean over tasks."""
+    wanted = ("dense", "vanilla", calibrator), kind
+    gaps = [mean_of(r, "confidence_gap") for r in rows if (r.combination, r.kind) == wanted]
+    return sum(gaps) / len(gaps)
+
+
 def _as_trained(row: Row) -> bool:
     return (row.routing, row.calibrator, row.kind) == ("dense", "none", "shift")
-
-
-def _bullet(text: str) -> str:
-    return textwrap.fill(
-        text, _WIDTH, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False
-    )

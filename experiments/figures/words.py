@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import textwrap
 from collections.abc import Iterable
 from fractions import Fraction as F
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from experiments.commits import short_commit
 
+# Longest line of the main README.
+WIDTH = 104
 ROOT = Path(__file__).parents[2]
 
 
@@ -29,9 +32,29 @@ def commit_of(path: str) -> str:
     Args:
         path: of the results, as for `read`.
     """
+    return short_commit(made_with(path)["commit"])
+
+
+def made_with(path: str) -> dict[str, Any]:
+    """What a file's results were made with: versions, devices, commit.
+
+    Args:
+        path: of the results, as for `read`.
+    """
     found = read(path)
-    made: dict[str, str | None] = found["made_with" if "made_with" in found else "environment"]
-    return short_commit(made["commit"])
+    made: dict[str, Any] = found["made_with" if "made_with" in found else "environment"]
+    return made
+
+
+def bullet(text: str) -> str:
+    """A bullet of the main README, long lines broken.
+
+    Args:
+        text: of one paragraph.
+    """
+    return textwrap.fill(
+        text, WIDTH, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False
+    )
 
 
 def fixed(value: float | F, digits: int = 3, *, sign: bool = False) -> str:

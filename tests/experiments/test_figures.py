@@ -5,13 +5,15 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from calmoe_jax.shift import repair as library
 from experiments.commits import short_commit
 from experiments.figures import __main__ as command
-from experiments.figures import pictures, repair, theory, words
+from experiments.figures import first_run, pictures, repair, study, theory, words
 from experiments.figures.rows import COMMITS, PASSAGES, ROWS
+from experiments.our_study.comparing import read_rows
 
 ROOT = Path(__file__).parents[2]
 PROTOCOL = json.loads((ROOT / "experiments" / "repair" / "protocol.json").read_text())
@@ -191,6 +193,33 @@ NOT_SO = [
 def test_theory_says_nothing_that_its_results_do_not(make, letter, path, value):
     with pytest.raises(ValueError, match="not so"):
         make(changed(theory.numbers(letter), path, value))
+
+
+def test_the_words_on_our_study_are_borne_out():
+    """Other errors of one combination on one task: other words, or none."""
+    rows = read_rows(ROOT / "experiments" / "our_study")
+    digits = first_run.summary("digits")
+    said = study.in_words(rows, digits)
+
+    def other(task, method, calibrator, kind, error, metric="ece"):
+        return [
+            r._replace(metrics={**r.metrics, metric: np.full(3, error)})
+            if (r.task, r.combination, r.kind) == (task, ("dense", method, calibrator), kind)
+            else r
+            for r in rows
+        ]
+
+    found = study.in_words(other("portal", "robust", "none", "shift", 0.99), digits)
+    assert found != said
+    assert "(+.954 on `portal`)" in found
+    for wrong in (
+        other("sentiment", "robust", "none", "shift", 0.99),  # it does not help there
+        other("portal", "robust", "none", "shift", 0.0),  # it does no harm there
+        other("portal", "vanilla", "per_expert", "id", 9.0, "confidence_gap"),  # more sure
+        other("portal", "vanilla", "per_expert", "shift", 9.0),  # worse on average
+    ):
+        with pytest.raises(ValueError, match="not so"):
+            study.in_words(wrong, digits)
 
 
 OTHERWISE = [

@@ -316,6 +316,8 @@ def test_runs_are_of_the_cells(tmp_path):
         runs.Run("a", 2, (digits,), 3.5, 2.5),
         runs.Run("b", 1, (digits[::-1],), None, None),
     ]
+    mixed = content | {"task": "c", "cells": [*content["cells"], {"commit": digits}]}
+    assert runs._run(mixed).minutes is None  # one of three cells does not say
     table = report.runs_table(runs.read_runs(tmp_path)).split("\n")
     assert table[2:] == ["| a | 2 | 0123456 | 4 | 2.5 |", "| b | 1 | 9876543 | – | – |"]
 
