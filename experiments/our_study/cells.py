@@ -1,10 +1,10 @@
 """A cell of the study: a task, a routing and a method, trained, calibrated in every way, scored.
 
 A cell is a file, written whole: what was done is not done again. It names the commit that it was
-computed at, and the minutes that this took: its share of those of the cells of one training. Of the
-splits the means that are
-reported are kept: of the shifts, of the in-distribution and of the hard splits, for every seed, and
-the largest error of a shift.
+computed at, and the minutes that this took: its share of those of the cells of one training, and of
+those of the trainings that ran at once. Of the splits the means that are reported are kept: of the
+shifts, of the in-distribution and of the hard splits, for every seed, and the largest error of a
+shift.
 """
 
 import dataclasses
@@ -68,15 +68,24 @@ def cell(setting: Setting, routing: str, method: str) -> dict[str, Any]:
     return cells(setting, routing, (method,))[0]
 
 
-def cells(setting: Setting, routing: str, methods: Sequence[str]) -> list[dict[str, Any]]:
-    """The cells of methods that share a training."""
+def cells(
+    setting: Setting, routing: str, methods: Sequence[str], *, at_once: int = 1
+) -> list[dict[str, Any]]:
+    """The cells of methods that share a training.
+
+    Args:
+        setting: of the task.
+        routing: dense, top_k or hard.
+        methods: of `METHODS`, or `ENSEMBLE` alone.
+        at_once: trainings that run at a time, which share the minutes.
+    """
     paths = {name: setting.folder / "cells" / routing / f"{name}.json" for name in methods}
     if not all(path.is_file() for path in paths.values()):
         began = time.monotonic()
         computed = _compute(setting, routing, methods)
         made = {
             "commit": describe_environment()["commit"],
-            "minutes": round((time.monotonic() - began) / 60 / len(methods), 2),
+            "minutes": round((time.monotonic() - began) / 60 / len(methods) / at_once, 2),
         }
         for name, content in zip(methods, computed, strict=True):
             paths[name].parent.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,22 @@
-"""The command of the study: runs cells, resumes, gathers them into a file a task."""
+"""The command of the study: runs cells, resumes, gathers them into a file a task.
+
+Small networks leave a CPU's cores idle, so several trainings run at once (`--at-once`), each in a
+thread: cells do not depend on one another.
+"""
 
 import argparse
 import dataclasses
 import gzip
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from calmoe_jax._environment import describe_environment
+from calmoe_jax._signals import ending_on_signals
 from calmoe_jax.data import resolve_task
 from calmoe_jax.study.config import ModelConfig, TrainConfig
 from calmoe_jax.study.methods import METHODS
@@ -25,6 +31,7 @@ TASKS = (
 # One network has no routing.
 _DENSE_ONLY = ("single", ENSEMBLE)
 SEEDS, EPOCHS = 3, 30
+AT_ONCE = 2
 
 
 def methods_of(routing: str, chosen: Sequence[str] = ()) -> list[str]:
@@ -33,12 +40,27 @@ def methods_of(routing: str, chosen: Sequence[str] = ()) -> list[str]:
     return [name for name in every if routing == "dense" or name not in _DENSE_ONLY]
 
 
-def run_task(setting: Setting, methods: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Runs the cells of a task that are not kept, and returns all that are, of any method."""
+def run_task(
+    setting: Setting, methods: Sequence[str] = (), *, at_once: int = 1
+) -> list[dict[str, Any]]:
+    """Runs the cells of a task that are not kept, and returns all that are, of any method.
+
+    Args:
+        setting: of the task.
+        methods: all by default.
+        at_once: trainings at a time; the results do not depend on it.
+    """
     work = [(r, group) for r in ROUTINGS for group in trainings(methods_of(r, methods))]
-    for routing, group in (bar := tqdm(work, unit="training", disable=None)):
-        bar.set_description(f"{setting.task.name}, {routing}, {group[0]}")
-        cells(setting, routing, group)
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        running = [pool.submit(cells, setting, *one, at_once=at_once) for one in work]
+        for done in tqdm(
+            as_completed(running), total=len(work), unit="training", disable=None,
+            desc=setting.task.name,
+        ):  # fmt: skip
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
     return kept(setting)
 
 
@@ -102,9 +124,20 @@ def main() -> None:
     parser = study_parser(__doc__, TASKS)
     parser.prog = "python -m experiments.our_study"
     parser.add_argument("--methods", nargs="+", default=(), help="all by default")
+    parser.add_argument(
+        "--at-once", type=int, default=AT_ONCE,
+        help="trainings at a time; 1 where an accelerator does the work",
+    )  # fmt: skip
     arguments = parser.parse_args()
+    if arguments.at_once < 1:
+        parser.error(f"--at-once must be at least 1, got {arguments.at_once}")
+    with ending_on_signals():
+        _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> None:
     for setting in settings(arguments):
-        found = run_task(setting, arguments.methods)
+        found = run_task(setting, arguments.methods, at_once=arguments.at_once)
         if arguments.out:
             content = {
                 "task": setting.task.name,

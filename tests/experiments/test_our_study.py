@@ -79,6 +79,31 @@ def test_a_kept_cell_is_not_computed_again(made, monkeypatch):
     assert cells.cells(setting(made[0]), "dense", ("vanilla", "mocae")) == made[1]
 
 
+def test_trainings_at_once_give_the_same_cells(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "ROUTINGS", ("dense", "hard"))
+    methods = ("vanilla", "mocae", "robust")
+    found = [command.run_task(setting(tmp_path / str(n)), methods, at_once=n) for n in (1, 3)]
+    assert [(c["routing"], c["method"]) for c in found[0]] == [
+        (r, m) for r in ("dense", "hard") for m in methods
+    ]
+    rows = [[c["rows"] for c in of] for of in found]
+    assert rows[0] == rows[1]
+    assert rows[0][0] == made[1][0]["rows"]
+
+
+def test_what_fails_in_a_training_ends_the_study(tmp_path, monkeypatch):
+    def failing(one, routing, methods, *, at_once):
+        raise FloatingPointError("ece is NaN")
+
+    monkeypatch.setattr(command, "cells", failing)
+    with pytest.raises(FloatingPointError, match="ece is NaN"):
+        command.run_task(setting(tmp_path), at_once=2)
+    monkeypatch.setattr(command, "settings", None)  # nothing is loaded before the options are right
+    monkeypatch.setattr(sys, "argv", ["x", "--at-once", "0"])
+    with pytest.raises(SystemExit):
+        command.main()
+
+
 def test_an_ensemble_is_the_mean_of_its_members(tmp_path):
     one = setting(tmp_path)
     options = cells.with_defaults(one.model, one.train)
