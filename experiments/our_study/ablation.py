@@ -1,17 +1,19 @@
 """Ablation of the adversary's strength, the warm-up, the number of experts, and k.
 
 `python -m experiments.our_study.ablation [--tasks TASK ...] [--data-dir DIR] [--runs DIR]
-[--out FILE] [--seeds N] [--epochs N]`
+[--out FILE] [--seeds N] [--epochs N] [--at-once N]`
 
 One setting is changed at a time: eta and the warm-up of Robust with dense routing, the number of
 experts of the plain mixture with dense and with hard routing, and k of top-k routing.
 """
 
+import argparse
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
+from calmoe_jax._signals import ending_on_signals
+from experiments.our_study.at_once import add_option, run_at_once
 from experiments.our_study.cells import Setting, cell
 from experiments.our_study.command import settings, study_parser
 from experiments.trained import write_results
@@ -108,7 +110,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Runs the changes, task by task, and prints and writes them."""
-    arguments = study_parser(__doc__, TASKS).parse_args()
+    parser = study_parser(__doc__, TASKS)
+    add_option(parser)
+    arguments = parser.parse_args()
+    with ending_on_signals():
+        _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> None:
     found: dict[str, Any] = {
         "epochs": arguments.epochs,
         "seeds": arguments.seeds,
@@ -116,10 +125,13 @@ def main() -> None:
     }
     for setting in settings(arguments):
         name = setting.task.name
-        found["tasks"][name] = [
-            row_of(change, cell(changed(setting, change), change.routing, change.method))
-            for change in tqdm(CHANGES, unit="setting", disable=None, desc=name)
-        ]
+        number = arguments.at_once
+        of_change = partial(cell, at_once=number)
+        made = run_at_once(
+            [partial(of_change, changed(setting, c), c.routing, c.method) for c in CHANGES],
+            number, unit="setting", title=name,
+        )  # fmt: skip
+        found["tasks"][name] = [row_of(*one) for one in zip(CHANGES, made, strict=True)]
         print(f"\n{name}\n\n{table(found['tasks'][name])}")
     if arguments.out:
         write_results(arguments.out, **found)

@@ -57,15 +57,16 @@ class Setting(NamedTuple):
     folder: Path
 
 
-def cell(setting: Setting, routing: str, method: str) -> dict[str, Any]:
+def cell(setting: Setting, routing: str, method: str, *, at_once: int = 1) -> dict[str, Any]:
     """The rows of a cell, from its file or computed and written.
 
     Args:
         setting: of the task.
         routing: dense, top_k or hard.
         method: one of `METHODS`, or `ENSEMBLE`.
+        at_once: trainings that run at a time.
     """
-    return cells(setting, routing, (method,))[0]
+    return cells(setting, routing, (method,), at_once=at_once)[0]
 
 
 def cells(

@@ -1,19 +1,13 @@
-"""The command of the study: runs cells, resumes, gathers them into a file a task.
-
-Small networks leave a CPU's cores idle, so several trainings run at once (`--at-once`), each in a
-thread: cells do not depend on one another.
-"""
+"""The command of the study: runs cells, resumes, gathers them into a file a task."""
 
 import argparse
 import dataclasses
 import gzip
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from calmoe_jax._environment import describe_environment
 from calmoe_jax._signals import ending_on_signals
@@ -21,6 +15,7 @@ from calmoe_jax.data import resolve_task
 from calmoe_jax.study.config import ModelConfig, TrainConfig
 from calmoe_jax.study.methods import METHODS
 from experiments.features import without_colour_images
+from experiments.our_study.at_once import add_option, run_at_once
 from experiments.our_study.cells import ENSEMBLE, Setting, cells, trainings
 from experiments.trained import used, write_json
 
@@ -31,7 +26,6 @@ TASKS = (
 # One network has no routing.
 _DENSE_ONLY = ("single", ENSEMBLE)
 SEEDS, EPOCHS = 3, 30
-AT_ONCE = 2
 
 
 def methods_of(routing: str, chosen: Sequence[str] = ()) -> list[str]:
@@ -51,16 +45,10 @@ def run_task(
         at_once: trainings at a time; the results do not depend on it.
     """
     work = [(r, group) for r in ROUTINGS for group in trainings(methods_of(r, methods))]
-    pool = ThreadPoolExecutor(at_once)
-    try:
-        running = [pool.submit(cells, setting, *one, at_once=at_once) for one in work]
-        for done in tqdm(
-            as_completed(running), total=len(work), unit="training", disable=None,
-            desc=setting.task.name,
-        ):  # fmt: skip
-            done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    run_at_once(
+        [partial(cells, setting, *one, at_once=at_once) for one in work],
+        at_once, unit="training", title=setting.task.name,
+    )  # fmt: skip
     return kept(setting)
 
 
@@ -124,13 +112,8 @@ def main() -> None:
     parser = study_parser(__doc__, TASKS)
     parser.prog = "python -m experiments.our_study"
     parser.add_argument("--methods", nargs="+", default=(), help="all by default")
-    parser.add_argument(
-        "--at-once", type=int, default=AT_ONCE,
-        help="trainings at a time; 1 where an accelerator does the work",
-    )  # fmt: skip
+    add_option(parser)
     arguments = parser.parse_args()
-    if arguments.at_once < 1:
-        parser.error(f"--at-once must be at least 1, got {arguments.at_once}")
     with ending_on_signals():
         _run(arguments)
 

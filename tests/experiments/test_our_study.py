@@ -91,19 +91,6 @@ def test_trainings_at_once_give_the_same_cells(made, tmp_path, monkeypatch):
     assert rows[0][0] == made[1][0]["rows"]
 
 
-def test_what_fails_in_a_training_ends_the_study(tmp_path, monkeypatch):
-    def failing(one, routing, methods, *, at_once):
-        raise FloatingPointError("ece is NaN")
-
-    monkeypatch.setattr(command, "cells", failing)
-    with pytest.raises(FloatingPointError, match="ece is NaN"):
-        command.run_task(setting(tmp_path), at_once=2)
-    monkeypatch.setattr(command, "settings", None)  # nothing is loaded before the options are right
-    monkeypatch.setattr(sys, "argv", ["x", "--at-once", "0"])
-    with pytest.raises(SystemExit):
-        command.main()
-
-
 def test_an_ensemble_is_the_mean_of_its_members(tmp_path):
     one = setting(tmp_path)
     options = cells.with_defaults(one.model, one.train)
