@@ -11,7 +11,7 @@ import pytest
 from calmoe_jax.shift import repair as library
 from experiments.commits import short_commit
 from experiments.figures import __main__ as command
-from experiments.figures import first_run, pictures, repair, study, theory, words
+from experiments.figures import evidence, first_run, pictures, repair, study, theory, words
 from experiments.figures.rows import COMMITS, PASSAGES, ROWS
 from experiments.our_study.comparing import read_rows
 
@@ -341,3 +341,39 @@ def test_the_words_on_a_mode_have_the_figures_of_the_protocol(name):
     figures += [f"{row[x]:+.3f}".replace("0.", ".") for x in ("harm", "simulated_harm")]
     said = re.findall(r"\+\.\d+|\d+ %", library.MODES[name].measured)
     assert [x.replace(" ", "") for x in said] == figures
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("name", ["cifar10h", "pacs_sketch"])
+@pytest.mark.parametrize(
+    ("method", "calibrator", "ends", "said"),
+    [
+        ("fgr_robust", "none", (-0.1, 0.01), "fgr_robust cuts the error"),
+        ("robust_filtered_released", "none", (-0.1, 0.01), "smaller as trained"),
+        ("robust_released", "temperature", (0.01, 0.02), "larger with a temperature"),
+        ("robust", "temperature", (-0.02, -0.01), "with a temperature robust is not better"),
+        ("robust", "safe", (-0.02, -0.01), "smaller once repaired"),
+    ],
+)
+def test_what_the_rows_say_of_the_papers_study_is_borne_out(
+    monkeypatch, name, method, calibrator, ends, said
+):
+    found = evidence.read(evidence.PAPER.format(name))
+    target = evidence.paper_study.target_of(found)
+    assert "robust_released" in evidence.paper(name)
+    monkeypatch.setattr(evidence, "read", lambda path: found)
+    for c in found["intervals"]:
+        if (c["method"], c["calibrator"], c["split"]) == (method, calibrator, target):
+            c["low"], c["high"] = ends
+    with pytest.raises(ValueError, match=f"not so: .*{said}"):
+        evidence.paper(name)
+
+
+def test_a_calibrated_robust_mixture_would_change_the_rows_words(monkeypatch):
+    found = evidence.read(evidence.PAPER.format("cifar10h"))
+    for row in found["rows"]:
+        if (row["method"], row["split"], row["calibrator"]) == ("robust", "test", "none"):
+            row["ece"] = [0.01] * 3
+    monkeypatch.setattr(evidence, "read", lambda path: found)
+    with pytest.raises(ValueError, match="not so: in distribution"):
+        evidence.paper("cifar10h")
