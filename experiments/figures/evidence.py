@@ -19,7 +19,7 @@ CORRUPTIONS = "experiments/corruptions/results.json.gz"
 PAPER = "experiments/paper_study/{}-quick.json"
 _MOST_GB = 12
 _SHOWN = ("vanilla", "robust", "robust_released", "robust_filtered", "robust_filtered_released")
-_ROBUST = ("robust", "robust_filtered", "fgr_robust")
+_ROBUST = tuple(name.removesuffix("_released") for name in paper_study.RELEASED)
 # What the rows say, by results: released forms whose error as trained is smaller than the plain
 # mixture's beyond the interval; robust methods of which it is larger once both have a temperature;
 # forms of `robust` of which it is smaller once both are repaired.
@@ -159,28 +159,22 @@ def paper(name: str) -> str:
 def _bears_out(name: str, ends: dict[tuple[str, str], tuple[float, float]]) -> None:
     """Raises where the row's words on the objectives are not what the intervals show."""
     every = (*_ROBUST, *paper_study.RELEASED)
-    for method in _ROBUST:
-        supported(f"{method} cuts the error as trained", ends[method, "none"][1] < 0)
-    for method in every:
-        better = ends[method, "temperature"][1] < 0
-        supported(f"with a temperature {method} is not better", not better)
-    for words, found, said in (
-        ("smaller as trained", _below(paper_study.RELEASED, "none", ends), _CLEAR),
-        ("smaller once repaired", _below(("robust", "robust_released"), "safe", ends), _REPAIRED),
+
+    def smaller(calibrator: str, methods: Sequence[str]) -> tuple[str, ...]:
+        return tuple(m for m in methods if ends[m, calibrator][1] < 0)
+
+    larger = tuple(m for m in every if ends[m, "temperature"][0] > 0)
+    for said, found, expected in (
+        ("these cut the error as trained", smaller("none", every), (*_ROBUST, *_CLEAR[name])),
+        ("with a temperature these are better", smaller("temperature", every), ()),
+        ("with a temperature these are worse", larger, _WORSE[name]),
         (
-            "larger with a temperature",
-            tuple(m for m in every if ends[m, "temperature"][0] > 0),
-            _WORSE,
+            "once repaired these are better",
+            smaller("safe", ("robust", "robust_released")),
+            _REPAIRED[name],
         ),
     ):
-        supported(f"{words}: {said[name]}", found == said[name])
-
-
-def _below(
-    methods: Sequence[str], calibrator: str, ends: dict[tuple[str, str], tuple[float, float]]
-) -> tuple[str, ...]:
-    """The methods whose interval is below zero."""
-    return tuple(m for m in methods if ends[m, calibrator][1] < 0)
+        supported(f"{said}: {', '.join(expected) or 'none'}", found == expected)
 
 
 def _mean(row: dict[str, Any], metric: str) -> float:

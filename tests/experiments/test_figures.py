@@ -348,11 +348,11 @@ def test_the_words_on_a_mode_have_the_figures_of_the_protocol(name):
 @pytest.mark.parametrize(
     ("method", "calibrator", "ends", "said"),
     [
-        ("fgr_robust", "none", (-0.1, 0.01), "fgr_robust cuts the error"),
-        ("robust_filtered_released", "none", (-0.1, 0.01), "smaller as trained"),
-        ("robust_released", "temperature", (0.01, 0.02), "larger with a temperature"),
-        ("robust", "temperature", (-0.02, -0.01), "with a temperature robust is not better"),
-        ("robust", "safe", (-0.02, -0.01), "smaller once repaired"),
+        ("fgr_robust", "none", (-0.1, 0.01), "cut the error as trained"),
+        ("robust_filtered_released", "none", (-0.1, 0.01), "cut the error as trained"),
+        ("robust_released", "temperature", (0.01, 0.02), "with a temperature these are worse"),
+        ("robust", "temperature", (-0.02, -0.01), "with a temperature these are better"),
+        ("robust", "safe", (-0.02, -0.01), "once repaired these are better"),
     ],
 )
 def test_what_the_rows_say_of_the_papers_study_is_borne_out(
